@@ -1,0 +1,243 @@
+"""The configuration file: one YAML, strict and frozen sections, nothing repaired.
+
+An unknown key or a bad value raises `ConfigError` that names the key and what would be valid. Nothing below reads the
+environment, but for secrets, which are named here and read by `secret`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from cluster.errors import ConfigError
+
+Seconds = Annotated[float, Field(gt=0)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ModelConfig(Section):
+    """Which model. `path` is a directory or a hub name; `served_name` is what clients call it."""
+
+    path: str
+    served_name: str = "demo"
+    max_model_len: Count | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+
+
+class SimulatedTiming(Section):
+    """Seconds. A step takes `step_s` plus `prefill_token_s` for each prompt token computed in it."""
+
+    step_s: Annotated[float, Field(ge=0)] = 0.002
+    prefill_token_s: Annotated[float, Field(ge=0)] = 0.00002
+    transfer_block_s: Annotated[float, Field(ge=0)] = 0.00001
+    num_blocks: Count = 16_384
+    max_running: Count = 256
+    vocabulary: Annotated[int, Field(ge=2)] = 4_096
+
+
+class EngineConfig(Section):
+    """`options` goes to the engine unread (vLLM's engine arguments); keys that Baton sets itself are refused there."""
+
+    kind: Literal["vllm", "simulated"] = "vllm"
+    device: Literal["cpu", "gpu"] = "cpu"
+    block_size: Literal[16, 32, 64, 128] = 32
+    kv_cache_mib: Annotated[int, Field(ge=16)] = 512
+    cpu_threads: Count = 1
+    start_deadline_s: Seconds = 240.0
+    stall_after_s: Seconds = 30.0
+    options: dict[str, Any] = Field(default_factory=dict)
+    simulated: SimulatedTiming = SimulatedTiming()
+
+    @model_validator(mode="after")
+    def _options_do_not_overrule(self) -> Self:
+        ours = sorted(self.options.keys() & _OWNED_OPTIONS)
+        if ours:
+            raise ValueError(f"{', '.join(ours)}: set by Baton from other keys; leave it out of engine.options")
+        return self
+
+
+_OWNED_OPTIONS = {
+    "model", "served_model_name", "max_model_len", "dtype", "block_size", "kv_transfer_config", "kv_events_config",
+    "distributed_executor_backend", "tensor_parallel_size", "kv_cache_memory_bytes", "enable_prefix_caching",
+}  # fmt: skip
+
+
+class AutoscaleBounds(Section):
+    """Serve scales the pool between `min_replicas` and `max_replicas` to hold each replica's own load at `target_load`.
+
+    Load of a prefill replica: queued prompt tokens / `tokens_per_unit`. Of a decode replica: the larger of running
+    sequences / `sequences_per_unit` and the share of KV blocks in use.
+    """
+
+    min_replicas: Annotated[int, Field(ge=0)] = 1
+    max_replicas: Count = 1
+    target_load: Annotated[float, Field(gt=0)] = 0.7
+    tokens_per_unit: Count = 8_192
+    sequences_per_unit: Count = 64
+    upscale_delay_s: Annotated[float, Field(ge=0)] = 5.0
+    downscale_delay_s: Annotated[float, Field(ge=0)] = 60.0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(f"min_replicas {self.min_replicas} is above max_replicas {self.max_replicas}")
+        return self
+
+
+class PoolConfig(Section):
+    """One pool of workers. `gpus_per_replica` is also the tensor parallelism. `engine_options` wins over `engine.options`."""
+
+    replicas: Count = 1
+    autoscale: AutoscaleBounds | None = None
+    cpus_per_replica: Annotated[float, Field(ge=0)] = 1.0
+    gpus_per_replica: Annotated[int, Field(ge=0)] = 0
+    accelerator_type: str | None = None
+    resources: dict[str, float] = Field(default_factory=dict)
+    engine_options: dict[str, Any] = Field(default_factory=dict)
+    listen_host: str = "127.0.0.1"
+    drain_s: Seconds = 60.0
+
+    @model_validator(mode="after")
+    def _options_do_not_overrule(self) -> Self:
+        ours = sorted(self.engine_options.keys() & _OWNED_OPTIONS)
+        if ours:
+            raise ValueError(f"{', '.join(ours)}: set by Baton from other keys; leave it out of engine_options")
+        return self
+
+
+class RouterConfig(Section):
+    """`http_port` is Serve's HAProxy; `grpc_port` is shared by the routers of one node."""
+
+    replicas: Count = 1
+    cpus_per_replica: Annotated[float, Field(ge=0)] = 1.0
+    resources: dict[str, float] = Field(default_factory=dict)
+    http_host: str = "127.0.0.1"
+    http_port: Port = 8000
+    grpc_host: str = "127.0.0.1"
+    grpc_port: Port = 9000
+    max_body_bytes: Count = 8 * 1024 * 1024
+    max_in_flight: Count = 1_024
+    max_choices: Count = 16
+    request_deadline_s: Seconds = 600.0
+    prefill_deadline_s: Seconds = 120.0
+    worker_deadline_s: Seconds = 5.0
+    chat_template: str | None = None
+    tool_call_parser: str | None = None
+    reasoning_parser: str | None = None
+
+
+class KvTransferConfig(Section):
+    """How finished KV blocks move. A lease is held for `lease_s` from its offer and anew from each claim."""
+
+    connector: Literal["baton"] = "baton"
+    lease_s: Seconds = 30.0
+    connect_deadline_s: Seconds = 5.0
+    read_deadline_s: Seconds = 10.0
+    threads: Count = 1
+
+
+class StoreConfig(Section):
+    url: Literal["memory://"] = "memory://"
+
+
+class SecurityConfig(Section):
+    """`ticket_secret_env` names the environment variable with the key that signs tickets; unset there, `baton up` makes one
+    for the life of the cluster."""
+
+    ticket_secret_env: str = "BATON_TICKET_SECRET"
+
+
+class ObservabilityConfig(Section):
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Config(Section):
+    name: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,40}[a-z0-9])?$")] = "baton"
+    model: ModelConfig
+    engine: EngineConfig = EngineConfig()
+    prefill: PoolConfig = PoolConfig()
+    decode: PoolConfig = PoolConfig()
+    router: RouterConfig = RouterConfig()
+    kv_transfer: KvTransferConfig = KvTransferConfig()
+    store: StoreConfig = StoreConfig()
+    security: SecurityConfig = SecurityConfig()
+    observability: ObservabilityConfig = ObservabilityConfig()
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> Self:
+        for pool in ("prefill", "decode"):
+            gpus = getattr(self, pool).gpus_per_replica
+            if self.engine.device == "gpu" and self.engine.kind == "vllm" and gpus == 0:
+                raise ValueError(
+                    f"{pool}.gpus_per_replica is 0, but engine.device is gpu: give each replica at least 1"
+                )
+            if self.engine.device == "cpu" and gpus > 0:
+                raise ValueError(f"{pool}.gpus_per_replica is {gpus}, but engine.device is cpu: set engine.device: gpu")
+        return self
+
+
+def load_config(path: Path) -> Config:
+    """Reads and checks a configuration file. A relative `model.path` that exists beside the file is made absolute.
+
+    Raises `ConfigError`: unreadable file, bad YAML, unknown key, bad value.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    return parse_config(raw, origin=str(path))
+
+
+def parse_config(raw: object, origin: str = "config") -> Config:
+    """Checks an already decoded mapping. Raises `ConfigError` with one line for each mistake."""
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{origin}: expected a mapping with the keys {', '.join(Config.model_fields)}")
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        lines = [_explain(detail) for detail in error.errors()]
+        raise ConfigError("\n".join(f"{origin}: {line}" for line in lines)) from error
+
+
+def secret(variable: str) -> bytes:
+    """The secret in an environment variable. Raises `ConfigError` when it is unset or shorter than 16 bytes."""
+    value = os.environ.get(variable, "").encode()
+    if len(value) < 16:
+        raise ConfigError(f"environment variable {variable}: needs a secret of at least 16 bytes")
+    return value
+
+
+def _explain(detail: ErrorDetails) -> str:
+    key = ".".join(str(part) for part in detail["loc"]) or "(top level)"
+    if detail["type"] == "extra_forbidden":
+        valid = _keys_at(detail["loc"][:-1])
+        near = difflib.get_close_matches(str(detail["loc"][-1]), valid, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        return f"{key}: unknown key; {hint}valid here: {', '.join(valid)}"
+    if detail["type"] == "missing":
+        return f"{key}: required, but missing"
+    return f"{key}: {detail['msg'].removeprefix('Value error, ')} (got {detail['input']!r})"
+
+
+def _keys_at(location: tuple[int | str, ...]) -> list[str]:
+    section: type[BaseModel] = Config
+    for part in location:
+        annotation = section.model_fields[str(part)].annotation
+        options = [annotation, *getattr(annotation, "__args__", ())]
+        section = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
+    return sorted(section.model_fields)

@@ -1,0 +1,174 @@
+"""What Baton asks of an engine. Two engines answer: `vllm_engine.VllmEngine` and `simulated_engine.SimulatedEngine`.
+
+An engine is tokens in, tokens out, in steps: every step yields the outputs of all attempts that moved in it. How the blocks
+of a finished prefill reach another engine is the business of `KvHandoff`, not of the engine's callers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+
+
+class Role(Enum):
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+class Leg(Enum):
+    """What one attempt is to do. PREFILL: the prompt and one token, then a ticket. DECODE: pull the ticket's blocks, then
+    continue. WHOLE: prompt and output here."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+    WHOLE = "whole"
+
+
+class FinishReason(Enum):
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+    REPETITION = "repetition"
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """The part of the sampling parameters that Baton itself must know.
+
+    `logprobs`: how many likely alternatives to report beside each sampled token; None reports nothing.
+    """
+
+    max_tokens: int
+    ignore_eos: bool = False
+    stop_token_ids: tuple[int, ...] = ()
+    logprobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """One attempt at one leg.
+
+    `engine_params`: the engine's own sampling parameters, opaque to everyone but the engine's two adapters.
+    `ticket`: serialized `Ticket`, for `Leg.DECODE` only.
+    """
+
+    attempt_id: str
+    leg: Leg
+    prompt_token_ids: list[int]
+    sampling: Sampling
+    engine_params: bytes = b""
+    ticket: bytes = b""
+    cache_salt: str = ""
+    priority: int = 0
+    trace_headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Logprobs at one position: the sampled token first, then the most likely ones. `rank` 1 is the most likely."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class PromptOrigin:
+    """Where the prompt's KV came from, in tokens: this engine's prefix cache, another worker, or (the rest) computed."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    pulled_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOutput:
+    """What one step gave one attempt. `origin` comes with the attempt's first output, `ticket` with the last of a
+    prefill leg whose blocks were pinned, `error` with `FinishReason.ERROR`."""
+
+    attempt_id: str
+    token_ids: list[int]
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+    ticket: bytes = b""
+    origin: PromptOrigin | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """Facts that hold for the life of one engine start. `source`: host:port of its KvSource, empty without one."""
+
+    engine: str
+    model: str
+    max_model_len: int
+    block_size: int
+    num_blocks: int
+    fingerprint: bytes = b""
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TransferCount:
+    """`outcome`: landed, failed, refused or stale."""
+
+    transport: str
+    outcome: str
+    count: int
+    blocks: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """Counted by the engine itself. `kv_usage` is the share of blocks in use, 0 to 1; `pinned_blocks` are those that leases
+    hold now; transfers are pulls by this engine; `*_sent` are completed reads out of it."""
+
+    running: int = 0
+    waiting: int = 0
+    kv_usage: float = 0.0
+    leases: int = 0
+    pinned_blocks: int = 0
+    leases_offered: int = 0
+    leases_released: int = 0
+    leases_expired: int = 0
+    blocks_sent: int = 0
+    bytes_sent: int = 0
+    recomputed_requests: int = 0
+    transfers: tuple[TransferCount, ...] = ()
+
+
+class Engine(Protocol):
+    """Not thread-safe: all calls from one event loop. Every method raises `EngineFailed` once the engine is dead."""
+
+    async def start(self) -> EngineInfo:
+        """Loads the model. Raises `EngineFailed` with the engine's own last words."""
+        ...
+
+    async def submit(self, request: EngineRequest) -> None:
+        """Queues the attempt; its outputs come from `step`."""
+        ...
+
+    async def abort(self, attempt_ids: Sequence[str]) -> None:
+        """Stops the attempts and frees their blocks. No output follows for them. Unknown ids are no error."""
+        ...
+
+    async def step(self) -> list[EngineOutput]:
+        """Waits for the next step that has outputs, and returns them."""
+        ...
+
+    async def release(self, lease_id: str) -> None:
+        """Unpins the blocks of a lease that nobody will read. Unknown ids are no error."""
+        ...
+
+    async def stats(self) -> EngineStats:
+        """Counts everything anew, after releases received so far were applied."""
+        ...
+
+    async def close(self) -> None:
+        """Stops the engine and every process it started. May be called twice."""
+        ...

@@ -1,0 +1,125 @@
+"""The error tree, and the one table that gives every error its HTTP status, gRPC code and "may be retried".
+
+    BatonError
+    ├── ConfigError            the configuration cannot work
+    ├── InvalidRequest         the client's request cannot work
+    │   └── RequestTooLarge
+    ├── UnknownModel
+    ├── Overloaded             refused before queueing
+    ├── NoWorker               no worker can take the request now
+    ├── WorkerLost             the worker went away or refused
+    ├── EngineFailed           the engine died, cannot start or reported an error
+    ├── DeadlineExceeded
+    ├── TransferFailed         KV blocks did not arrive
+    │   ├── LeaseLost          they may have changed while they were read
+    │   └── FingerprintMismatch
+    ├── TicketRefused          bad signature, version or content
+    └── StartFailed            a part of the cluster did not start in time
+
+Every message says what happened and, where someone can act, what to do. All arguments go through `args`, so an error keeps
+its text when it is pickled between actors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from http import HTTPStatus
+
+import grpc
+
+
+class BatonError(Exception):
+    """Root of all errors that Baton raises on purpose."""
+
+
+class ConfigError(BatonError):
+    """The configuration cannot work; the text names the key and the values that can."""
+
+
+class InvalidRequest(BatonError):
+    """The client's request cannot work as it is."""
+
+
+class RequestTooLarge(InvalidRequest):
+    """The request is larger than a limit; the text names the limit."""
+
+
+class UnknownModel(BatonError):
+    """The model asked for is not served here; the text names the one that is."""
+
+
+class Overloaded(BatonError):
+    """Refused before queueing: try again later."""
+
+
+class NoWorker(BatonError):
+    """No worker of the needed pool is ready."""
+
+
+class WorkerLost(BatonError):
+    """A worker's stream broke, or the worker refused the session."""
+
+
+class EngineFailed(BatonError):
+    """The engine cannot start, died, or reported an error for one attempt."""
+
+
+class DeadlineExceeded(BatonError):
+    """The time allowed for the operation is over."""
+
+
+class TransferFailed(BatonError):
+    """The KV blocks of a ticket could not be fetched; the reader computes them itself."""
+
+
+class LeaseLost(TransferFailed):
+    """The writer no longer vouches for the blocks: what was read must not be used."""
+
+
+class FingerprintMismatch(TransferFailed):
+    """Reader and writer lay out their KV blocks differently; the text names both values."""
+
+
+class TicketRefused(TransferFailed):
+    """The ticket's signature, version or content is wrong."""
+
+
+class StartFailed(BatonError):
+    """A part of the cluster did not become ready; the text holds its own last words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """How an error leaves the system.
+
+    `kind` is the `type` field of an OpenAI error object.
+    """
+
+    http: HTTPStatus
+    grpc: grpc.StatusCode
+    retry: bool
+    kind: str
+
+
+_ANSWERS: dict[type[BaseException], Answer] = {
+    RequestTooLarge: Answer(
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE, grpc.StatusCode.INVALID_ARGUMENT, False, "invalid_request_error"
+    ),
+    InvalidRequest: Answer(HTTPStatus.BAD_REQUEST, grpc.StatusCode.INVALID_ARGUMENT, False, "invalid_request_error"),
+    UnknownModel: Answer(HTTPStatus.NOT_FOUND, grpc.StatusCode.NOT_FOUND, False, "invalid_request_error"),
+    Overloaded: Answer(HTTPStatus.SERVICE_UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, True, "overloaded_error"),
+    NoWorker: Answer(HTTPStatus.SERVICE_UNAVAILABLE, grpc.StatusCode.UNAVAILABLE, True, "unavailable_error"),
+    WorkerLost: Answer(HTTPStatus.BAD_GATEWAY, grpc.StatusCode.UNAVAILABLE, True, "unavailable_error"),
+    DeadlineExceeded: Answer(HTTPStatus.GATEWAY_TIMEOUT, grpc.StatusCode.DEADLINE_EXCEEDED, True, "timeout_error"),
+    TicketRefused: Answer(HTTPStatus.BAD_REQUEST, grpc.StatusCode.INVALID_ARGUMENT, False, "invalid_request_error"),
+    LeaseLost: Answer(HTTPStatus.CONFLICT, grpc.StatusCode.FAILED_PRECONDITION, False, "internal_error"),
+    FingerprintMismatch: Answer(HTTPStatus.CONFLICT, grpc.StatusCode.FAILED_PRECONDITION, False, "internal_error"),
+    TransferFailed: Answer(HTTPStatus.BAD_GATEWAY, grpc.StatusCode.UNAVAILABLE, True, "internal_error"),
+    EngineFailed: Answer(HTTPStatus.BAD_GATEWAY, grpc.StatusCode.INTERNAL, True, "internal_error"),
+}
+_OTHER = Answer(HTTPStatus.INTERNAL_SERVER_ERROR, grpc.StatusCode.INTERNAL, False, "internal_error")
+
+
+def answer_for(error: BaseException) -> Answer:
+    """How `error` leaves the system: the row of its nearest listed class."""
+    return next((_ANSWERS[kind] for kind in type(error).__mro__ if kind in _ANSWERS), _OTHER)
