@@ -96,7 +96,10 @@ class AutoscaleBounds(Section):
 
 
 class PoolConfig(Section):
-    """One pool of workers. `gpus_per_replica` is also the tensor parallelism. `engine_options` wins over `engine.options`."""
+    """One pool of workers. `gpus_per_replica` is also the tensor parallelism.
+
+    `engine_options` wins over `engine.options`.
+    """
 
     replicas: Count = 1
     autoscale: AutoscaleBounds | None = None
@@ -152,8 +155,10 @@ class StoreConfig(Section):
 
 
 class SecurityConfig(Section):
-    """`ticket_secret_env` names the environment variable with the key that signs tickets; unset there, `baton up` makes one
-    for the life of the cluster."""
+    """`ticket_secret_env` names the environment variable with the key that signs tickets.
+
+    Where it is unset, `baton up` makes a key for the life of the cluster.
+    """
 
     ticket_secret_env: str = "BATON_TICKET_SECRET"
 

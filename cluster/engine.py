@@ -1,7 +1,8 @@
-"""What Baton asks of an engine. Two engines answer: `vllm_engine.VllmEngine` and `simulated_engine.SimulatedEngine`.
+"""What Baton asks of an engine.
 
-An engine is tokens in, tokens out, in steps: every step yields the outputs of all attempts that moved in it. How the blocks
-of a finished prefill reach another engine is the business of `KvHandoff`, not of the engine's callers.
+Two engines answer: `vllm_engine.VllmEngine` and `simulated_engine.SimulatedEngine`. An engine is tokens in, tokens out,
+in steps: every step yields the outputs of all attempts that moved in it. How the blocks of a finished prefill reach
+another engine is its own business, not that of its callers.
 """
 
 from __future__ import annotations
@@ -18,8 +19,11 @@ class Role(Enum):
 
 
 class Leg(Enum):
-    """What one attempt is to do. PREFILL: the prompt and one token, then a ticket. DECODE: pull the ticket's blocks, then
-    continue. WHOLE: prompt and output here."""
+    """What one attempt is to do.
+
+    PREFILL: the prompt and one token, then a ticket. DECODE: pull the ticket's blocks, then continue.
+    WHOLE: prompt and output here.
+    """
 
     PREFILL = "prefill"
     DECODE = "decode"
@@ -77,7 +81,7 @@ class TokenLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class PromptOrigin:
-    """Where the prompt's KV came from, in tokens: this engine's prefix cache, another worker, or (the rest) computed."""
+    """Where the prompt's KV came from, tokens: this engine's prefix cache, another worker, or (the rest) computed."""
 
     prompt_tokens: int
     cached_tokens: int
@@ -125,8 +129,11 @@ class TransferCount:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Counted by the engine itself. `kv_usage` is the share of blocks in use, 0 to 1; `pinned_blocks` are those that leases
-    hold now; transfers are pulls by this engine; `*_sent` are completed reads out of it."""
+    """Counted by the engine itself.
+
+    `kv_usage`: share of blocks in use, 0 to 1. `pinned_blocks`: those that leases hold now. `transfers`: pulls by this
+    engine. `*_sent`: completed reads out of it.
+    """
 
     running: int = 0
     waiting: int = 0

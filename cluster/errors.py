@@ -16,8 +16,8 @@
     ├── TicketRefused          bad signature, version or content
     └── StartFailed            a part of the cluster did not start in time
 
-Every message says what happened and, where someone can act, what to do. All arguments go through `args`, so an error keeps
-its text when it is pickled between actors.
+Every message says what happened and, where someone can act, what to do. All arguments go through `args`, so an error
+keeps its text when it is pickled between actors.
 """
 
 from __future__ import annotations

@@ -109,7 +109,8 @@ class MemoryDirectory:
         seen = 0
         while True:
             async with self._changed:
-                await self._changed.wait_for(lambda: self._table.membership.version > seen)
+                while self._table.membership.version == seen:
+                    await self._changed.wait()
                 membership = self._table.membership
             seen = membership.version
             yield membership

@@ -35,11 +35,11 @@ _REASONS = {
 _REASONS_BACK = {wire: reason for reason, wire in _REASONS.items()}
 
 
-def role_to_wire(role: Role) -> pb.Role:
+def role_to_wire(role: Role) -> pb.Role.ValueType:
     return _ROLES[role]
 
 
-def role_from_wire(role: pb.Role) -> Role:
+def role_from_wire(role: pb.Role.ValueType) -> Role:
     """Raises `InvalidRequest` for a role that is not a pool's."""
     try:
         return _ROLES_BACK[role]

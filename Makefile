@@ -1,0 +1,64 @@
+# `make serve` and `make test` need Python 3.11 and make, nothing else: each installs what it needs into .venv.
+PYTHON ?= python3.11
+UV_VERSION := 0.13.8
+CONFIG ?= deploy/examples/local.yaml
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.locked
+PROTOS := $(wildcard protos/baton/v1/*.proto)
+PACKAGES := cluster kv_transfer prefill_workers decode_workers router deploy tests
+
+# A folder with wheels of the CPU build of torch, where there is one; otherwise uv's own source of them.
+ifdef PIP_FIND_LINKS
+export UV_FIND_LINKS := $(PIP_FIND_LINKS)
+TORCH :=
+else
+TORCH := --torch-backend cpu
+endif
+
+.PHONY: setup serve test check lint types fast lock protos protos-check clean
+
+setup: $(STAMP)
+
+$(STAMP): requirements/cpu.lock pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@echo "Installing the locked packages into $(VENV) ..."
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python $(TORCH) --override requirements/overrides.txt -r requirements/cpu.lock
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $(STAMP)
+
+serve: setup .baton/demo-model
+	@exec $(BIN)/baton up $(CONFIG)
+
+.baton/demo-model: $(STAMP)
+	@test -d $@ || $(BIN)/baton model demo $@
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: lint types fast
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: setup
+	$(BIN)/mypy $(addprefix -p ,$(PACKAGES))
+
+fast: setup
+	$(BIN)/python -m pytest -m "not engine"
+
+# Generated code is committed; tests/test_house.py fails when it is older than the .proto files.
+protos: setup
+	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --grpc_python_out=. --mypy_out=quiet:. --mypy_grpc_out=quiet:. \
+		--plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc $(PROTOS)
+
+lock: setup
+	$(BIN)/uv pip compile --quiet pyproject.toml --extra cpu --extra dev --python-version 3.11 \
+		--python-platform x86_64-manylinux_2_28 $(TORCH) --override requirements/overrides.txt \
+		--custom-compile-command "make lock" --no-emit-index-url -o requirements/cpu.lock
+
+clean:
+	rm -rf $(VENV) .baton
