@@ -1,0 +1,222 @@
+"""A Ray cluster with Baton on it, owned by this process: start, watch it boot, stop all of it.
+
+Knows Ray and Serve; knows nothing of terminals. What to tell the user leaves through a callback.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import socket
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cluster.config import Config
+from cluster.errors import StartFailed
+from deploy.processes import adopt_orphans, end_descendants
+
+if TYPE_CHECKING:
+    from ray.serve.schema import ApplicationStatusOverview
+
+Progress = Callable[[str], None]
+
+APPLICATION = "baton"
+_POLL_S = 0.25
+_STOP_S = 20.0
+
+
+class ServeCluster:
+    """Start once, stop once; `stop` is safe at any moment after `__init__`."""
+
+    def __init__(self, config: Config, progress: Progress) -> None:
+        self._config = config
+        self._progress = progress
+        self._folder = Path(tempfile.mkdtemp(prefix=f"baton-{config.name}-"))
+        self._failed: list[BaseException] = []
+
+    @property
+    def http_url(self) -> str:
+        return f"http://{_reachable(self._config.router.http_host)}:{self._config.router.http_port}"
+
+    @property
+    def grpc_address(self) -> str:
+        return f"{_reachable(self._config.router.grpc_host)}:{self._config.router.grpc_port}"
+
+    def start(self, deadline_s: float) -> None:
+        """Returns once a request would be served. Raises `StartFailed` with the failing part's own words."""
+        deadline = time.monotonic() + deadline_s
+        self._check_ports()
+        adopt_orphans()
+        os.environ.update(self._environment())
+        self._progress("starting Ray")
+        self._start_ray()
+        self._progress("starting Ray Serve")
+        runner = threading.Thread(target=self._run_application, name="serve-run", daemon=True)
+        runner.start()
+        self._watch_boot(deadline)
+        self._wait_until_serving(deadline)
+
+    def stop(self) -> None:
+        """Stops the application, Serve and Ray, then ends whatever is left of their processes."""
+        import ray
+        from ray import serve
+
+        if ray.is_initialized():
+            stopper = threading.Thread(target=serve.shutdown, name="serve-shutdown", daemon=True)
+            stopper.start()
+            stopper.join(_STOP_S)
+            ray.shutdown()
+        end_descendants(os.getpid(), patience_s=5.0)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _environment(self) -> dict[str, str]:
+        """What Ray must find in its environment before its first process starts; every cluster gets its own."""
+        proxy = self._folder / "haproxy"
+        own = {
+            "RAY_SERVE_ENABLE_HA_PROXY": "1",
+            "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(proxy / "haproxy.cfg"),
+            "RAY_SERVE_HAPROXY_SOCKET_PATH": str(proxy / "admin.sock"),
+            "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(proxy),
+            "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(proxy / "server-state"),
+            "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
+            "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+        variable = self._config.security.ticket_secret_env
+        if not os.environ.get(variable):
+            own[variable] = secrets.token_hex(32)
+        return own
+
+    def _start_ray(self) -> None:
+        import ray
+
+        from deploy.app import most_cpus
+
+        config = self._config
+        resources: dict[str, float] = {}
+        for part, count in (
+            (config.router, 1),
+            (config.prefill, _largest(config, "prefill")),
+            (config.decode, _largest(config, "decode")),
+        ):
+            for name, amount in part.resources.items():
+                resources[name] = resources.get(name, 0.0) + amount * count
+        ray.init(
+            address="local",
+            num_cpus=max(1, round(most_cpus(config) + 0.5)),
+            resources=resources or None,
+            include_dashboard=False,
+            log_to_driver=False,
+            namespace=f"baton-{config.name}",
+        )
+
+    def _run_application(self) -> None:
+        from ray import serve
+
+        from deploy.app import compose
+
+        try:
+            serve.start(http_options={"host": self._config.router.http_host, "port": self._config.router.http_port})
+            serve.run(compose(self._config), name=APPLICATION, route_prefix="/")
+        except BaseException as error:  # reaches the user through _watch_boot
+            self._failed.append(error)
+
+    def _watch_boot(self, deadline: float) -> None:
+        """Reports each change of the deployments until all run. Raises `StartFailed` on the first failure."""
+        shown = ""
+        while True:
+            status = self._application_status()
+            if status is not None:
+                line = ", ".join(
+                    f"{name} {_counts(d.replica_states)}" for name, d in sorted(status.deployments.items())
+                )
+                if line != shown:
+                    self._progress(shown := line)
+                self._raise_on_failure(status)
+                if status.status == "RUNNING":
+                    return
+            if self._failed:
+                raise StartFailed(str(self._failed[0]))
+            if time.monotonic() > deadline:
+                raise StartFailed(f"not running within the deadline; last seen: {shown or 'nothing deployed'}")
+            time.sleep(_POLL_S)
+
+    def _application_status(self) -> ApplicationStatusOverview | None:
+        from ray import serve
+        from ray.serve.exceptions import RayServeException
+
+        try:
+            return serve.status().applications.get(APPLICATION)
+        except RayServeException:
+            return None  # the controller is not up yet
+
+    @staticmethod
+    def _raise_on_failure(status: ApplicationStatusOverview) -> None:
+        for name, deployment in status.deployments.items():
+            if "failed to start" in deployment.message or deployment.status in ("UNHEALTHY", "DEPLOY_FAILED"):
+                raise StartFailed(f"{name}: {_last_words(deployment.message)}")
+        if status.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+            raise StartFailed(_last_words(status.message))
+
+    def _wait_until_serving(self, deadline: float) -> None:
+        self._progress("waiting for the router to see its workers")
+        reason = "no answer yet"
+        while time.monotonic() < deadline:
+            try:
+                with urllib.request.urlopen(f"{self.http_url}/health", timeout=2):
+                    return
+            except urllib.error.HTTPError as error:
+                reason = f"HTTP {error.code}"
+            except OSError as error:
+                reason = str(error)
+            time.sleep(_POLL_S)
+        raise StartFailed(f"{self.http_url}/health did not become ready within the deadline: {reason}")
+
+    def _check_ports(self) -> None:
+        router = self._config.router
+        for key, host, port in (
+            ("http", router.http_host, router.http_port),
+            ("grpc", router.grpc_host, router.grpc_port),
+        ):
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind((host, port))
+                except OSError as error:
+                    raise StartFailed(
+                        f"router.{key}_port: cannot listen on {host}:{port} ({error.strerror}); "
+                        "stop what uses it or choose another port"
+                    ) from error
+
+
+def _largest(config: Config, pool: str) -> int:
+    section = config.prefill if pool == "prefill" else config.decode
+    return section.autoscale.max_replicas if section.autoscale else section.replicas
+
+
+def _counts(states: dict[str, int]) -> str:
+    return " ".join(f"{count} {state.lower()}" for state, count in states.items() if count) or "pending"
+
+
+def _last_words(message: str) -> str:
+    """The end of a remote traceback is what the failing part said; the frames before it help nobody here."""
+    lines = [line for line in message.strip().splitlines() if line.strip()]
+    return "\n".join(lines[-12:])
+
+
+def _reachable(host: str) -> str:
+    return "127.0.0.1" if host in ("0.0.0.0", "::", "") else host
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,151 @@
+"""`baton up` and `baton down`: one process owns the cluster; down asks that process to end.
+
+Where a cluster runs in the background, a small state file under the user's state folder names its owner.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cluster.config import Config, load_config
+from cluster.errors import ConfigError, StartFailed
+from deploy.cluster_record import ClusterRecord, all_records, read_record, recorded, state_folder
+from deploy.serve_cluster import ServeCluster
+
+OK, FAILED, NOT_FOUND, INTERRUPTED = 0, 1, 4, 130
+_DOWN_S = 60.0
+
+
+def run_up(config_path: Path, detach: bool, deadline_s: float | None) -> int:
+    """Starts the cluster and, unless detached, keeps it until interrupted. Returns the exit code."""
+    config = _with_absolute_model(load_config(config_path))
+    deadline = config.engine.start_deadline_s + 60.0 if deadline_s is None else deadline_s
+    held = read_record(config.name)
+    if held is not None:
+        raise ConfigError(f"cluster {config.name!r} already runs (pid {held.pid}): `baton down {config.name}` stops it")
+    return _run_detached(config_path, config.name, deadline) if detach else _run_here(config, deadline)
+
+
+def run_down(name: str | None) -> int:
+    """Ends the named cluster, or the only one. Returns the exit code."""
+    records = [record for record in all_records() if name in (None, record.name)]
+    if not records:
+        print("no such cluster runs" if name else "no cluster runs", file=sys.stderr)
+        return NOT_FOUND
+    if len(records) > 1:
+        names = ", ".join(record.name for record in records)
+        raise ConfigError(f"several clusters run: name one of {names}")
+    return _end(records[0])
+
+
+def _run_here(config: Config, deadline_s: float) -> int:
+    cluster = ServeCluster(config, _say)
+    with _interruptible():
+        try:
+            cluster.start(deadline_s)
+            record = ClusterRecord.of_this_process(config.name, cluster.http_url, cluster.grpc_address)
+            with recorded(record):
+                _welcome(config, record)
+                signal.pause()
+        except KeyboardInterrupt:
+            _say("stopping")
+            return INTERRUPTED
+        except StartFailed as error:
+            print(f"baton up: {error}", file=sys.stderr)
+            return FAILED
+        finally:
+            with _uninterruptible():
+                cluster.stop()
+            _say("stopped")
+    return OK
+
+
+def _run_detached(config_path: Path, name: str, deadline_s: float) -> int:
+    log_path = state_folder() / f"{name}.log"
+    command = [sys.executable, "-m", "deploy.cli.main", "up", str(config_path), "--deadline", str(deadline_s)]
+    with log_path.open("wb") as log:
+        owner = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    give_up = time.monotonic() + deadline_s + _DOWN_S
+    while time.monotonic() < give_up:
+        if owner.poll() is not None:
+            sys.stderr.write(log_path.read_text())
+            return FAILED
+        if (record := read_record(name)) is not None:
+            print(f"HTTP {record.http}\ngRPC {record.grpc}\nlog  {log_path}\n`baton down {name}` stops it")
+            return OK
+        time.sleep(0.2)
+    owner.terminate()
+    print(f"baton up: not ready within its deadline; see {log_path}", file=sys.stderr)
+    return FAILED
+
+
+def _end(record: ClusterRecord) -> int:
+    os.kill(record.pid, signal.SIGTERM)
+    give_up = time.monotonic() + _DOWN_S
+    while time.monotonic() < give_up:
+        if not record.alive:
+            print(f"cluster {record.name!r} stopped")
+            return OK
+        time.sleep(0.1)
+    print(f"cluster {record.name!r} (pid {record.pid}) did not stop in {_DOWN_S:.0f} s", file=sys.stderr)
+    return FAILED
+
+
+def _welcome(config: Config, record: ClusterRecord) -> None:
+    body = json.dumps({"model": config.model.served_name, "messages": [{"role": "user", "content": "Hello!"}]})
+    print(
+        f"\nBaton is ready.\n\n  HTTP  {record.http}/v1\n  gRPC  {record.grpc}\n\n"
+        f"  curl {record.http}/v1/chat/completions -H 'content-type: application/json' \\\n    -d '{body}'\n\n"
+        "Ctrl-C stops it.",
+        flush=True,
+    )
+
+
+def _with_absolute_model(config: Config) -> Config:
+    """Workers run in other folders: a relative path that exists here is meant from here."""
+    path = Path(config.model.path)
+    if path.exists():
+        return config.model_copy(update={"model": config.model.model_copy(update={"path": str(path.resolve())})})
+    if config.engine.kind == "vllm" and config.model.path.startswith((".", "/", "~")):
+        raise ConfigError(f"model.path: {config.model.path} does not exist; `baton model demo DIR` writes a demo model")
+    return config
+
+
+def _say(line: str) -> None:
+    print(f"[{time.strftime('%H:%M:%S')}] {line}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the cluster the way Ctrl-C does."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+@contextmanager
+def _uninterruptible() -> Iterator[None]:
+    """A second Ctrl-C must not leave half a cluster behind."""
+    before = {
+        number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)

@@ -1,0 +1,99 @@
+"""A Baton cluster run as a user runs it: the `baton up` command in its own process, found by what it prints."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+START_S = 240.0
+STOP_S = 60.0
+ROOT = Path(__file__).parent.parent
+BATON = Path(sys.executable).parent / "baton"
+
+
+@dataclass(frozen=True)
+class LiveCluster:
+    """`pid` owns every process of the cluster."""
+
+    pid: int
+    http: str
+    grpc: str
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def local_config(model: Path, name: str, **sections: dict[str, Any]) -> dict[str, Any]:
+    """The shipped local example on free ports, with `sections` merged over it."""
+    config: dict[str, Any] = yaml.safe_load((ROOT / "deploy/examples/local.yaml").read_text())
+    config["name"] = name
+    config["model"]["path"] = str(model)
+    config["router"] = {"http_port": free_port(), "grpc_port": free_port()}
+    for section, values in sections.items():
+        config.setdefault(section, {}).update(values)
+    return config
+
+
+@contextmanager
+def live_cluster(config: dict[str, Any]) -> Iterator[LiveCluster]:
+    """Runs `baton up` until the block ends, then stops it with an interrupt as from a terminal.
+
+    Raises `RuntimeError` with the command's output if it does not become ready or does not stop.
+    """
+    with tempfile.TemporaryDirectory(prefix="baton-test-") as folder:
+        path = Path(folder) / "config.yaml"
+        path.write_text(yaml.safe_dump(config))
+        log_path = Path(folder) / "log"
+        with log_path.open("wb") as log:
+            owner = subprocess.Popen(
+                [BATON, "up", path],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=os.environ | {"XDG_STATE_HOME": folder},
+                start_new_session=True,
+            )
+        try:
+            if not _ready(owner):
+                raise RuntimeError(f"baton up did not become ready:\n{log_path.read_text()}")
+            router = config["router"]
+            yield LiveCluster(owner.pid, f"http://127.0.0.1:{router['http_port']}", f"127.0.0.1:{router['grpc_port']}")
+        finally:
+            owner.send_signal(signal.SIGINT)
+            try:
+                owner.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                owner.kill()
+                owner.wait()
+                raise RuntimeError(f"baton up did not stop:\n{log_path.read_text()}") from None
+            finally:
+                assert owner.stdout is not None
+                owner.stdout.close()
+
+
+def _ready(owner: subprocess.Popen[str]) -> bool:
+    """Waits for the line that says so; False when the process ends or takes too long."""
+    assert owner.stdout is not None
+    too_late = threading.Timer(START_S, owner.kill)
+    too_late.start()
+    try:
+        return any("Baton is ready" in line for line in owner.stdout)
+    finally:
+        too_late.cancel()
