@@ -80,7 +80,7 @@ class AutoscaleBounds(Section):
     sequences / `sequences_per_unit` and the share of KV blocks in use.
     """
 
-    min_replicas: Annotated[int, Field(ge=0)] = 1
+    min_replicas: Count = 1  # a pool without replicas has no load to report, so nothing could wake it
     max_replicas: Count = 1
     target_load: Annotated[float, Field(gt=0)] = 0.7
     tokens_per_unit: Count = 8_192
@@ -193,7 +193,7 @@ class Config(Section):
 
 
 def load_config(path: Path) -> Config:
-    """Reads and checks a configuration file. A relative `model.path` that exists beside the file is made absolute.
+    """Reads and checks a configuration file.
 
     Raises `ConfigError`: unreadable file, bad YAML, unknown key, bad value.
     """
@@ -201,10 +201,12 @@ def load_config(path: Path) -> Config:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from error
     try:
         raw = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     return parse_config(raw, origin=str(path))
 
 

@@ -1,0 +1,38 @@
+"""A channel to a router, or one clear reason why there is none."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import grpc
+
+from deploy.cli.outcome import Exit, Stop
+
+_DIRECT = [("grpc.enable_http_proxy", 0)]  # what the check below reached is what the calls must reach
+
+
+@contextmanager
+def connected(endpoint: str, timeout_s: float) -> Iterator[grpc.Channel]:
+    """A channel to `endpoint` (host:port). Raises `Stop` when nothing answers there within `timeout_s` seconds."""
+    host, _, port = endpoint.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise Stop(f"--endpoint {endpoint}: expected HOST:PORT, such as 127.0.0.1:9000", Exit.USAGE)
+    _check_reachable(host.strip("[]"), int(port), endpoint, timeout_s)
+    with grpc.insecure_channel(endpoint, _DIRECT) as channel:
+        yield channel
+
+
+def _check_reachable(host: str, port: int, endpoint: str, timeout_s: float) -> None:
+    """A plain connection first: unlike a failed call, it tells nobody there from nobody answering, and says why."""
+    try:
+        socket.create_connection((host, port), timeout_s).close()
+    except (OSError, UnicodeError) as error:  # the latter from a name that no host can have
+        why = f"no answer within {timeout_s:g} s" if isinstance(error, TimeoutError) else _reason(error)
+        hint = "`baton up FILE` starts a cluster and prints its endpoint"
+        raise Stop(f"{endpoint}: cannot connect: {why}; {hint}", Exit.UNREACHABLE) from error
+
+
+def _reason(error: OSError | UnicodeError) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)

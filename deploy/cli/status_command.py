@@ -1,0 +1,104 @@
+"""`baton status`: one screen about a running cluster, asked from one of its routers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deploy.cli.options import Endpoint
+from deploy.cli.outcome import Exit, command, fail
+from deploy.cli.output import Format, Table, print_json, print_tables, print_yaml
+
+if TYPE_CHECKING:
+    from deploy.cli.status_document import ClusterStatus
+
+
+@command
+def status(
+    endpoint: Endpoint = "127.0.0.1:9000",
+    output: Annotated[Format, typer.Option("--output", "-o", help="How to print it.")] = Format.TABLE,
+    timeout: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Longest wait for the answer.")] = 5.0,
+) -> int:
+    """Show pools, workers and counters; exits 3 when a pool has no ready worker, 7 when no router answers."""
+    found = _ask(endpoint, timeout)
+    match output:
+        case Format.JSON:
+            print_json(found.model_dump(mode="json", by_alias=True))
+        case Format.YAML:
+            print_yaml([found.model_dump(mode="json", by_alias=True)])
+        case Format.TABLE:
+            print_tables(_tables(found))
+    if found.missing_pools:
+        return fail(f"no ready worker: {', '.join(found.missing_pools)}", Exit.DEGRADED)
+    return Exit.OK
+
+
+def _ask(endpoint: str, timeout_s: float) -> ClusterStatus:
+    import grpc
+
+    from deploy.cli.endpoint import connected
+    from deploy.cli.outcome import rpc_stop
+    from deploy.cli.status_document import cluster_status
+    from protos.baton.v1 import admin_pb2, admin_pb2_grpc
+
+    with connected(endpoint, timeout_s) as channel:
+        try:
+            answer = admin_pb2_grpc.AdminStub(channel).Status(admin_pb2.StatusRequest(), timeout=timeout_s)
+        except grpc.RpcError as error:
+            raise rpc_stop(error, endpoint, timeout_s) from error
+    return cluster_status(answer)
+
+
+def _tables(status: ClusterStatus) -> list[Table]:
+    return [_pools(status), _workers(status), _transfers(status), _counters(status)]
+
+
+def _pools(status: ClusterStatus) -> Table:
+    rows = [(pool.role, f"{pool.ready}/{pool.total}") for pool in status.pools]
+    return Table(f"Pools of {status.router.model}", ("pool", "ready"), rows)
+
+
+def _workers(status: ClusterStatus) -> Table:
+    columns = ("worker", "pool", "state", "running", "waiting", "queued", "kv", "leases", "address", "reason")
+    rows = [
+        (
+            worker.id,
+            worker.role,
+            worker.state,
+            str(worker.load.running),
+            str(worker.load.waiting),
+            str(worker.load.queued_prefill_tokens),
+            f"{worker.load.kv_usage:.0%}",
+            str(worker.load.leases),
+            worker.address,
+            worker.unreachable or worker.reason,
+        )
+        for worker in status.workers
+    ]
+    return Table("Workers", columns, rows)
+
+
+def _transfers(status: ClusterStatus) -> Table:
+    rows = [
+        (each.transport, each.outcome, str(each.count), str(each.blocks), str(each.bytes))
+        for each in status.counters.kv_transfers
+    ]
+    return Table("KV transfers", ("transport", "outcome", "count", "blocks", "bytes"), rows)
+
+
+def _counters(status: ClusterStatus) -> Table:
+    counters = status.counters
+    rows = [(f"requests {outcome}", str(count)) for outcome, count in counters.requests.items()]
+    rows += [
+        ("requests in flight", str(status.router.in_flight)),
+        ("disaggregated", str(counters.disaggregated)),
+        ("on one worker", str(counters.whole)),
+        ("prompts computed again", str(counters.recomputed_requests)),
+        ("leases live", str(counters.leases_live)),
+        ("leases expired", str(counters.leases_expired)),
+        ("blocks pinned", str(counters.pinned_blocks)),
+        ("blocks moved", str(counters.blocks_moved)),
+        ("bytes moved", str(counters.bytes_moved)),
+    ]
+    return Table("Counters", ("counter", "value"), rows)

@@ -1,0 +1,192 @@
+"""The answer of `Admin.Status` as the document that `baton status` prints: stable keys, counters summed over workers.
+
+Knows the protocol's messages; knows nothing of channels or of how a document is written.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+from pydantic.alias_generators import to_camel
+
+from protos.baton.v1 import admin_pb2, worker_pb2
+
+LANDED = "landed"
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, frozen=True)
+
+
+class Router(Part):
+    id: str
+    model: str
+    in_flight: int
+
+
+class Pool(Part):
+    role: str
+    ready: int
+    total: int
+
+
+class WorkerLoad(Part):
+    running: int
+    waiting: int
+    queued_prefill_tokens: int
+    kv_usage: float
+    leases: int
+
+
+class Transfers(Part):
+    """Pulls over one transport that ended in one way."""
+
+    transport: str
+    outcome: str
+    count: int
+    blocks: int
+    bytes: int
+
+
+class Worker(Part):
+    """`epoch` is text because it does not fit the integers of JSON readers; `unreachable` says why no answer came."""
+
+    id: str
+    role: str
+    state: str
+    reason: str
+    unreachable: str
+    address: str
+    epoch: str
+    engine: str
+    model: str
+    max_model_len: int
+    block_size: int
+    num_blocks: int
+    load: WorkerLoad
+    attempts: dict[str, int]
+
+
+class Counters(Part):
+    """Since each part's start. `*_moved` counts landed pulls of readers, `*_sent` what their writers saw completed."""
+
+    requests: dict[str, int]
+    disaggregated: int
+    whole: int
+    kv_transfers: list[Transfers]
+    blocks_moved: int
+    bytes_moved: int
+    blocks_sent: int
+    bytes_sent: int
+    recomputed_requests: int
+    leases_live: int
+    leases_offered: int
+    leases_released: int
+    leases_expired: int
+    pinned_blocks: int
+
+
+class ClusterStatus(Part):
+    api_version: Literal["baton/v1"] = "baton/v1"
+    kind: Literal["ClusterStatus"] = "ClusterStatus"
+    router: Router
+    pools: list[Pool]
+    workers: list[Worker]
+    counters: Counters
+
+    @property
+    def missing_pools(self) -> list[str]:
+        """Pools without a ready worker."""
+        ready = {pool.role for pool in self.pools if pool.ready > 0}
+        return [role for role in ("prefill", "decode") if role not in ready]
+
+
+def cluster_status(answer: admin_pb2.StatusResponse) -> ClusterStatus:
+    return ClusterStatus(
+        router=Router(id=answer.router_id, model=answer.model, in_flight=answer.router.in_flight),
+        pools=[Pool(role=_role(pool.role), ready=pool.ready, total=pool.total) for pool in answer.pools],
+        workers=[_worker(worker) for worker in answer.workers],
+        counters=_counters(answer),
+    )
+
+
+def _worker(answer: admin_pb2.WorkerStatus) -> Worker:
+    about, load = answer.description, answer.description.load
+    return Worker(
+        id=about.worker_id,
+        role=_role(about.role),
+        state="unreachable" if answer.unreachable else _state(about.state),
+        reason=about.reason,
+        unreachable=answer.unreachable,
+        address=answer.address,
+        epoch=str(about.epoch),
+        engine=about.engine,
+        model=about.model,
+        max_model_len=about.max_model_len,
+        block_size=about.block_size,
+        num_blocks=about.num_blocks,
+        load=WorkerLoad(
+            running=load.running,
+            waiting=load.waiting,
+            queued_prefill_tokens=load.queued_prefill_tokens,
+            kv_usage=round(load.kv_usage, 6),
+            leases=load.leases,
+        ),
+        attempts=dict(sorted(about.counters.attempts_by_outcome.items())),
+    )
+
+
+def _counters(answer: admin_pb2.StatusResponse) -> Counters:
+    counters = [worker.description.counters for worker in answer.workers]
+    transfers = _transfers(transfer for each in counters for transfer in each.transfers)
+    landed = [transfer for transfer in transfers if transfer.outcome == LANDED]
+    return Counters(
+        requests=dict(sorted(answer.router.requests_by_outcome.items())),
+        disaggregated=answer.router.disaggregated,
+        whole=answer.router.whole,
+        kv_transfers=transfers,
+        blocks_moved=sum(transfer.blocks for transfer in landed),
+        bytes_moved=sum(transfer.bytes for transfer in landed),
+        blocks_sent=sum(each.blocks_sent for each in counters),
+        bytes_sent=sum(each.bytes_sent for each in counters),
+        recomputed_requests=sum(each.recomputed_requests for each in counters),
+        leases_live=sum(worker.description.load.leases for worker in answer.workers),
+        leases_offered=sum(each.leases_offered for each in counters),
+        leases_released=sum(each.leases_released for each in counters),
+        leases_expired=sum(each.leases_expired for each in counters),
+        pinned_blocks=sum(each.pinned_blocks for each in counters),
+    )
+
+
+def _transfers(counts: Iterable[worker_pb2.TransferCount]) -> list[Transfers]:
+    """One row for each transport and outcome, summed over workers."""
+    groups: defaultdict[tuple[str, str], list[worker_pb2.TransferCount]] = defaultdict(list)
+    for count in counts:
+        groups[count.transport, count.outcome].append(count)
+    return [
+        Transfers(
+            transport=transport,
+            outcome=outcome,
+            count=sum(each.count for each in group),
+            blocks=sum(each.blocks for each in group),
+            bytes=sum(each.bytes for each in group),
+        )
+        for (transport, outcome), group in sorted(groups.items())
+    ]
+
+
+def _role(role: worker_pb2.Role.ValueType) -> str:
+    return _name(worker_pb2.Role, role, "ROLE_")
+
+
+def _state(state: worker_pb2.WorkerState.ValueType) -> str:
+    return _name(worker_pb2.WorkerState, state, "WORKER_STATE_")
+
+
+def _name(enum, value: int, prefix: str) -> str:  # type: ignore[no-untyped-def]
+    """The value's name without its prefix; a value of a newer version is shown as its number."""
+    known = enum.DESCRIPTOR.values_by_number.get(value)
+    return str(known.name).removeprefix(prefix).lower() if known else f"unknown-{value}"

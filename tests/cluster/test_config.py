@@ -1,0 +1,121 @@
+"""Mistakes in the configuration: each names its key and what would be valid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cluster.config import load_config, parse_config, secret
+from cluster.errors import ConfigError
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "deploy" / "examples").glob("*.yaml"))
+SMALLEST: dict[str, Any] = {"model": {"path": "m"}}
+
+
+def refusal(raw: object) -> str:
+    with pytest.raises(ConfigError) as refused:
+        parse_config(raw, origin="file.yaml")
+    return str(refused.value)
+
+
+def with_key(path: str, value: object) -> dict[str, Any]:
+    """The smallest configuration with one more key, given by its dotted path."""
+    raw: dict[str, Any] = {"model": dict(SMALLEST["model"])}
+    *sections, key = path.split(".")
+    section = raw
+    for name in sections:
+        section = section.setdefault(name, {})
+    section[key] = value
+    return raw
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_the_shipped_examples_load(path: Path) -> None:
+    assert load_config(path).model.served_name
+
+
+def test_defaults_are_enough_but_for_the_model() -> None:
+    assert parse_config(SMALLEST).router.grpc_port == 9000
+
+
+def test_what_is_parsed_survives_being_written_and_read_again() -> None:
+    config = load_config(EXAMPLES[0])
+    assert parse_config(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))) == config
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "says"),
+    [
+        ("modle", {}, ["modle: unknown key", "did you mean model?", "valid here:", "prefill"]),
+        ("prefill.replica", 2, ["prefill.replica: unknown key", "did you mean replicas?"]),
+        ("prefill.autoscale.max", 2, ["prefill.autoscale.max: unknown key", "max_replicas"]),
+        ("engine.simulated.steps", 1, ["engine.simulated.steps: unknown key", "step_s"]),
+        ("engine.kind", "sglang", ["engine.kind", "'vllm' or 'simulated'", "'sglang'"]),
+        ("engine.block_size", 20, ["engine.block_size", "16, 32, 64 or 128", "20"]),
+        ("router.http_port", 70000, ["router.http_port", "65535", "70000"]),
+        ("prefill.replicas", 0, ["prefill.replicas", "greater than or equal to 1"]),
+        ("prefill.replicas", "2", ["prefill.replicas", "integer", "'2'"]),
+        ("prefill.autoscale", {"min_replicas": 0}, ["prefill.autoscale.min_replicas", "greater than or equal to 1"]),
+        ("decode.autoscale", {"min_replicas": 3, "max_replicas": 2}, ["decode.autoscale", "3 is above max_replicas 2"]),
+        ("name", "Not_A_Name", ["name", "pattern"]),
+        ("engine.options", {"model": "x"}, ["engine", "model: set by Baton from other keys"]),
+        ("decode.engine_options", {"dtype": "x"}, ["decode", "dtype: set by Baton from other keys"]),
+        ("engine.device", "gpu", ["prefill.gpus_per_replica is 0", "engine.device is gpu"]),
+        ("decode.gpus_per_replica", 1, ["decode.gpus_per_replica is 1", "engine.device is cpu"]),
+    ],
+)
+def test_a_mistake_names_its_key_and_what_is_valid(path: str, value: object, says: list[str]) -> None:
+    text = refusal(with_key(path, value))
+    assert text.startswith("file.yaml: ")
+    assert [part for part in says if part not in text] == []
+
+
+def test_a_missing_model_is_named() -> None:
+    assert refusal({}) == "file.yaml: model: required, but missing"
+
+
+def test_every_mistake_gets_a_line_of_its_own() -> None:
+    text = refusal({"model": {"path": "m"}, "engin": {}, "router": {"replicas": 0}})
+    assert [line.split(": ")[1] for line in text.splitlines()] == ["router.replicas", "engin"]
+
+
+@pytest.mark.parametrize("raw", [None, [], "text", 3])
+def test_anything_but_a_mapping_is_refused(raw: object) -> None:
+    assert "expected a mapping with the keys name, model" in refusal(raw)
+
+
+def test_a_missing_file_is_refused_by_its_name(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"absent\.yaml: cannot be read: No such file"):
+        load_config(tmp_path / "absent.yaml")
+
+
+def test_broken_yaml_is_refused_with_its_place(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("model: [unclosed\n")
+    with pytest.raises(ConfigError, match=r"c\.yaml: not valid YAML: .*line 2"):
+        load_config(tmp_path / "c.yaml")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"), [(b"\xff\xfe\x00", "not UTF-8 text: .* at byte 0"), (b"model: \x07", "not valid YAML")]
+)
+def test_a_binary_file_is_refused(tmp_path: Path, content: bytes, says: str) -> None:
+    (tmp_path / "c.yaml").write_bytes(content)
+    with pytest.raises(ConfigError, match=says):
+        load_config(tmp_path / "c.yaml")
+
+
+def test_a_configuration_cannot_be_changed() -> None:
+    config = parse_config(SMALLEST)
+    with pytest.raises(ValueError, match="frozen"):
+        config.model.path = "other"
+
+
+def test_a_secret_must_be_long_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATON_TICKET_SECRET", "short")
+    with pytest.raises(ConfigError, match="BATON_TICKET_SECRET: needs a secret of at least 16 bytes"):
+        secret("BATON_TICKET_SECRET")
+    monkeypatch.setenv("BATON_TICKET_SECRET", "x" * 16)
+    assert secret("BATON_TICKET_SECRET") == b"x" * 16

@@ -1,0 +1,21 @@
+"""Fixtures that every package's tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from deploy.demo_model import DEMO_DIGEST, model_digest, write_demo_model
+
+_KEPT = Path(__file__).resolve().parent.parent / ".baton" / "demo-model"
+
+
+@pytest.fixture(scope="session")
+def demo_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo model of seed 0: the checkout's own copy when it is intact, else one made for this run. Read only."""
+    if _KEPT.is_dir() and model_digest(_KEPT) == DEMO_DIGEST:
+        return _KEPT
+    directory = tmp_path_factory.mktemp("model") / "demo-model"
+    write_demo_model(directory)
+    return directory

@@ -1,0 +1,107 @@
+"""A router's gRPC face for the command line's tests: answers what it is told to, and remembers what it was asked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+
+from protos.baton.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc, worker_pb2
+
+
+@dataclass
+class StubRouter(admin_pb2_grpc.AdminServicer, inference_pb2_grpc.InferenceServicer):
+    """`refusal` ends every call; `pieces` is the text of an answer, ended by `finish`, or never when that is None."""
+
+    status: admin_pb2.StatusResponse = field(default_factory=lambda: healthy_status())
+    refusal: tuple[grpc.StatusCode, str] | None = None
+    silent: bool = False
+    pieces: tuple[str, ...] = ("Hel", "lo", "!")
+    finish: str | None = "stop"
+    asked: list[inference_pb2.GenerateRequest] = field(default_factory=list)
+    cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+    address: str = ""
+
+    async def Status(self, request: admin_pb2.StatusRequest, context: Any) -> admin_pb2.StatusResponse:
+        await self._refuse_or_stall(context)
+        return self.status
+
+    async def Generate(
+        self, request: inference_pb2.GenerateRequest, context: Any
+    ) -> AsyncIterator[inference_pb2.GenerateResponse]:
+        self.asked.append(request)
+        await self._refuse_or_stall(context)
+        try:
+            for piece in self.pieces:
+                yield response(piece)
+            if self.finish is None:
+                await asyncio.Event().wait()
+            yield response("", self.finish or "")
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+
+    async def ListModels(self, request: inference_pb2.ListModelsRequest, context: Any) -> Any:
+        raise NotImplementedError
+
+    async def _refuse_or_stall(self, context: Any) -> None:
+        if self.refusal:
+            await context.abort(*self.refusal)
+        if self.silent:
+            await asyncio.Event().wait()
+
+
+@asynccontextmanager
+async def serving(router: StubRouter, admin: bool = True) -> AsyncIterator[StubRouter]:
+    server = grpc.aio.server()
+    if admin:
+        admin_pb2_grpc.add_AdminServicer_to_server(router, server)
+    inference_pb2_grpc.add_InferenceServicer_to_server(router, server)
+    router.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    try:
+        yield router
+    finally:
+        await server.stop(grace=0)
+
+
+def response(text: str, finish: str = "") -> inference_pb2.GenerateResponse:
+    return inference_pb2.GenerateResponse(deltas=[inference_pb2.Delta(text=text, finish_reason=finish)])
+
+
+def healthy_status() -> admin_pb2.StatusResponse:
+    """One worker a pool; the decode worker pulled 7 blocks, and one pull failed."""
+    prefill, decode = worker_pb2.ROLE_PREFILL, worker_pb2.ROLE_DECODE
+    landed = worker_pb2.TransferCount(transport="nixl", outcome="landed", count=3, blocks=7, bytes=7_000)
+    failed = worker_pb2.TransferCount(transport="nixl", outcome="failed", count=1)
+    sent = worker_pb2.Counters(blocks_sent=7, bytes_sent=7_000, leases_offered=4, leases_released=3, pinned_blocks=2)
+    pulled = worker_pb2.Counters(transfers=[landed, failed], recomputed_requests=1, attempts_by_outcome={"finished": 4})
+    return admin_pb2.StatusResponse(
+        router_id="router-1",
+        model="demo",
+        pools=[admin_pb2.PoolStatus(role=role, ready=1, total=1) for role in (prefill, decode)],
+        workers=[_worker("p1", prefill, sent, leases=1), _worker("d1", decode, pulled)],
+        router=admin_pb2.RouterCounters(
+            requests_by_outcome={"finished": 4, "cancelled": 1}, in_flight=2, disaggregated=4, whole=1
+        ),
+    )
+
+
+def _worker(
+    worker_id: str, role: worker_pb2.Role.ValueType, counters: worker_pb2.Counters, leases: int = 0
+) -> admin_pb2.WorkerStatus:
+    description = worker_pb2.WorkerDescription(
+        worker_id=worker_id,
+        role=role,
+        epoch=2**60 + 1,
+        state=worker_pb2.WORKER_STATE_READY,
+        engine="simulated",
+        model="demo",
+        load=worker_pb2.Load(running=1, queued_prefill_tokens=300, kv_usage=0.25, leases=leases),
+        counters=counters,
+    )
+    return admin_pb2.WorkerStatus(description=description, address="127.0.0.1:4242")

@@ -1,0 +1,170 @@
+"""Rendered manifests: what KubeRay's schema, Serve's schema and Ray's autoscaler make of them."""
+
+from __future__ import annotations
+
+import copy
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cluster.config import Config, load_config, parse_config
+from cluster.errors import ConfigError
+from deploy.kuberay_render import kuberay_manifests
+from tests.deploy.crd_schema import Schema, crd_schema, mistakes
+
+EXAMPLES = Path(__file__).parents[2] / "deploy" / "examples"
+SHIPPED = ["kuberay.yaml", "kuberay-cpu.yaml"]
+IMAGE = "baton-serve:test"
+
+
+@pytest.fixture(scope="module")
+def schema() -> Schema:
+    folder = os.environ.get("BATON_CRD_DIR")
+    if not folder:
+        pytest.skip("BATON_CRD_DIR does not name a folder with ray.io_rayservices.yaml")
+    return crd_schema(Path(folder) / "ray.io_rayservices.yaml", "v1")
+
+
+def ray_service(example: str = "kuberay.yaml") -> dict[str, Any]:
+    return dict(kuberay_manifests(load_config(EXAMPLES / example), IMAGE)[0])
+
+
+def cluster_spec(manifest: dict[str, Any]) -> dict[str, Any]:
+    spec: dict[str, Any] = manifest["spec"]["rayClusterConfig"]
+    return spec
+
+
+def groups(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {group["groupName"]: group for group in cluster_spec(manifest)["workerGroupSpecs"]}
+
+
+def changed(**sections: dict[str, Any]) -> Config:
+    raw = yaml.safe_load((EXAMPLES / "kuberay-cpu.yaml").read_text())
+    for section, values in sections.items():
+        raw.setdefault(section, {}).update(values)
+    return parse_config(raw)
+
+
+@pytest.mark.parametrize("example", SHIPPED)
+def test_kuberay_accepts_the_shipped_examples(example: str, schema: Schema) -> None:
+    assert mistakes(ray_service(example), schema) == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "refusal"),
+    [
+        ("maxReplica", "spec.rayClusterConfig.workerGroupSpecs.0: Additional properties are not allowed"),
+        ("restartPolicies", "spec.rayClusterConfig.workerGroupSpecs.0.template.spec: Additional properties"),
+        ("replicas", "spec.rayClusterConfig.workerGroupSpecs.0.replicas: 'one' is not of type 'integer'"),
+    ],
+)
+def test_a_wrong_field_is_refused_with_its_path(wrong: str, refusal: str, schema: Schema) -> None:
+    manifest = copy.deepcopy(ray_service())
+    group = cluster_spec(manifest)["workerGroupSpecs"][0]
+    (group["template"]["spec"] if wrong == "restartPolicies" else group)[wrong] = "one"
+    assert any(line.startswith(refusal) for line in mistakes(manifest, schema))
+
+
+def test_what_an_api_server_fills_in_or_takes_in_two_forms_is_no_mistake(schema: Schema) -> None:
+    manifest = copy.deepcopy(ray_service())
+    group = cluster_spec(manifest)["workerGroupSpecs"][0]
+    del group["maxReplicas"]  # has a default
+    group["template"]["spec"]["containers"][0]["resources"]["requests"]["cpu"] = 4  # an integer or a string
+    assert mistakes(manifest, schema) == []
+
+
+@pytest.mark.parametrize("example", SHIPPED)
+def test_serve_accepts_the_application_and_baton_its_arguments(example: str) -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    parsed = ServeDeploySchema.model_validate(yaml.safe_load(ray_service(example)["spec"]["serveConfigV2"]))
+    application = parsed.applications[0]
+    assert application.import_path == "deploy.app:build"
+    assert (parsed.http_options.host, parsed.http_options.port) == ("0.0.0.0", 8000)
+    assert parse_config(application.args["config"]) == load_config(EXAMPLES / example)
+
+
+def test_each_part_has_a_group_that_alone_offers_its_resource() -> None:
+    offered = {name: group["resources"] for name, group in groups(ray_service()).items()}
+    assert offered == {
+        "router": {"CPU": "4", "baton_router": "1"},
+        "prefill": {"CPU": "8", "GPU": "1", "baton_prefill": "1", "accelerator_type:H100": "1"},
+        "decode": {"CPU": "8", "GPU": "1", "baton_decode": "1", "accelerator_type:H200": "1"},
+    }
+
+
+def test_rays_autoscaler_reads_bounds_and_resources_of_each_group() -> None:
+    from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+
+    custom_resource = {
+        "metadata": {"name": "baton", "namespace": "default"},
+        "spec": cluster_spec(ray_service()),
+        "status": {"head": {"podIP": "10.0.0.1"}},
+    }
+    derived = _derive_autoscaling_config_from_ray_cr(custom_resource)["available_node_types"]
+    decode = derived["decode"]
+    assert (decode["min_workers"], decode["max_workers"]) == (2, 8)
+    assert decode["resources"] == {"CPU": 8, "GPU": 1, "baton_decode": 1, "accelerator_type:H200": 1}
+
+
+def test_a_pool_of_fixed_size_needs_no_autoscaler() -> None:
+    fixed = changed(prefill={"autoscale": None, "replicas": 3}, decode={"autoscale": None})
+    manifest: dict[str, Any] = dict(kuberay_manifests(fixed, IMAGE)[0])
+    prefill = groups(manifest)["prefill"]
+    assert [prefill[key] for key in ("replicas", "minReplicas", "maxReplicas")] == [3, 3, 3]
+    assert cluster_spec(manifest)["enableInTreeAutoscaling"] is False
+
+
+def test_pods_outlive_the_drain_of_what_they_hold() -> None:
+    config = load_config(EXAMPLES / "kuberay.yaml")
+    grace = {
+        name: group["template"]["spec"]["terminationGracePeriodSeconds"]
+        for name, group in groups(ray_service()).items()
+    }
+    assert grace["router"] > config.router.request_deadline_s
+    assert grace["prefill"] > config.prefill.drain_s
+    assert grace["decode"] > config.decode.drain_s
+    assert ray_service()["spec"]["rayClusterDeletionDelaySeconds"] >= max(grace.values())
+
+
+def test_every_pod_takes_the_ticket_secret_from_the_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATON_TICKET_SECRET", "do-not-write-me-anywhere")
+    manifest = ray_service()
+    assert "do-not-write-me" not in yaml.safe_dump(manifest)
+    for group in [cluster_spec(manifest)["headGroupSpec"], *groups(manifest).values()]:
+        environment = {each["name"]: each for each in group["template"]["spec"]["containers"][0]["env"]}
+        reference = {"secretKeyRef": {"name": "baton-secrets", "key": "ticket"}}
+        assert environment["BATON_TICKET_SECRET"] == {"name": "BATON_TICKET_SECRET", "valueFrom": reference}
+
+
+def test_the_grpc_service_selects_the_router_pods() -> None:
+    service: dict[str, Any] = dict(kuberay_manifests(load_config(EXAMPLES / "kuberay.yaml"), IMAGE)[1])
+    selector = service["spec"]["selector"]
+    router = groups(ray_service())["router"]["template"]
+    assert selector.items() <= router["metadata"]["labels"].items()
+    assert {"name": "grpc", "containerPort": 9000} in router["spec"]["containers"][0]["ports"]
+
+
+@pytest.mark.parametrize(
+    ("sections", "line"),
+    [
+        ({"prefill": {"listen_host": "127.0.0.1"}}, "prefill.listen_host: 127.0.0.1 is reached from its own pod only"),
+        ({"decode": {"listen_host": "localhost"}}, "decode.listen_host: localhost is reached from its own pod only"),
+        ({"router": {"http_host": "::1"}}, "router.http_host: ::1 is reached from its own pod only"),
+        ({"router": {"grpc_host": "127.0.1.1"}}, "router.grpc_host: 127.0.1.1 is reached from its own pod only"),
+        ({"router": {"grpc_port": 0}}, "router.grpc_port: 0 is another port at every start"),
+        ({"router": {"grpc_port": 8000}}, "router.grpc_port: 8000 is also router.http_port"),
+        ({"decode": {"resources": {}}}, "decode.resources: name one that no other part has, as {baton_decode: 1}"),
+        ({"decode": {"resources": {"baton_prefill": 1}}}, "prefill.resources: name one that no other part has"),
+        ({"model": {"path": "./weights"}}, "model.path: ./weights is a place on this machine"),
+        ({"engine": {"options": {"hf_token": "hf_x"}}}, "engine.options.hf_token: would stand in the manifest"),
+    ],
+)
+def test_what_cannot_run_in_kubernetes_is_refused_by_its_key(sections: dict[str, Any], line: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        kuberay_manifests(changed(**sections), IMAGE)
+    assert line in str(refused.value)
+    assert "hf_x" not in str(refused.value)
