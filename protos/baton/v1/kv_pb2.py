@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18protos/baton/v1/kv.proto\x12\x08\x62\x61ton.v1\"\xe7\x01\n\x06Ticket\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x12\n\nattempt_id\x18\x02 \x01(\t\x12\x10\n\x08lease_id\x18\x03 \x01(\t\x12\x11\n\tworker_id\x18\x04 \x01(\t\x12\r\n\x05\x65poch\x18\x05 \x01(\x04\x12\x12\n\nnum_tokens\x18\x06 \x01(\r\x12$\n\x06groups\x18\x07 \x03(\x0b\x32\x14.baton.v1.BlockGroup\x12\x13\n\x0b\x66ingerprint\x18\x08 \x01(\x0c\x12\x0e\n\x06source\x18\t \x01(\t\x12\x17\n\x0f\x65xpires_unix_ms\x18\n \x01(\x04\x12\x0c\n\x04hmac\x18\x0b \x01(\x0c\"\x1f\n\nBlockGroup\x12\x11\n\tblock_ids\x18\x01 \x03(\r\"\xce\x01\n\x0e\x43onnectRequest\x12\x11\n\treader_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\x0c\x12K\n\x12\x66ingerprint_fields\x18\x04 \x03(\x0b\x32/.baton.v1.ConnectRequest.FingerprintFieldsEntry\x1a\x38\n\x16\x46ingerprintFieldsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"7\n\x0f\x43onnectResponse\x12$\n\x04nixl\x18\x01 \x01(\x0b\x32\x16.baton.v1.NixlEndpoint\"I\n\x0cNixlEndpoint\x12\x16\n\x0e\x61gent_metadata\x18\x01 \x01(\x0c\x12!\n\x07regions\x18\x02 \x03(\x0b\x32\x10.baton.v1.Region\"R\n\x06Region\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\x04\x12\x0e\n\x06stride\x18\x02 \x01(\x04\x12\x13\n\x0b\x62lock_bytes\x18\x03 \x01(\x04\x12\x12\n\nnum_blocks\x18\x04 \x01(\r\"B\n\x0c\x43laimRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x11\n\treader_id\x18\x03 \x01(\t\"\x1f\n\rClaimResponse\x12\x0e\n\x06ttl_ms\x18\x01 \x01(\r\"d\n\x0f\x43ompleteRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x11\n\treader_id\x18\x03 \x01(\t\x12\x0e\n\x06\x62locks\x18\x04 \x01(\r\x12\r\n\x05\x62ytes\x18\x05 \x01(\x04\"\x12\n\x10\x43ompleteResponse\"\"\n\x0eReleaseRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\"\x11\n\x0fReleaseResponse\"\x14\n\x12SourceStatsRequest\"\xc8\x01\n\x13SourceStatsResponse\x12\x0e\n\x06leases\x18\x01 \x01(\r\x12\x15\n\rpinned_blocks\x18\x02 \x01(\x04\x12\x16\n\x0eleases_offered\x18\x03 \x01(\x04\x12\x17\n\x0fleases_released\x18\x04 \x01(\x04\x12\x16\n\x0eleases_expired\x18\x05 \x01(\x04\x12\x13\n\x0b\x62locks_sent\x18\x06 \x01(\x04\x12\x12\n\nbytes_sent\x18\x07 \x01(\x04\x12\x18\n\x10pending_releases\x18\x08 \x01(\r2\xd3\x02\n\x08KvSource\x12>\n\x07\x43onnect\x12\x18.baton.v1.ConnectRequest\x1a\x19.baton.v1.ConnectResponse\x12\x38\n\x05\x43laim\x12\x16.baton.v1.ClaimRequest\x1a\x17.baton.v1.ClaimResponse\x12\x41\n\x08\x43omplete\x12\x19.baton.v1.CompleteRequest\x1a\x1a.baton.v1.CompleteResponse\x12>\n\x07Release\x12\x18.baton.v1.ReleaseRequest\x1a\x19.baton.v1.ReleaseResponse\x12J\n\x0bSourceStats\x12\x1c.baton.v1.SourceStatsRequest\x1a\x1d.baton.v1.SourceStatsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18protos/baton/v1/kv.proto\x12\x08\x62\x61ton.v1\"\xfe\x01\n\x06Ticket\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x12\n\nattempt_id\x18\x02 \x01(\t\x12\x10\n\x08lease_id\x18\x03 \x01(\t\x12\x11\n\tworker_id\x18\x04 \x01(\t\x12\r\n\x05\x65poch\x18\x05 \x01(\x04\x12\x12\n\nnum_tokens\x18\x06 \x01(\r\x12$\n\x06groups\x18\x07 \x03(\x0b\x32\x14.baton.v1.BlockGroup\x12\x13\n\x0b\x66ingerprint\x18\x08 \x01(\x0c\x12\x0e\n\x06source\x18\t \x01(\t\x12\x17\n\x0f\x65xpires_unix_ms\x18\n \x01(\x04\x12\x0c\n\x04hmac\x18\x0b \x01(\x0c\x12\x15\n\rprompt_digest\x18\x0c \x01(\x0c\"\x1f\n\nBlockGroup\x12\x11\n\tblock_ids\x18\x01 \x03(\r\"\xce\x01\n\x0e\x43onnectRequest\x12\x11\n\treader_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\x0c\x12K\n\x12\x66ingerprint_fields\x18\x04 \x03(\x0b\x32/.baton.v1.ConnectRequest.FingerprintFieldsEntry\x1a\x38\n\x16\x46ingerprintFieldsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"7\n\x0f\x43onnectResponse\x12$\n\x04nixl\x18\x01 \x03(\x0b\x32\x16.baton.v1.NixlEndpoint\"l\n\x0cNixlEndpoint\x12\x16\n\x0e\x61gent_metadata\x18\x01 \x01(\x0c\x12!\n\x07regions\x18\x02 \x03(\x0b\x32\x10.baton.v1.Region\x12\x0e\n\x06memory\x18\x03 \x01(\t\x12\x11\n\tdevice_id\x18\x04 \x01(\r\"R\n\x06Region\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\x04\x12\x0e\n\x06stride\x18\x02 \x01(\x04\x12\x13\n\x0b\x62lock_bytes\x18\x03 \x01(\x04\x12\x12\n\nnum_blocks\x18\x04 \x01(\r\"B\n\x0c\x43laimRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x11\n\treader_id\x18\x03 \x01(\t\"\x1f\n\rClaimResponse\x12\x0e\n\x06ttl_ms\x18\x01 \x01(\r\"r\n\x0f\x43ompleteRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x11\n\treader_id\x18\x03 \x01(\t\x12\x0e\n\x06\x62locks\x18\x04 \x01(\r\x12\r\n\x05\x62ytes\x18\x05 \x01(\x04\x12\x0c\n\x04rank\x18\x06 \x01(\r\"\x12\n\x10\x43ompleteResponse\"C\n\x0eReleaseRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x11\n\treader_id\x18\x02 \x01(\t\x12\x0c\n\x04rank\x18\x03 \x01(\r\"\x11\n\x0fReleaseResponse\"\x10\n\x0eKvStatsRequest\"\x85\x02\n\x0fKvStatsResponse\x12\x0e\n\x06leases\x18\x01 \x01(\r\x12\x15\n\rpinned_blocks\x18\x02 \x01(\x04\x12\x16\n\x0eleases_offered\x18\x03 \x01(\x04\x12\x17\n\x0fleases_released\x18\x04 \x01(\x04\x12\x16\n\x0eleases_expired\x18\x05 \x01(\x04\x12\x13\n\x0b\x62locks_sent\x18\x06 \x01(\x04\x12\x12\n\nbytes_sent\x18\x07 \x01(\x04\x12\x18\n\x10pending_releases\x18\x08 \x01(\r\x12\"\n\x05pulls\x18\t \x03(\x0b\x32\x13.baton.v1.PullCount\x12\x1b\n\x13recomputed_requests\x18\n \x01(\x04\"]\n\tPullCount\x12\x11\n\ttransport\x18\x01 \x01(\t\x12\x0f\n\x07outcome\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\x04\x12\x0e\n\x06\x62locks\x18\x04 \x01(\x04\x12\r\n\x05\x62ytes\x18\x05 \x01(\x04\x32\xc5\x02\n\x08KvSource\x12>\n\x07\x43onnect\x12\x18.baton.v1.ConnectRequest\x1a\x19.baton.v1.ConnectResponse\x12\x38\n\x05\x43laim\x12\x16.baton.v1.ClaimRequest\x1a\x17.baton.v1.ClaimResponse\x12\x41\n\x08\x43omplete\x12\x19.baton.v1.CompleteRequest\x1a\x1a.baton.v1.CompleteResponse\x12>\n\x07Release\x12\x18.baton.v1.ReleaseRequest\x1a\x19.baton.v1.ReleaseResponse\x12<\n\x05Stats\x12\x18.baton.v1.KvStatsRequest\x1a\x19.baton.v1.KvStatsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,35 +34,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CONNECTREQUEST_FINGERPRINTFIELDSENTRY']._loaded_options = None
   _globals['_CONNECTREQUEST_FINGERPRINTFIELDSENTRY']._serialized_options = b'8\001'
   _globals['_TICKET']._serialized_start=39
-  _globals['_TICKET']._serialized_end=270
-  _globals['_BLOCKGROUP']._serialized_start=272
-  _globals['_BLOCKGROUP']._serialized_end=303
-  _globals['_CONNECTREQUEST']._serialized_start=306
-  _globals['_CONNECTREQUEST']._serialized_end=512
-  _globals['_CONNECTREQUEST_FINGERPRINTFIELDSENTRY']._serialized_start=456
-  _globals['_CONNECTREQUEST_FINGERPRINTFIELDSENTRY']._serialized_end=512
-  _globals['_CONNECTRESPONSE']._serialized_start=514
-  _globals['_CONNECTRESPONSE']._serialized_end=569
-  _globals['_NIXLENDPOINT']._serialized_start=571
-  _globals['_NIXLENDPOINT']._serialized_end=644
-  _globals['_REGION']._serialized_start=646
-  _globals['_REGION']._serialized_end=728
-  _globals['_CLAIMREQUEST']._serialized_start=730
-  _globals['_CLAIMREQUEST']._serialized_end=796
-  _globals['_CLAIMRESPONSE']._serialized_start=798
-  _globals['_CLAIMRESPONSE']._serialized_end=829
-  _globals['_COMPLETEREQUEST']._serialized_start=831
-  _globals['_COMPLETEREQUEST']._serialized_end=931
-  _globals['_COMPLETERESPONSE']._serialized_start=933
-  _globals['_COMPLETERESPONSE']._serialized_end=951
-  _globals['_RELEASEREQUEST']._serialized_start=953
-  _globals['_RELEASEREQUEST']._serialized_end=987
-  _globals['_RELEASERESPONSE']._serialized_start=989
-  _globals['_RELEASERESPONSE']._serialized_end=1006
-  _globals['_SOURCESTATSREQUEST']._serialized_start=1008
-  _globals['_SOURCESTATSREQUEST']._serialized_end=1028
-  _globals['_SOURCESTATSRESPONSE']._serialized_start=1031
-  _globals['_SOURCESTATSRESPONSE']._serialized_end=1231
-  _globals['_KVSOURCE']._serialized_start=1234
-  _globals['_KVSOURCE']._serialized_end=1573
+  _globals['_TICKET']._serialized_end=293
+  _globals['_BLOCKGROUP']._serialized_start=295
+  _globals['_BLOCKGROUP']._serialized_end=326
+  _globals['_CONNECTREQUEST']._serialized_start=329
+  _globals['_CONNECTREQUEST']._serialized_end=535
+  _globals['_CONNECTREQUEST_FINGERPRINTFIELDSENTRY']._serialized_start=479
+  _globals['_CONNECTREQUEST_FINGERPRINTFIELDSENTRY']._serialized_end=535
+  _globals['_CONNECTRESPONSE']._serialized_start=537
+  _globals['_CONNECTRESPONSE']._serialized_end=592
+  _globals['_NIXLENDPOINT']._serialized_start=594
+  _globals['_NIXLENDPOINT']._serialized_end=702
+  _globals['_REGION']._serialized_start=704
+  _globals['_REGION']._serialized_end=786
+  _globals['_CLAIMREQUEST']._serialized_start=788
+  _globals['_CLAIMREQUEST']._serialized_end=854
+  _globals['_CLAIMRESPONSE']._serialized_start=856
+  _globals['_CLAIMRESPONSE']._serialized_end=887
+  _globals['_COMPLETEREQUEST']._serialized_start=889
+  _globals['_COMPLETEREQUEST']._serialized_end=1003
+  _globals['_COMPLETERESPONSE']._serialized_start=1005
+  _globals['_COMPLETERESPONSE']._serialized_end=1023
+  _globals['_RELEASEREQUEST']._serialized_start=1025
+  _globals['_RELEASEREQUEST']._serialized_end=1092
+  _globals['_RELEASERESPONSE']._serialized_start=1094
+  _globals['_RELEASERESPONSE']._serialized_end=1111
+  _globals['_KVSTATSREQUEST']._serialized_start=1113
+  _globals['_KVSTATSREQUEST']._serialized_end=1129
+  _globals['_KVSTATSRESPONSE']._serialized_start=1132
+  _globals['_KVSTATSRESPONSE']._serialized_end=1393
+  _globals['_PULLCOUNT']._serialized_start=1395
+  _globals['_PULLCOUNT']._serialized_end=1488
+  _globals['_KVSOURCE']._serialized_start=1491
+  _globals['_KVSOURCE']._serialized_end=1816
 # @@protoc_insertion_point(module_scope)

@@ -35,6 +35,7 @@ class Ticket(_message.Message):
     SOURCE_FIELD_NUMBER: _builtins.int
     EXPIRES_UNIX_MS_FIELD_NUMBER: _builtins.int
     HMAC_FIELD_NUMBER: _builtins.int
+    PROMPT_DIGEST_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     attempt_id: _builtins.str
     lease_id: _builtins.str
@@ -46,8 +47,10 @@ class Ticket(_message.Message):
     source: _builtins.str
     """host:port of KvSource."""
     expires_unix_ms: _builtins.int
-    """Milliseconds since the Unix epoch on the writer's clock; for the log and for refusing early. The lease decides."""
+    """Milliseconds since the Unix epoch on the writer's clock; for the log only. The lease decides."""
     hmac: _builtins.bytes
+    prompt_digest: _builtins.bytes
+    """Of the prompt's token ids and adapter: a ticket never lands under another prompt."""
     @_builtins.property
     def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___BlockGroup]:
         """one a KV cache group"""
@@ -66,10 +69,11 @@ class Ticket(_message.Message):
         source: _builtins.str = ...,
         expires_unix_ms: _builtins.int = ...,
         hmac: _builtins.bytes = ...,
+        prompt_digest: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_id", b"attempt_id", "epoch", b"epoch", "expires_unix_ms", b"expires_unix_ms", "fingerprint", b"fingerprint", "groups", b"groups", "hmac", b"hmac", "lease_id", b"lease_id", "num_tokens", b"num_tokens", "source", b"source", "version", b"version", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_id", b"attempt_id", "epoch", b"epoch", "expires_unix_ms", b"expires_unix_ms", "fingerprint", b"fingerprint", "groups", b"groups", "hmac", b"hmac", "lease_id", b"lease_id", "num_tokens", b"num_tokens", "prompt_digest", b"prompt_digest", "source", b"source", "version", b"version", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -154,13 +158,15 @@ class ConnectResponse(_message.Message):
 
     NIXL_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def nixl(self) -> Global___NixlEndpoint: ...
+    def nixl(self) -> _containers.RepeatedCompositeFieldContainer[Global___NixlEndpoint]:
+        """one a rank, in rank order"""
+
     def __init__(
         self,
         *,
-        nixl: Global___NixlEndpoint | None = ...,
+        nixl: _abc.Iterable[Global___NixlEndpoint] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["nixl", b"nixl"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = _typing.Literal["nixl", b"nixl"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
@@ -174,7 +180,12 @@ class NixlEndpoint(_message.Message):
 
     AGENT_METADATA_FIELD_NUMBER: _builtins.int
     REGIONS_FIELD_NUMBER: _builtins.int
+    MEMORY_FIELD_NUMBER: _builtins.int
+    DEVICE_ID_FIELD_NUMBER: _builtins.int
     agent_metadata: _builtins.bytes
+    memory: _builtins.str
+    """"DRAM", or "VRAM" with the device that holds it."""
+    device_id: _builtins.int
     @_builtins.property
     def regions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Region]:
         """one a layer, in layer order"""
@@ -184,10 +195,12 @@ class NixlEndpoint(_message.Message):
         *,
         agent_metadata: _builtins.bytes = ...,
         regions: _abc.Iterable[Global___Region] | None = ...,
+        memory: _builtins.str = ...,
+        device_id: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_metadata", b"agent_metadata", "regions", b"regions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_metadata", b"agent_metadata", "device_id", b"device_id", "memory", b"memory", "regions", b"regions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -275,11 +288,13 @@ class CompleteRequest(_message.Message):
     READER_ID_FIELD_NUMBER: _builtins.int
     BLOCKS_FIELD_NUMBER: _builtins.int
     BYTES_FIELD_NUMBER: _builtins.int
+    RANK_FIELD_NUMBER: _builtins.int
     lease_id: _builtins.str
     epoch: _builtins.int
     reader_id: _builtins.str
     blocks: _builtins.int
     bytes: _builtins.int
+    rank: _builtins.int
     def __init__(
         self,
         *,
@@ -288,10 +303,11 @@ class CompleteRequest(_message.Message):
         reader_id: _builtins.str = ...,
         blocks: _builtins.int = ...,
         bytes: _builtins.int = ...,
+        rank: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "bytes", b"bytes", "epoch", b"epoch", "lease_id", b"lease_id", "reader_id", b"reader_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "bytes", b"bytes", "epoch", b"epoch", "lease_id", b"lease_id", "rank", b"rank", "reader_id", b"reader_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -317,15 +333,22 @@ class ReleaseRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     LEASE_ID_FIELD_NUMBER: _builtins.int
+    READER_ID_FIELD_NUMBER: _builtins.int
+    RANK_FIELD_NUMBER: _builtins.int
     lease_id: _builtins.str
+    reader_id: _builtins.str
+    """Empty from those who do not read: the router, or the owner of either engine."""
+    rank: _builtins.int
     def __init__(
         self,
         *,
         lease_id: _builtins.str = ...,
+        reader_id: _builtins.str = ...,
+        rank: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_id", b"lease_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_id", b"lease_id", "rank", b"rank", "reader_id", b"reader_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -347,7 +370,7 @@ class ReleaseResponse(_message.Message):
 Global___ReleaseResponse: _TypeAlias = ReleaseResponse  # noqa: Y015
 
 @_typing.final
-class SourceStatsRequest(_message.Message):
+class KvStatsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
@@ -359,10 +382,10 @@ class SourceStatsRequest(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___SourceStatsRequest: _TypeAlias = SourceStatsRequest  # noqa: Y015
+Global___KvStatsRequest: _TypeAlias = KvStatsRequest  # noqa: Y015
 
 @_typing.final
-class SourceStatsResponse(_message.Message):
+class KvStatsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     LEASES_FIELD_NUMBER: _builtins.int
@@ -373,6 +396,8 @@ class SourceStatsResponse(_message.Message):
     BLOCKS_SENT_FIELD_NUMBER: _builtins.int
     BYTES_SENT_FIELD_NUMBER: _builtins.int
     PENDING_RELEASES_FIELD_NUMBER: _builtins.int
+    PULLS_FIELD_NUMBER: _builtins.int
+    RECOMPUTED_REQUESTS_FIELD_NUMBER: _builtins.int
     leases: _builtins.int
     pinned_blocks: _builtins.int
     leases_offered: _builtins.int
@@ -381,7 +406,13 @@ class SourceStatsResponse(_message.Message):
     blocks_sent: _builtins.int
     bytes_sent: _builtins.int
     pending_releases: _builtins.int
-    """Releases that the engine's thread has not applied yet."""
+    """Leases that ended, but whose blocks the engine's thread has not taken back yet."""
+    recomputed_requests: _builtins.int
+    """Requests that had a ticket and computed the prompt themselves."""
+    @_builtins.property
+    def pulls(self) -> _containers.RepeatedCompositeFieldContainer[Global___PullCount]:
+        """Pulls by this engine."""
+
     def __init__(
         self,
         *,
@@ -393,11 +424,44 @@ class SourceStatsResponse(_message.Message):
         blocks_sent: _builtins.int = ...,
         bytes_sent: _builtins.int = ...,
         pending_releases: _builtins.int = ...,
+        pulls: _abc.Iterable[Global___PullCount] | None = ...,
+        recomputed_requests: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks_sent", b"blocks_sent", "bytes_sent", b"bytes_sent", "leases", b"leases", "leases_expired", b"leases_expired", "leases_offered", b"leases_offered", "leases_released", b"leases_released", "pending_releases", b"pending_releases", "pinned_blocks", b"pinned_blocks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks_sent", b"blocks_sent", "bytes_sent", b"bytes_sent", "leases", b"leases", "leases_expired", b"leases_expired", "leases_offered", b"leases_offered", "leases_released", b"leases_released", "pending_releases", b"pending_releases", "pinned_blocks", b"pinned_blocks", "pulls", b"pulls", "recomputed_requests", b"recomputed_requests"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___SourceStatsResponse: _TypeAlias = SourceStatsResponse  # noqa: Y015
+Global___KvStatsResponse: _TypeAlias = KvStatsResponse  # noqa: Y015
+
+@_typing.final
+class PullCount(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRANSPORT_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    transport: _builtins.str
+    outcome: _builtins.str
+    count: _builtins.int
+    blocks: _builtins.int
+    bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        transport: _builtins.str = ...,
+        outcome: _builtins.str = ...,
+        count: _builtins.int = ...,
+        blocks: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "bytes", b"bytes", "count", b"count", "outcome", b"outcome", "transport", b"transport"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PullCount: _TypeAlias = PullCount  # noqa: Y015

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class KvSourceStub:
-    """Served beside the prefill engine's block pool.
+    """Served inside every engine that has Baton's connector, beside its block pool. A reader is one engine; with tensor
+    parallelism each of its ranks claims, completes or releases for itself, and the lease ends with the last rank.
     """
 
     def __init__(self, channel):
@@ -55,26 +56,29 @@ class KvSourceStub:
                 request_serializer=protos_dot_baton_dot_v1_dot_kv__pb2.ReleaseRequest.SerializeToString,
                 response_deserializer=protos_dot_baton_dot_v1_dot_kv__pb2.ReleaseResponse.FromString,
                 _registered_method=True)
-        self.SourceStats = channel.unary_unary(
-                '/baton.v1.KvSource/SourceStats',
-                request_serializer=protos_dot_baton_dot_v1_dot_kv__pb2.SourceStatsRequest.SerializeToString,
-                response_deserializer=protos_dot_baton_dot_v1_dot_kv__pb2.SourceStatsResponse.FromString,
+        self.Stats = channel.unary_unary(
+                '/baton.v1.KvSource/Stats',
+                request_serializer=protos_dot_baton_dot_v1_dot_kv__pb2.KvStatsRequest.SerializeToString,
+                response_deserializer=protos_dot_baton_dot_v1_dot_kv__pb2.KvStatsResponse.FromString,
                 _registered_method=True)
 
 
 class KvSourceServicer:
-    """Served beside the prefill engine's block pool.
+    """Served inside every engine that has Baton's connector, beside its block pool. A reader is one engine; with tensor
+    parallelism each of its ranks claims, completes or releases for itself, and the lease ends with the last rank.
     """
 
     def Connect(self, request, context):
-        """What a reader needs once for each epoch: layout and transport endpoints. FAILED_PRECONDITION: epoch or fingerprint differ.
+        """What a reader needs once for each epoch: where the blocks lie, for each rank. FAILED_PRECONDITION: epoch or fingerprint
+        differs; the text names both values and the trailing metadata `baton-error` the error's class.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Claim(self, request, context):
-        """Before the first byte: the lease is now being read and holds for `ttl_ms` from here. May be called again to renew.
+        """Before the first byte: the lease is now this reader's and holds for `ttl_ms` from here. Called again to renew.
+        FAILED_PRECONDITION: the lease has ended, is of another epoch, or another reader has it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -83,20 +87,23 @@ class KvSourceServicer:
     def Complete(self, request, context):
         """After the last byte: OK proves that no block was given away while it was read. Frees the lease.
         FAILED_PRECONDITION: the lease had expired or is of another epoch; what was read must not be used.
+        Repeating a completion that succeeded is no error.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Release(self, request, context):
-        """The lease will not be read (any more). Unknown leases are accepted: releasing twice is no error.
+        """The lease will not be read (any more). While a reader has claimed it, only that reader can release it; from anyone else,
+        and for unknown leases, nothing happens and that is no error.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def SourceStats(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+    def Stats(self, request, context):
+        """Both halves of this engine's hand-off: its leases and its own pulls.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -124,10 +131,10 @@ def add_KvSourceServicer_to_server(servicer, server):
                     request_deserializer=protos_dot_baton_dot_v1_dot_kv__pb2.ReleaseRequest.FromString,
                     response_serializer=protos_dot_baton_dot_v1_dot_kv__pb2.ReleaseResponse.SerializeToString,
             ),
-            'SourceStats': grpc.unary_unary_rpc_method_handler(
-                    servicer.SourceStats,
-                    request_deserializer=protos_dot_baton_dot_v1_dot_kv__pb2.SourceStatsRequest.FromString,
-                    response_serializer=protos_dot_baton_dot_v1_dot_kv__pb2.SourceStatsResponse.SerializeToString,
+            'Stats': grpc.unary_unary_rpc_method_handler(
+                    servicer.Stats,
+                    request_deserializer=protos_dot_baton_dot_v1_dot_kv__pb2.KvStatsRequest.FromString,
+                    response_serializer=protos_dot_baton_dot_v1_dot_kv__pb2.KvStatsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -138,7 +145,8 @@ def add_KvSourceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class KvSource:
-    """Served beside the prefill engine's block pool.
+    """Served inside every engine that has Baton's connector, beside its block pool. A reader is one engine; with tensor
+    parallelism each of its ranks claims, completes or releases for itself, and the lease ends with the last rank.
     """
 
     @staticmethod
@@ -250,7 +258,7 @@ class KvSource:
             _registered_method=True)
 
     @staticmethod
-    def SourceStats(request,
+    def Stats(request,
             target,
             options=(),
             channel_credentials=None,
@@ -263,9 +271,9 @@ class KvSource:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/baton.v1.KvSource/SourceStats',
-            protos_dot_baton_dot_v1_dot_kv__pb2.SourceStatsRequest.SerializeToString,
-            protos_dot_baton_dot_v1_dot_kv__pb2.SourceStatsResponse.FromString,
+            '/baton.v1.KvSource/Stats',
+            protos_dot_baton_dot_v1_dot_kv__pb2.KvStatsRequest.SerializeToString,
+            protos_dot_baton_dot_v1_dot_kv__pb2.KvStatsResponse.FromString,
             options,
             channel_credentials,
             insecure,

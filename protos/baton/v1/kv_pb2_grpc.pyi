@@ -27,43 +27,65 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class KvSourceStub:
-    """Served beside the prefill engine's block pool."""
+    """Served inside every engine that has Baton's connector, beside its block pool. A reader is one engine; with tensor
+    parallelism each of its ranks claims, completes or releases for itself, and the lease ends with the last rank.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> KvSourceAsyncStub: ...
     Connect: _grpc.UnaryUnaryMultiCallable[_kv_pb2.ConnectRequest, _kv_pb2.ConnectResponse]
-    """What a reader needs once for each epoch: layout and transport endpoints. FAILED_PRECONDITION: epoch or fingerprint differ."""
+    """What a reader needs once for each epoch: where the blocks lie, for each rank. FAILED_PRECONDITION: epoch or fingerprint
+    differs; the text names both values and the trailing metadata `baton-error` the error's class.
+    """
     Claim: _grpc.UnaryUnaryMultiCallable[_kv_pb2.ClaimRequest, _kv_pb2.ClaimResponse]
-    """Before the first byte: the lease is now being read and holds for `ttl_ms` from here. May be called again to renew."""
+    """Before the first byte: the lease is now this reader's and holds for `ttl_ms` from here. Called again to renew.
+    FAILED_PRECONDITION: the lease has ended, is of another epoch, or another reader has it.
+    """
     Complete: _grpc.UnaryUnaryMultiCallable[_kv_pb2.CompleteRequest, _kv_pb2.CompleteResponse]
     """After the last byte: OK proves that no block was given away while it was read. Frees the lease.
     FAILED_PRECONDITION: the lease had expired or is of another epoch; what was read must not be used.
+    Repeating a completion that succeeded is no error.
     """
     Release: _grpc.UnaryUnaryMultiCallable[_kv_pb2.ReleaseRequest, _kv_pb2.ReleaseResponse]
-    """The lease will not be read (any more). Unknown leases are accepted: releasing twice is no error."""
-    SourceStats: _grpc.UnaryUnaryMultiCallable[_kv_pb2.SourceStatsRequest, _kv_pb2.SourceStatsResponse]
+    """The lease will not be read (any more). While a reader has claimed it, only that reader can release it; from anyone else,
+    and for unknown leases, nothing happens and that is no error.
+    """
+    Stats: _grpc.UnaryUnaryMultiCallable[_kv_pb2.KvStatsRequest, _kv_pb2.KvStatsResponse]
+    """Both halves of this engine's hand-off: its leases and its own pulls."""
 
 @_typing.type_check_only
 class KvSourceAsyncStub(KvSourceStub):
-    """Served beside the prefill engine's block pool."""
+    """Served inside every engine that has Baton's connector, beside its block pool. A reader is one engine; with tensor
+    parallelism each of its ranks claims, completes or releases for itself, and the lease ends with the last rank.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Connect: _aio.UnaryUnaryMultiCallable[_kv_pb2.ConnectRequest, _kv_pb2.ConnectResponse]  # type: ignore[assignment]
-    """What a reader needs once for each epoch: layout and transport endpoints. FAILED_PRECONDITION: epoch or fingerprint differ."""
+    """What a reader needs once for each epoch: where the blocks lie, for each rank. FAILED_PRECONDITION: epoch or fingerprint
+    differs; the text names both values and the trailing metadata `baton-error` the error's class.
+    """
     Claim: _aio.UnaryUnaryMultiCallable[_kv_pb2.ClaimRequest, _kv_pb2.ClaimResponse]  # type: ignore[assignment]
-    """Before the first byte: the lease is now being read and holds for `ttl_ms` from here. May be called again to renew."""
+    """Before the first byte: the lease is now this reader's and holds for `ttl_ms` from here. Called again to renew.
+    FAILED_PRECONDITION: the lease has ended, is of another epoch, or another reader has it.
+    """
     Complete: _aio.UnaryUnaryMultiCallable[_kv_pb2.CompleteRequest, _kv_pb2.CompleteResponse]  # type: ignore[assignment]
     """After the last byte: OK proves that no block was given away while it was read. Frees the lease.
     FAILED_PRECONDITION: the lease had expired or is of another epoch; what was read must not be used.
+    Repeating a completion that succeeded is no error.
     """
     Release: _aio.UnaryUnaryMultiCallable[_kv_pb2.ReleaseRequest, _kv_pb2.ReleaseResponse]  # type: ignore[assignment]
-    """The lease will not be read (any more). Unknown leases are accepted: releasing twice is no error."""
-    SourceStats: _aio.UnaryUnaryMultiCallable[_kv_pb2.SourceStatsRequest, _kv_pb2.SourceStatsResponse]  # type: ignore[assignment]
+    """The lease will not be read (any more). While a reader has claimed it, only that reader can release it; from anyone else,
+    and for unknown leases, nothing happens and that is no error.
+    """
+    Stats: _aio.UnaryUnaryMultiCallable[_kv_pb2.KvStatsRequest, _kv_pb2.KvStatsResponse]  # type: ignore[assignment]
+    """Both halves of this engine's hand-off: its leases and its own pulls."""
 
 class KvSourceServicer(metaclass=_abc_1.ABCMeta):
-    """Served beside the prefill engine's block pool."""
+    """Served inside every engine that has Baton's connector, beside its block pool. A reader is one engine; with tensor
+    parallelism each of its ranks claims, completes or releases for itself, and the lease ends with the last rank.
+    """
 
     @_abc_1.abstractmethod
     def Connect(
@@ -71,7 +93,9 @@ class KvSourceServicer(metaclass=_abc_1.ABCMeta):
         request: _kv_pb2.ConnectRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_kv_pb2.ConnectResponse, _abc.Awaitable[_kv_pb2.ConnectResponse]]:
-        """What a reader needs once for each epoch: layout and transport endpoints. FAILED_PRECONDITION: epoch or fingerprint differ."""
+        """What a reader needs once for each epoch: where the blocks lie, for each rank. FAILED_PRECONDITION: epoch or fingerprint
+        differs; the text names both values and the trailing metadata `baton-error` the error's class.
+        """
 
     @_abc_1.abstractmethod
     def Claim(
@@ -79,7 +103,9 @@ class KvSourceServicer(metaclass=_abc_1.ABCMeta):
         request: _kv_pb2.ClaimRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_kv_pb2.ClaimResponse, _abc.Awaitable[_kv_pb2.ClaimResponse]]:
-        """Before the first byte: the lease is now being read and holds for `ttl_ms` from here. May be called again to renew."""
+        """Before the first byte: the lease is now this reader's and holds for `ttl_ms` from here. Called again to renew.
+        FAILED_PRECONDITION: the lease has ended, is of another epoch, or another reader has it.
+        """
 
     @_abc_1.abstractmethod
     def Complete(
@@ -89,6 +115,7 @@ class KvSourceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_kv_pb2.CompleteResponse, _abc.Awaitable[_kv_pb2.CompleteResponse]]:
         """After the last byte: OK proves that no block was given away while it was read. Frees the lease.
         FAILED_PRECONDITION: the lease had expired or is of another epoch; what was read must not be used.
+        Repeating a completion that succeeded is no error.
         """
 
     @_abc_1.abstractmethod
@@ -97,13 +124,16 @@ class KvSourceServicer(metaclass=_abc_1.ABCMeta):
         request: _kv_pb2.ReleaseRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_kv_pb2.ReleaseResponse, _abc.Awaitable[_kv_pb2.ReleaseResponse]]:
-        """The lease will not be read (any more). Unknown leases are accepted: releasing twice is no error."""
+        """The lease will not be read (any more). While a reader has claimed it, only that reader can release it; from anyone else,
+        and for unknown leases, nothing happens and that is no error.
+        """
 
     @_abc_1.abstractmethod
-    def SourceStats(
+    def Stats(
         self,
-        request: _kv_pb2.SourceStatsRequest,
+        request: _kv_pb2.KvStatsRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_kv_pb2.SourceStatsResponse, _abc.Awaitable[_kv_pb2.SourceStatsResponse]]: ...
+    ) -> _typing.Union[_kv_pb2.KvStatsResponse, _abc.Awaitable[_kv_pb2.KvStatsResponse]]:
+        """Both halves of this engine's hand-off: its leases and its own pulls."""
 
 def add_KvSourceServicer_to_server(servicer: KvSourceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,91 @@
+"""What an engine needs of the hand-off of KV blocks, without knowing how blocks move.
+
+`KvLink` is an owner's line to the connector that lives inside a vLLM engine core; `Handoff` is the whole hand-off of a
+simulated engine. Both are implemented in `kv_transfer`, which may import this package; this package never imports it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from cluster.engine import TransferCount
+
+
+@dataclass(frozen=True, slots=True)
+class KvStats:
+    """Counted where the blocks are. `pinned_blocks` are those that leases hold now; `pending_releases` are leases
+    that ended but whose blocks the engine has not taken back yet, which it does at its next step; transfers are pulls
+    by this engine; `*_sent` are completed reads out of it."""
+
+    leases: int = 0
+    pinned_blocks: int = 0
+    pending_releases: int = 0
+    leases_offered: int = 0
+    leases_released: int = 0
+    leases_expired: int = 0
+    blocks_sent: int = 0
+    bytes_sent: int = 0
+    recomputed_requests: int = 0
+    transfers: tuple[TransferCount, ...] = ()
+
+
+class KvLink(Protocol):
+    """From the owner of a vLLM engine core to the connector inside it. Usable once the engine core has started; every
+    call has a deadline of its own and raises `EngineFailed` when the connector does not answer."""
+
+    async def address(self) -> str:
+        """host:port of this engine's KvSource; waits until the connector listens."""
+        ...
+
+    async def fingerprint(self) -> bytes:
+        """What a peer's fingerprint must equal for blocks to be exchanged."""
+        ...
+
+    async def stats(self) -> KvStats: ...
+
+    async def release(self, lease_id: str) -> None:
+        """Ends the lease; its blocks return to the engine at its next step. Unknown ids are no error."""
+        ...
+
+    async def close(self) -> None:
+        """Closes the line; the connector ends with its engine core. May be called twice."""
+        ...
+
+
+class Handoff(Protocol):
+    """The hand-off of one simulated engine: the engine owns the blocks, the hand-off owns the leases on them."""
+
+    @property
+    def fingerprint(self) -> bytes:
+        """What a peer's fingerprint must equal for blocks to be exchanged."""
+        ...
+
+    async def start(self, freed: Callable[[Sequence[int]], None]) -> str:
+        """Starts serving and returns host:port of its KvSource, empty without one. From then on `freed(block_ids)` is
+        called on the same event loop, once for each lease, when it ends: the ids are those of its offer."""
+        ...
+
+    def offer(self, attempt_id: str, num_tokens: int, block_ids: Sequence[int]) -> bytes:
+        """Puts a lease on the blocks of a finished prefill and returns the ticket for it."""
+        ...
+
+    def tokens_in(self, ticket: bytes) -> int:
+        """Prompt tokens whose KV the ticket hands over. Raises `TicketRefused`."""
+        ...
+
+    async def pull(self, ticket: bytes, missing_blocks: int) -> None:
+        """Fetches the last `missing_blocks` blocks of the ticket, maybe none, and completes its lease. Raises
+        `TransferFailed` within its own deadline; cancelling it leaves nothing behind."""
+        ...
+
+    async def release(self, lease_id: str) -> None:
+        """Ends a lease that nobody will read. Unknown ids are no error."""
+        ...
+
+    async def stats(self) -> KvStats: ...
+
+    async def close(self) -> None:
+        """Stops serving. May be called twice."""
+        ...

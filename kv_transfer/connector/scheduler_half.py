@@ -1,0 +1,126 @@
+"""The half of the connector that lives beside vLLM's scheduler and block pool: leases out, tickets in, KvSource.
+
+Every method is called on the engine's own thread, inside its loop and without a guard: an exception here ends the
+engine, so what a peer or a client sends wrong is answered, never raised.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from vllm.config import VllmConfig
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorHandshakeMetadata
+from vllm.v1.outputs import KVConnectorOutput
+from vllm.v1.request import RequestStatus
+
+from cluster.config import secret
+from cluster.errors import ConfigError
+from cluster.kv_link import KvStats
+from kv_transfer.announcement import Announcement, announce
+from kv_transfer.connector.exporter import Exporter
+from kv_transfer.connector.importer import Importer
+from kv_transfer.connector.messages import RankEndpoint, StepOrders, StepReport
+from kv_transfer.engine_settings import ConnectorSettings
+from kv_transfer.lease import LeaseTable
+from kv_transfer.lease_book import LeaseBook
+from kv_transfer.source_server import KvSource, KvSourceServer
+
+_EXPORTABLE = (RequestStatus.FINISHED_LENGTH_CAPPED, RequestStatus.FINISHED_STOPPED)
+
+
+class SchedulerHalf:
+    def __init__(self, config: VllmConfig, settings: ConnectorSettings) -> None:
+        self._settings = settings
+        self._secret = secret(settings.secret_env)
+        self._block_size = config.cache_config.block_size
+        table = LeaseTable(settings.epoch, settings.lease_s, config.parallel_config.tensor_parallel_size)
+        self._book = LeaseBook(table, time.monotonic)
+        self._importer = Importer(self._secret, self._block_size)
+        self._exporter: Exporter
+        self._server = KvSourceServer(settings.listen_host, settings.advertise_host)
+        self._fingerprint = b""
+        self._exporting: set[str] = set()
+        self._serving = False
+
+    def bind_pool(self, pool: Any) -> None:
+        self._exporter = Exporter(self._settings, self._secret, self._book, pool, self._block_size)
+
+    def start(self, endpoints: dict[int, KVConnectorHandshakeMetadata]) -> None:
+        """All ranks have their KV cache: serve peers, and tell the owner where."""
+        ranks = [endpoints[rank] for rank in sorted(endpoints)]
+        assert all(isinstance(rank, RankEndpoint) for rank in ranks)
+        if len({rank.fingerprint for rank in ranks}) != 1:
+            raise ConfigError("the ranks of this engine lay out their KV blocks differently")
+        fingerprint = ranks[0].fingerprint
+        self._fingerprint = fingerprint.digest
+        epoch, places = self._settings.epoch, tuple(rank.endpoint for rank in ranks)
+        self._server.start(KvSource(self._book, epoch, fingerprint, places, self.stats))
+        announce(Path(self._settings.announce_path), Announcement(self._server.address, fingerprint.digest))
+
+    def new_request(self, request: Any) -> None:
+        self._exporter.take_back()
+        match request.kv_transfer_params:
+            case {"export": True}:
+                self._exporting.add(request.request_id)
+            case {"ticket": sealed}:
+                self._importer.begin(request, sealed if isinstance(sealed, bytes) else b"")
+
+    def matched_tokens(self, request: Any, local_tokens: int) -> tuple[int, bool]:
+        self._exporter.take_back()
+        missing = self._importer.missing_tokens(request, local_tokens)
+        return missing, missing > 0
+
+    def allocated(self, request: Any, block_ids: list[int], external_tokens: int) -> None:
+        self._importer.allocated(request.request_id, block_ids, external_tokens)
+
+    def step_orders(self) -> StepOrders:
+        self._exporter.take_back()
+        jobs, releases = self._importer.take_orders()
+        return StepOrders(jobs, releases, self._serve_s())
+
+    def step_done(self, output: KVConnectorOutput) -> None:
+        if isinstance(report := output.kv_connector_worker_meta, StepReport):
+            for rank, result in report.results:
+                self._importer.ended(rank, result)
+        # The scheduler asserts that it knows every id that it is told; one that it does not would end the engine.
+        output.finished_recving = self._importer.received(output.finished_recving or set(), output.failed_recving)
+        output.failed_recving &= output.finished_recving
+
+    def finished(self, request: Any, block_ids: tuple[list[int], ...]) -> dict[str, Any] | None:
+        """The parameters that go out with the request's last output."""
+        self._importer.finish(request.request_id)
+        if request.request_id not in self._exporting:
+            return None
+        self._exporting.remove(request.request_id)
+        if request.status not in _EXPORTABLE:
+            return None
+        ticket = self._exporter.export(request, block_ids[0], self._server.address, self._fingerprint)
+        return {"ticket": ticket} if ticket else None
+
+    @property
+    def has_work(self) -> bool:
+        """Whether the engine should step although no request needs it."""
+        return self._book.frees_wait or self._importer.has_orders
+
+    def stats(self) -> KvStats:
+        """On any thread."""
+        return self._book.stats(self._importer.counts.transfers, self._importer.recomputed_requests)
+
+    def check_idle(self) -> None:
+        """AssertionError: something is left of requests or leases that have ended."""
+        self._exporter.check_integrity()
+        self._importer.check_idle()
+
+    def close(self) -> None:
+        self._server.close()
+
+    def _serve_s(self) -> float | None:
+        """Readers connect while a lease is open, when an idle engine takes no steps that could carry orders: so serving
+        begins with the prefill, and lasts for the lease and one renewal."""
+        serving = bool(self._exporting) or self._book.live > 0
+        if not serving and not self._serving:
+            return None
+        self._serving = serving
+        return 2 * self._settings.lease_s if serving else 0.0

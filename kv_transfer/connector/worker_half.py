@@ -1,0 +1,80 @@
+"""The half of the connector that lives beside the KV tensors of one rank: hands pulls to the mover's thread, reports
+their ends.
+
+Called on the rank's own thread, once a step; nothing here waits.
+"""
+
+from __future__ import annotations
+
+import torch
+from vllm.config import VllmConfig
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorTransferResults
+
+from kv_transfer.connector.layout import fingerprint_of, layout_of
+from kv_transfer.connector.messages import RankEndpoint, StepOrders, StepReport
+from kv_transfer.engine_settings import ConnectorSettings
+from kv_transfer.mover import Deadlines, Mover, PullResult
+from kv_transfer.mover_thread import MoverThread
+from kv_transfer.nixl_transport import NixlTransport
+
+
+class WorkerHalf:
+    def __init__(self, config: VllmConfig, settings: ConnectorSettings, num_blocks: int) -> None:
+        self._config = config
+        self._settings = settings
+        self._num_blocks = num_blocks
+        self._rank: int = config.parallel_config.rank
+        self._mover: MoverThread
+        self._on_cpu = True
+        self._held: StepOrders | None = None
+        self._ended: list[PullResult] = []
+
+    def register(self, kv_caches: dict[str, torch.Tensor]) -> None:
+        layout = layout_of(kv_caches, self._num_blocks)
+        fingerprint = fingerprint_of(self._config, kv_caches)
+        transport = NixlTransport(layout)
+        self._on_cpu = layout.memory == "DRAM"
+        self.endpoint = RankEndpoint(transport.endpoint(), fingerprint)
+        deadlines = Deadlines(self._settings.connect_deadline_s, self._settings.read_deadline_s)
+        reader_id, rank = self._settings.reader_id, self._rank
+        self._mover = MoverThread(lambda: Mover(transport, fingerprint, reader_id, rank, deadlines), transport.progress)
+
+    def before_forward(self, orders: StepOrders) -> None:
+        """On CPU the forward pass blocks and nothing of an earlier one is in flight, so pulls start now and overlap
+        it."""
+        if self._on_cpu:
+            self._follow(orders)
+        else:
+            self._held = orders
+
+    def after_forward_launch(self) -> None:
+        """On a GPU an earlier pass may still write; what is launched before this point is ordered before the pulls."""
+        if self._held is not None:
+            orders, self._held = self._held, None
+            self._follow(orders)
+
+    def results(self, finished: set[str]) -> KVConnectorTransferResults:
+        """`finished`: requests that ended or were aborted; their pulls are no longer wanted."""
+        self._mover.cancel(finished)
+        self._ended = self._mover.take_results()
+        return KVConnectorTransferResults(
+            finished_recving={result.request_id for result in self._ended},
+            failed_recving={result.request_id for result in self._ended if result.outcome != "landed"},
+        )
+
+    def report(self) -> StepReport | None:
+        """After `results`, once."""
+        ended, self._ended = self._ended, []
+        return StepReport(tuple((self._rank, result) for result in ended)) if ended else None
+
+    def close(self) -> None:
+        if hasattr(self, "_mover"):
+            self._mover.close()
+
+    def _follow(self, orders: StepOrders) -> None:
+        if orders.serve_s is not None:
+            self._mover.serve_for(orders.serve_s)
+        for job in orders.pulls:
+            self._mover.pull(job)
+        for ticket in orders.releases if self._rank == 0 else ():
+            self._mover.release(ticket)

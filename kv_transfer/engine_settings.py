@@ -1,0 +1,87 @@
+"""The connector's settings, on their way into an engine: from our configuration to vLLM's `kv_transfer_config` and
+back.
+
+Everything travels as plain JSON values inside `kv_connector_extra_config`, which vLLM writes to its log: the secret
+stays in the environment, only its variable is named. Imports no vllm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from cluster.config import KvTransferConfig
+from cluster.engine import Role
+from cluster.errors import ConfigError
+
+CONNECTOR = "BatonConnector"
+MODULE = "kv_transfer.connector.baton_connector"
+_ROLES = {Role.PREFILL: "kv_producer", Role.DECODE: "kv_consumer"}
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectorSettings:
+    """`listen_host` is where KvSource listens, `advertise_host` where peers reach it. `announce_path`: the file in
+    which the connector tells its owner where it listens. `secret_env`: the environment variable that holds the
+    tickets' key. Times are seconds."""
+
+    worker_id: str
+    epoch: int
+    listen_host: str
+    advertise_host: str
+    announce_path: str
+    secret_env: str
+    lease_s: float
+    connect_deadline_s: float
+    read_deadline_s: float
+
+    @property
+    def reader_id(self) -> str:
+        """Names this engine start to the sources it reads from."""
+        return f"{self.worker_id}/{self.epoch}"
+
+    @classmethod
+    def from_extra_config(cls, extra: Mapping[str, Any]) -> ConnectorSettings:
+        """Raises `ConfigError` for anything but the values that `kv_transfer_config` wrote."""
+        names = {field.name for field in fields(cls)}
+        if extra.keys() != names:
+            differ = ", ".join(sorted(extra.keys() ^ names))
+            raise ConfigError(f"kv_connector_extra_config: missing or unknown: {differ}; it is written by Baton only")
+        return cls(**extra)
+
+
+def kv_transfer_config(settings: ConnectorSettings, role: Role) -> dict[str, Any]:
+    """vLLM's engine argument of the same name."""
+    return {
+        "kv_connector": CONNECTOR,
+        "kv_connector_module_path": MODULE,
+        "kv_role": _ROLES[role],
+        "engine_id": settings.reader_id,
+        "kv_load_failure_policy": "recompute",
+        "kv_connector_extra_config": asdict(settings),
+    }
+
+
+def connector_settings(
+    config: KvTransferConfig,
+    *,
+    worker_id: str,
+    epoch: int,
+    listen_host: str,
+    advertise_host: str,
+    announce_path: str,
+    secret_env: str,
+) -> ConnectorSettings:
+    """`config` made concrete for one engine start."""
+    return ConnectorSettings(
+        worker_id=worker_id,
+        epoch=epoch,
+        listen_host=listen_host,
+        advertise_host=advertise_host,
+        announce_path=announce_path,
+        secret_env=secret_env,
+        lease_s=config.lease_s,
+        connect_deadline_s=config.connect_deadline_s,
+        read_deadline_s=config.read_deadline_s,
+    )

@@ -1,0 +1,32 @@
+"""What became of an engine's pulls, by transport and outcome."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from cluster.engine import TransferCount
+from kv_transfer.mover import PullResult
+
+
+class PullCounts:
+    """Written by one thread; may be read by others."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[tuple[str, str]] = Counter()
+        self._blocks: Counter[tuple[str, str]] = Counter()
+        self._bytes: Counter[tuple[str, str]] = Counter()
+
+    def add(self, result: PullResult, whole_pull: bool = True) -> None:
+        """`whole_pull`: False for a further rank of a pull that is counted already, which adds only its bytes."""
+        key = (result.transport, result.outcome)
+        self._bytes[key] += result.bytes
+        if whole_pull:
+            self._blocks[key] += result.blocks
+            self._counts[key] += 1
+
+    @property
+    def transfers(self) -> tuple[TransferCount, ...]:
+        return tuple(
+            TransferCount(*key, count=count, blocks=self._blocks[key], bytes=self._bytes[key])
+            for key, count in sorted(self._counts.copy().items())
+        )

@@ -1,0 +1,183 @@
+"""The hand-off of a simulated engine: the product's own tickets, leases, KvSource and mover, over real gRPC; only the
+bytes are pretended.
+
+Implements `cluster.kv_link.Handoff`. A read takes `block_s` seconds a block on the injected clock and moves nothing.
+Everything but KvSource's threads runs on one event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from cluster.clock import Clock
+from cluster.errors import LeaseLost, TicketRefused, TransferFailed
+from cluster.kv_link import KvStats
+from kv_transfer.fingerprint import Fingerprint
+from kv_transfer.lease import Free, LeaseTable
+from kv_transfer.lease_book import LeaseBook
+from kv_transfer.mover import Deadlines, Mover, PullJob
+from kv_transfer.pull_counts import PullCounts
+from kv_transfer.source_server import KvSource, KvSourceServer
+from kv_transfer.ticket import Ticket, prompt_digest, seal, unseal
+from kv_transfer.transport import Endpoint, Layout, ReadState, Region
+
+_ERRORS = {"stale": LeaseLost, "refused": TicketRefused}
+_BLOCK_BYTES = 4096
+_SWEEPS_PER_LEASE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedLink:
+    """`block_s`: seconds to move one block. The other fields are those of the connector's settings."""
+
+    worker_id: str
+    epoch: int
+    listen_host: str
+    advertise_host: str
+    secret: bytes
+    block_size: int
+    num_blocks: int
+    lease_s: float
+    connect_deadline_s: float
+    read_deadline_s: float
+    block_s: float
+
+
+class PretendedTransport:
+    """Every read succeeds when its time is over."""
+
+    name = "simulated"
+
+    def __init__(self, clock: Clock, num_blocks: int, block_s: float) -> None:
+        self._clock = clock
+        self._block_s = block_s
+        self._endpoint = Endpoint(b"", Layout((Region(0, _BLOCK_BYTES, _BLOCK_BYTES, num_blocks),)))
+
+    def endpoint(self) -> Endpoint:
+        return self._endpoint
+
+    def connect(self, endpoint: Endpoint) -> Endpoint:
+        return endpoint
+
+    def disconnect(self, peer: Endpoint) -> None: ...
+
+    def start(self, peer: Endpoint, source: tuple[int, ...], target: tuple[int, ...]) -> float:
+        return self._clock.now() + len(source) * self._block_s
+
+    def poll(self, read: float) -> ReadState:
+        return ReadState.DONE if self._clock.now() >= read else ReadState.MOVING
+
+    def cancel(self, read: float) -> bool:
+        return True
+
+    def progress(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class SimulatedHandoff:
+    def __init__(self, link: SimulatedLink, model: str, clock: Clock) -> None:
+        self._link = link
+        self._clock = clock
+        self._fingerprint = Fingerprint.of({"engine": "simulated", "model": model, "block_size": str(link.block_size)})
+        self._transport = PretendedTransport(clock, link.num_blocks, link.block_s)
+        self._book = LeaseBook(LeaseTable(link.epoch, link.lease_s), clock.now, self._frees_wait)
+        self._counts = PullCounts()
+        self._recomputed = 0
+        self._freed: Callable[[Sequence[int]], None]
+        self._server: KvSourceServer | None = None
+
+    async def start(self, freed: Callable[[Sequence[int]], None]) -> str:
+        link = self._link
+        self._freed = freed
+        self._loop = asyncio.get_running_loop()
+        deadlines = Deadlines(link.connect_deadline_s, link.read_deadline_s)
+        self._mover = Mover(self._transport, self._fingerprint, f"{link.worker_id}/{link.epoch}", 0, deadlines)
+        self._server = KvSourceServer(link.listen_host, link.advertise_host)
+        self._server.start(
+            KvSource(self._book, link.epoch, self._fingerprint, (self._transport.endpoint(),), self._count)
+        )
+        self._sweeping = asyncio.create_task(self._sweep())
+        return self._server.address
+
+    @property
+    def fingerprint(self) -> bytes:
+        return self._fingerprint.digest
+
+    def offer(self, attempt_id: str, num_tokens: int, block_ids: Sequence[int]) -> bytes:
+        assert self._server is not None, "start() comes first"
+        lease_id = uuid.uuid4().hex
+        self._book.offer(lease_id, tuple(block_ids))
+        ticket = Ticket(
+            attempt_id=attempt_id,
+            lease_id=lease_id,
+            worker_id=self._link.worker_id,
+            epoch=self._link.epoch,
+            num_tokens=num_tokens,
+            groups=(tuple(block_ids),),
+            fingerprint=self._fingerprint.digest,
+            source=self._server.address,
+            prompt_digest=prompt_digest(()),
+            expires_unix_ms=int((time.time() + self._link.lease_s) * 1000),
+        )
+        return seal(ticket, self._link.secret)
+
+    def tokens_in(self, ticket: bytes) -> int:
+        return unseal(ticket, self._link.secret, self._link.block_size).num_tokens
+
+    async def pull(self, ticket: bytes, missing_blocks: int) -> None:
+        opened = unseal(ticket, self._link.secret, self._link.block_size)
+        if missing_blocks == 0:
+            self._mover.release(opened)
+            return
+        blocks = opened.block_ids[-missing_blocks:]
+        result = await self._mover.pull(PullJob(opened.attempt_id, opened, blocks, blocks))
+        self._counts.add(result)
+        if result.outcome == "cancelled":
+            raise asyncio.CancelledError
+        if result.outcome != "landed":
+            self._recomputed += 1
+            raise _ERRORS.get(result.outcome, TransferFailed)(result.reason)
+
+    async def release(self, lease_id: str) -> None:
+        self._book.release(lease_id)
+        self._take_back()
+
+    async def stats(self) -> KvStats:
+        self._take_back()
+        return self._count()
+
+    async def close(self) -> None:
+        server, self._server = self._server, None
+        if server is None:
+            return
+        self._sweeping.cancel()
+        await asyncio.gather(self._sweeping, return_exceptions=True)
+        await self._mover.close()
+        await asyncio.to_thread(server.close)
+
+    def check_integrity(self) -> None:
+        self._book.check_integrity()
+
+    def _count(self) -> KvStats:
+        return self._book.stats(self._counts.transfers, self._recomputed)
+
+    def _frees_wait(self) -> None:
+        """On a thread of KvSource: the engine's blocks may be touched on its own loop only."""
+        self._loop.call_soon_threadsafe(self._take_back)
+
+    def _take_back(self) -> None:
+        def give_back(free: Free) -> None:
+            self._freed(free.block_ids)
+
+        self._book.take_frees(give_back)
+
+    async def _sweep(self) -> None:
+        """Expiry is seen by whoever looks; an engine that waits for blocks does not look."""
+        while True:
+            await self._clock.sleep(self._link.lease_s / _SWEEPS_PER_LEASE)
+            self._take_back()

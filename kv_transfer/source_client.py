@@ -1,0 +1,80 @@
+"""A reader's calls to one KvSource, each with a deadline and with our own errors."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import Any, TypeVar
+
+import grpc
+import grpc.aio
+
+from cluster.errors import BatonError, FingerprintMismatch, LeaseLost, TransferFailed
+from cluster.kv_link import KvStats
+from kv_transfer.fingerprint import Fingerprint
+from kv_transfer.kv_wire import endpoint_from_wire, stats_from_wire
+from kv_transfer.source_server import ERROR_KEY
+from kv_transfer.transport import Endpoint
+from protos.baton.v1 import kv_pb2 as pb
+from protos.baton.v1.kv_pb2_grpc import KvSourceStub
+
+T = TypeVar("T")
+
+_KNOWN: dict[str, type[BatonError]] = {kind.__name__: kind for kind in (LeaseLost, FingerprintMismatch)}
+
+
+class SourceClient:
+    """One channel. `reader_id` names this engine start to the source; `call_s` is the deadline of a call, seconds.
+
+    Every method raises `TransferFailed` when the source does not answer in time.
+    """
+
+    def __init__(self, address: str, reader_id: str, call_s: float) -> None:
+        self.address = address
+        self._reader_id = reader_id
+        self._call_s = call_s
+        self._channel = grpc.aio.insecure_channel(address)
+        self._stub = KvSourceStub(self._channel)
+
+    async def connect(self, epoch: int, fingerprint: Fingerprint) -> tuple[Endpoint, ...]:
+        """One endpoint a rank. Raises `LeaseLost` (the source is of another epoch), `FingerprintMismatch`."""
+        request = pb.ConnectRequest(
+            reader_id=self._reader_id,
+            epoch=epoch,
+            fingerprint=fingerprint.digest,
+            fingerprint_fields=dict(fingerprint.fields),
+        )
+        response = await self._call(self._stub.Connect(request, timeout=self._call_s))
+        return tuple(endpoint_from_wire(endpoint) for endpoint in response.nixl)
+
+    async def claim(self, lease_id: str, epoch: int) -> float:
+        """Seconds for which the lease holds. Raises `LeaseLost`."""
+        request = pb.ClaimRequest(lease_id=lease_id, epoch=epoch, reader_id=self._reader_id)
+        response = await self._call(self._stub.Claim(request, timeout=self._call_s))
+        return response.ttl_ms / 1000
+
+    async def complete(self, lease_id: str, epoch: int, rank: int, blocks: int, size: int) -> None:
+        """Raises `LeaseLost`: what was read must not be used."""
+        request = pb.CompleteRequest(
+            lease_id=lease_id, epoch=epoch, reader_id=self._reader_id, rank=rank, blocks=blocks, bytes=size
+        )
+        await self._call(self._stub.Complete(request, timeout=self._call_s))
+
+    async def release(self, lease_id: str, rank: int = 0) -> None:
+        request = pb.ReleaseRequest(lease_id=lease_id, reader_id=self._reader_id, rank=rank)
+        await self._call(self._stub.Release(request, timeout=self._call_s))
+
+    async def stats(self) -> KvStats:
+        return stats_from_wire(await self._call(self._stub.Stats(pb.KvStatsRequest(), timeout=self._call_s)))
+
+    async def close(self) -> None:
+        await self._channel.close(None)
+
+    async def _call(self, call: Awaitable[T]) -> T:
+        try:
+            return await call
+        except grpc.aio.AioRpcError as error:
+            trailer: Any = error.trailing_metadata() or {}
+            kind = _KNOWN.get(str(dict(trailer).get(ERROR_KEY)))
+            if kind is not None:
+                raise kind(error.details()) from error
+            raise TransferFailed(f"{self.address}: {error.code().name}: {error.details()}") from error

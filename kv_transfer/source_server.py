@@ -1,0 +1,103 @@
+"""KvSource as served inside an engine's process: answers readers and the owner from the lease book, never from the
+engine.
+
+Owns the gRPC server and the mapping of our errors to statuses. Its threads only take the book's lock, so they never
+wait for a forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import grpc
+
+from cluster.errors import BatonError, ConfigError, LeaseLost, answer_for
+from cluster.kv_link import KvStats
+from kv_transfer.fingerprint import Fingerprint, require_equal
+from kv_transfer.kv_wire import endpoint_to_wire, stats_to_wire
+from kv_transfer.lease_book import LeaseBook
+from kv_transfer.transport import Endpoint
+from protos.baton.v1 import kv_pb2 as pb
+from protos.baton.v1.kv_pb2_grpc import KvSourceServicer, add_KvSourceServicer_to_server
+
+ERROR_KEY = "baton-error"
+_THREADS = 4
+_STOP_S = 1.0
+
+
+class KvSource(KvSourceServicer):
+    """`endpoints`: one a rank. `stats`: counts both halves of this engine's hand-off."""
+
+    def __init__(
+        self,
+        book: LeaseBook,
+        epoch: int,
+        fingerprint: Fingerprint,
+        endpoints: tuple[Endpoint, ...],
+        stats: Callable[[], KvStats],
+    ) -> None:
+        self._book = book
+        self._epoch = epoch
+        self._fingerprint = fingerprint
+        self._endpoints = endpoints
+        self._stats = stats
+
+    def Connect(self, request: pb.ConnectRequest, context: grpc.ServicerContext) -> pb.ConnectResponse:
+        with _answered(context):
+            if request.epoch != self._epoch:
+                raise LeaseLost(f"the ticket is of epoch {request.epoch}, this engine's is {self._epoch}")
+            if request.fingerprint != self._fingerprint.digest:
+                require_equal(request.fingerprint_fields, self._fingerprint)
+        return pb.ConnectResponse(nixl=[endpoint_to_wire(endpoint) for endpoint in self._endpoints])
+
+    def Claim(self, request: pb.ClaimRequest, context: grpc.ServicerContext) -> pb.ClaimResponse:
+        with _answered(context):
+            ttl_s = self._book.claim(request.lease_id, request.epoch, request.reader_id)
+        return pb.ClaimResponse(ttl_ms=int(ttl_s * 1000))
+
+    def Complete(self, request: pb.CompleteRequest, context: grpc.ServicerContext) -> pb.CompleteResponse:
+        with _answered(context):
+            self._book.complete(
+                request.lease_id, request.epoch, request.reader_id, request.rank, request.blocks, request.bytes
+            )
+        return pb.CompleteResponse()
+
+    def Release(self, request: pb.ReleaseRequest, context: grpc.ServicerContext) -> pb.ReleaseResponse:
+        self._book.release(request.lease_id, request.reader_id, request.rank)
+        return pb.ReleaseResponse()
+
+    def Stats(self, request: pb.KvStatsRequest, context: grpc.ServicerContext) -> pb.KvStatsResponse:
+        return stats_to_wire(self._stats())
+
+
+class KvSourceServer:
+    """A listening KvSource. `address` is what peers dial: the advertised host with the port found at start."""
+
+    def __init__(self, listen_host: str, advertise_host: str) -> None:
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="kv-source")
+        self._server = grpc.server(self._pool)
+        try:
+            port = self._server.add_insecure_port(f"{listen_host}:0")
+        except RuntimeError as error:
+            raise ConfigError(f"KvSource cannot listen on {listen_host}: {error}; set listen_host") from error
+        self.address = f"{advertise_host}:{port}"
+
+    def start(self, source: KvSource) -> None:
+        add_KvSourceServicer_to_server(source, self._server)
+        self._server.start()
+
+    def close(self) -> None:
+        """Stops serving and ends its threads. May be called twice."""
+        self._server.stop(_STOP_S).wait(2 * _STOP_S)
+        self._pool.shutdown(wait=False)
+
+
+@contextmanager
+def _answered(context: grpc.ServicerContext) -> Iterator[None]:
+    try:
+        yield
+    except BatonError as error:
+        context.set_trailing_metadata(((ERROR_KEY, type(error).__name__),))
+        context.abort(answer_for(error).grpc, str(error))

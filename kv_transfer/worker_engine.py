@@ -1,0 +1,67 @@
+"""The engine of a worker with its end of the hand-off attached: the one place that knows both."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from cluster.clock import Clock
+from cluster.config import Config, PoolConfig, secret
+from cluster.engine import Engine
+from cluster.simulated_engine import SimulatedEngine
+from cluster.vllm_environment import prepare_environment
+from cluster.worker import WorkerSpec
+from kv_transfer.engine_link import EngineLink
+from kv_transfer.engine_settings import connector_settings, kv_transfer_config
+from kv_transfer.simulated_handoff import SimulatedHandoff, SimulatedLink
+
+
+async def build_engine(config: Config, pool: PoolConfig, clock: Clock, spec: WorkerSpec, folder: Path) -> Engine:
+    """`folder` is private to this engine and must outlive it. The engine is not started. Raises `ConfigError`."""
+    key = secret(config.security.ticket_secret_env)
+    if config.engine.kind == "simulated":
+        return SimulatedEngine(config.model, config.engine, clock, _simulated_handoff(config, spec, key, clock))
+    prepare_environment(config.model, config.engine)
+    return await asyncio.to_thread(_vllm_engine, config, pool, spec, folder)
+
+
+def _vllm_engine(config: Config, pool: PoolConfig, spec: WorkerSpec, folder: Path) -> Engine:
+    from cluster.vllm_core import VllmSpec  # takes many seconds, and a prepared environment
+    from cluster.vllm_engine import VllmEngine
+
+    announce_path = folder / "connector.json"
+    settings = connector_settings(
+        config.kv_transfer,
+        worker_id=spec.worker_id,
+        epoch=spec.epoch,
+        listen_host=spec.listen_host,
+        advertise_host=spec.advertise_host,
+        announce_path=str(announce_path),
+        secret_env=config.security.ticket_secret_env,
+    )
+    vllm_spec = VllmSpec(
+        model=config.model,
+        engine=config.engine,
+        options=config.engine.options | pool.engine_options,
+        gpus=pool.gpus_per_replica,
+        kv_transfer=kv_transfer_config(settings, spec.role),
+    )
+    return VllmEngine(vllm_spec, EngineLink(announce_path))
+
+
+def _simulated_handoff(config: Config, spec: WorkerSpec, key: bytes, clock: Clock) -> SimulatedHandoff:
+    timing, transfer = config.engine.simulated, config.kv_transfer
+    link = SimulatedLink(
+        worker_id=spec.worker_id,
+        epoch=spec.epoch,
+        listen_host=spec.listen_host,
+        advertise_host=spec.advertise_host,
+        secret=key,
+        block_size=config.engine.block_size,
+        num_blocks=timing.num_blocks,
+        lease_s=transfer.lease_s,
+        connect_deadline_s=transfer.connect_deadline_s,
+        read_deadline_s=transfer.read_deadline_s,
+        block_s=timing.transfer_block_s,
+    )
+    return SimulatedHandoff(link, config.model.served_name, clock)
