@@ -1,0 +1,46 @@
+"""`baton.v1.Admin`: the operator's view, put together at the time of the call from what the workers answer."""
+
+from __future__ import annotations
+
+from cluster.engine import Role
+from cluster.wire import role_to_wire
+from protos.baton.v1 import admin_pb2, admin_pb2_grpc, worker_pb2
+from router.fleet import Fleet, WorkerReport
+
+
+class AdminService(admin_pb2_grpc.AdminServicer):
+    """`model`: the name that clients use."""
+
+    def __init__(self, fleet: Fleet, router_id: str, model: str) -> None:
+        self._fleet = fleet
+        self._router_id = router_id
+        self._model = model
+
+    async def Status(self, request: admin_pb2.StatusRequest, context: object) -> admin_pb2.StatusResponse:
+        reports = await self._fleet.describe()
+        return admin_pb2.StatusResponse(
+            router_id=self._router_id,
+            model=self._model,
+            pools=[_pool(role, reports) for role in Role],
+            workers=[_worker(report) for report in reports],
+            router=self._fleet.dispatch.counters(),
+        )
+
+
+def _pool(role: Role, reports: list[WorkerReport]) -> admin_pb2.PoolStatus:
+    members = [report for report in reports if report.record.role is role]
+    ready = [
+        report
+        for report in members
+        if report.description is not None and report.description.state == worker_pb2.WORKER_STATE_READY
+    ]
+    return admin_pb2.PoolStatus(role=role_to_wire(role), ready=len(ready), total=len(members))
+
+
+def _worker(report: WorkerReport) -> admin_pb2.WorkerStatus:
+    """A silent worker is still named, with what the directory knows of it."""
+    record = report.record
+    description = report.description or worker_pb2.WorkerDescription(
+        worker_id=record.worker_id, role=role_to_wire(record.role), epoch=record.epoch
+    )
+    return admin_pb2.WorkerStatus(description=description, address=record.address, unreachable=report.unreachable)

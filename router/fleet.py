@@ -1,0 +1,206 @@
+"""The router's connection to the cluster: follows the directory and keeps one link to every worker in it.
+
+Owns every background task of the router. What a request does with a worker is decided in `dispatch` and `pipeline`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from dataclasses import dataclass
+
+from cluster.clock import Clock
+from cluster.config import RouterConfig
+from cluster.errors import BatonError, EngineFailed, NoWorker, WorkerLost
+from cluster.membership import Directory, Membership, WorkerRecord
+from cluster.wire import role_from_wire
+from protos.baton.v1 import worker_pb2
+from router.dispatch import Dispatch
+from router.worker_link import WorkerLink
+
+logger = logging.getLogger(__name__)
+
+DEADLINE_CHECK_S = 0.25
+RETRY_S = 0.2
+RETRY_LIMIT_S = 2.0
+
+
+@dataclass(slots=True)
+class _Member:
+    record: WorkerRecord
+    task: asyncio.Task[None]
+    link: WorkerLink | None = None
+    listed: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReport:
+    """What a worker says of itself, or why it did not."""
+
+    record: WorkerRecord
+    description: worker_pb2.WorkerDescription | None
+    unreachable: str = ""
+
+
+class Fleet:
+    """`dispatch` is where requests go in; `start` and `close` are called once each, on the loop that serves."""
+
+    def __init__(self, config: RouterConfig, directory: Directory, clock: Clock, router_id: str, seed: int) -> None:
+        self._config = config
+        self._directory = directory
+        self._clock = clock
+        self._router_id = router_id
+        self._members: dict[str, _Member] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._changed = asyncio.Event()
+        self.dispatch = Dispatch(config, self._post, clock.now, seed)
+
+    async def start(self) -> None:
+        self._tasks = [
+            asyncio.create_task(self._follow_directory(), name="follow directory"),
+            asyncio.create_task(self._watch_deadlines(), name="watch deadlines"),
+        ]
+
+    async def close(self) -> None:
+        """Fails what is still in flight, then leaves the workers. May be called twice."""
+        self.dispatch.fail_all(NoWorker("this router is stopping: try again"))
+        await _stop(self._tasks)
+        self._tasks = []
+        await _stop([member.task for member in self._members.values()])
+        self._members.clear()
+
+    def check(self) -> None:
+        """Raises `EngineFailed` when a task that runs for the life of the fleet has ended."""
+        for task in self._tasks:
+            if task.done():
+                raise EngineFailed(f"the router's task to {task.get_name()} has ended")
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request could be served now."""
+        return self.dispatch.view.can_serve
+
+    @property
+    def next_change(self) -> asyncio.Event:
+        """Set once a worker comes, leaves or goes."""
+        return self._changed
+
+    async def describe(self) -> list[WorkerReport]:
+        """Asks every worker in the directory at once; takes no longer than the worker deadline."""
+        return list(await asyncio.gather(*(self._describe(member) for member in list(self._members.values()))))
+
+    # Membership
+
+    async def _follow_directory(self) -> None:
+        while True:
+            try:
+                async for membership in self._directory.watch():
+                    await self._reconcile(membership)
+            except Exception:
+                # The last known workers stay in use: their links tell whether they live.
+                logger.exception("the directory cannot be watched; trying again")
+            await self._clock.sleep(RETRY_LIMIT_S)
+
+    async def _reconcile(self, membership: Membership) -> None:
+        listed = {record.worker_id: record for record in membership.workers}
+        outdated = [member for id_, member in self._members.items() if listed.get(id_, member.record) != member.record]
+        await self._dismiss(outdated)
+        for worker_id, record in listed.items():
+            if worker_id not in self._members:
+                task = asyncio.create_task(self._keep_linked(record), name=f"link to {worker_id}")
+                self._members[worker_id] = _Member(record, task)
+        for worker_id, member in self._members.items():
+            member.listed = worker_id in listed
+            self._mark(member)
+        await self._dismiss_finished()
+
+    def _mark(self, member: _Member) -> None:
+        """A worker off the list gets nothing new, but may have streams of ours to finish."""
+        if worker := self.dispatch.view.get(member.record.worker_id):
+            worker.leaving = not member.listed
+        self._tell()
+
+    def _tell(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def _dismiss_finished(self) -> None:
+        await self._dismiss([member for member in self._members.values() if not member.listed and self._idle(member)])
+
+    def _idle(self, member: _Member) -> bool:
+        worker = self.dispatch.view.get(member.record.worker_id)
+        return worker is None or worker.idle
+
+    async def _dismiss(self, members: list[_Member]) -> None:
+        for member in members:
+            del self._members[member.record.worker_id]
+        await _stop([member.task for member in members])
+
+    # Links
+
+    async def _keep_linked(self, record: WorkerRecord) -> None:
+        wait_s = RETRY_S
+        while True:
+            try:
+                await self._link(record)
+            except WorkerLost as error:
+                logger.warning("%s", error)
+            except Exception:
+                logger.exception("link to %s failed", record.worker_id)
+            member = self._members[record.worker_id]
+            wait_s = RETRY_S if member.link is not None else min(2 * wait_s, RETRY_LIMIT_S)
+            member.link = None
+            await self._clock.sleep(wait_s)
+
+    async def _link(self, record: WorkerRecord) -> None:
+        """One session from its first message to its end."""
+        link = WorkerLink(record, self._router_id, self._config.worker_deadline_s)
+        cause: BatonError = WorkerLost(f"worker {record.worker_id} left the cluster")
+        try:
+            worker = await link.open()
+            member = self._members[record.worker_id]
+            member.link = link
+            self.dispatch.worker_up(record.worker_id, role_from_wire(worker.role), worker.load)
+            self._mark(member)
+            await link.serve(lambda step: self.dispatch.on_step(record.worker_id, step))
+        except BatonError as error:
+            cause = error
+            raise
+        finally:
+            self.dispatch.worker_down(record.worker_id, cause)
+            self._tell()
+            await link.close()
+
+    def _post(self, worker_id: str, message: worker_pb2.SessionRequest) -> bool:
+        member = self._members.get(worker_id)
+        return member is not None and member.link is not None and member.link.send(message)
+
+    async def _describe(self, member: _Member) -> WorkerReport:
+        link = member.link or WorkerLink(member.record, self._router_id, self._config.worker_deadline_s)
+        try:
+            return WorkerReport(member.record, await link.describe())
+        except WorkerLost as error:
+            return WorkerReport(member.record, None, str(error))
+        finally:
+            if link is not member.link:
+                await link.close()
+
+    # Time
+
+    async def _watch_deadlines(self) -> None:
+        while True:
+            await self._clock.sleep(DEADLINE_CHECK_S)
+            try:
+                self.dispatch.on_time()
+                await self._dismiss_finished()
+            except Exception:
+                logger.exception("a deadline could not be applied")
+
+
+async def _stop(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    for task in tasks:
+        with contextlib.suppress(asyncio.CancelledError):
+            await task

@@ -1,0 +1,161 @@
+"""The public gRPC API: its server, and `baton.v1.Inference` in terms of `TextGeneration`.
+
+Translates messages and errors; what a prompt becomes is the frontend's business. A cancelled or expired call ends its
+request.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from cluster.config import RouterConfig
+from cluster.errors import BatonError, InvalidRequest, StartFailed, answer_for
+from protos.baton.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc
+from router.text_generation import (
+    ChatMessage,
+    ChatPrompt,
+    Prompt,
+    TextChunk,
+    TextDelta,
+    TextGeneration,
+    TextPrompt,
+    TextSampling,
+    TokenPrompt,
+)
+
+logger = logging.getLogger(__name__)
+
+_INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["Inference"].full_name
+_ADMIN = admin_pb2.DESCRIPTOR.services_by_name["Admin"].full_name
+_Context = grpc.aio.ServicerContext[inference_pb2.GenerateRequest, inference_pb2.GenerateResponse]
+
+
+class InferenceService(inference_pb2_grpc.InferenceServicer):
+    def __init__(self, text: TextGeneration, config: RouterConfig) -> None:
+        self._text = text
+        self._config = config
+
+    async def Generate(
+        self, request: inference_pb2.GenerateRequest, context: _Context
+    ) -> AsyncIterator[inference_pb2.GenerateResponse]:
+        request_id = request.request_id or f"grpc-{uuid.uuid4().hex}"
+        try:
+            prompt, sampling = prompt_of(request), sampling_of(request.sampling, self._config.max_choices)
+            async with aclosing(self._text.generate(request.model, prompt, sampling, request_id)) as chunks:
+                async for chunk in chunks:
+                    yield response_of(chunk, request_id, self._text.model)
+        except BatonError as error:
+            await context.abort(answer_for(error).grpc, str(error))
+        except Exception:
+            logger.exception("Generate %s failed", request_id)
+            await context.abort(grpc.StatusCode.INTERNAL, "internal error; the router's log has the details")
+
+    async def ListModels(
+        self, request: inference_pb2.ListModelsRequest, context: object
+    ) -> inference_pb2.ListModelsResponse:
+        model = inference_pb2.Model(id=self._text.model, max_model_len=self._text.max_model_len)
+        return inference_pb2.ListModelsResponse(models=[model])
+
+
+class GrpcEdge:
+    """The server with all its services. Several routers of one machine share the port."""
+
+    def __init__(self, config: RouterConfig, text: TextGeneration, admin: admin_pb2_grpc.AdminServicer) -> None:
+        self._config = config
+        self._text = text
+        self._admin = admin
+        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # missing in its stubs
+        self._server: grpc.aio.Server | None = None
+
+    async def start(self) -> int:
+        """Listens; returns the port, which differs from the configured one if that is 0. Raises `StartFailed`."""
+        address = f"{self._config.grpc_host}:{self._config.grpc_port}"
+        server = grpc.aio.server(
+            options=[
+                ("grpc.so_reuseport", 1),
+                ("grpc.max_receive_message_length", self._config.max_body_bytes),
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+            ],
+            maximum_concurrent_rpcs=2 * self._config.max_in_flight,
+        )
+        inference_pb2_grpc.add_InferenceServicer_to_server(InferenceService(self._text, self._config), server)
+        admin_pb2_grpc.add_AdminServicer_to_server(self._admin, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        names = (_INFERENCE, _ADMIN, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, server)
+        try:
+            port = server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise StartFailed(f"router.grpc_port: cannot listen on {address}: {error}") from error
+        await server.start()
+        self._server = server
+        return port
+
+    async def set_ready(self, ready: bool) -> None:
+        """What the health service says of the server as a whole and of Inference."""
+        status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
+        for name in ("", _INFERENCE):
+            await self._health.set(name, status)
+
+    async def close(self, grace_s: float) -> None:
+        """Takes no new calls, waits so long for those that run, then cuts them. May be called twice."""
+        server, self._server = self._server, None
+        if server is not None:
+            await self._health.enter_graceful_shutdown()
+            await server.stop(grace_s)
+
+
+def prompt_of(request: inference_pb2.GenerateRequest) -> Prompt:
+    """Raises `InvalidRequest` for a missing or empty prompt."""
+    match request.WhichOneof("prompt"):
+        case "text" if request.text:
+            return TextPrompt(request.text)
+        case "chat" if request.chat.messages:
+            return ChatPrompt(tuple(ChatMessage(message.role, message.content) for message in request.chat.messages))
+        case "tokens" if request.tokens.ids:
+            return TokenPrompt(list(request.tokens.ids))
+    raise InvalidRequest("the prompt is empty: set text, chat or tokens")
+
+
+def sampling_of(wire: inference_pb2.SamplingParameters, max_choices: int) -> TextSampling:
+    """Raises `InvalidRequest` for limits of this deployment; the model's own limits are checked with the prompt."""
+    if wire.HasField("max_tokens") and wire.max_tokens < 1:
+        raise InvalidRequest("max_tokens must be at least 1, got 0")
+    if wire.HasField("n") and not 1 <= wire.n <= max_choices:
+        raise InvalidRequest(f"n must be 1 to {max_choices} here, got {wire.n}")
+    given = {field.name: value for field, value in wire.ListFields() if field.has_presence}
+    return TextSampling(stop=tuple(wire.stop), stop_token_ids=tuple(wire.stop_token_ids), **given)
+
+
+def response_of(chunk: TextChunk, request_id: str, model: str) -> inference_pb2.GenerateResponse:
+    response = inference_pb2.GenerateResponse(
+        request_id=request_id, model=model, deltas=[_delta_to_wire(delta) for delta in chunk.deltas]
+    )
+    if chunk.usage is not None:
+        usage = chunk.usage
+        response.usage.prompt_tokens = usage.prompt_tokens
+        response.usage.completion_tokens = usage.completion_tokens
+        response.usage.cached_tokens = usage.cached_tokens
+    return response
+
+
+def _delta_to_wire(delta: TextDelta) -> inference_pb2.Delta:
+    wire = inference_pb2.Delta(
+        index=delta.index,
+        text=delta.text,
+        token_ids=delta.token_ids,
+        finish_reason=delta.finish_reason,
+        stop_reason=delta.stop_reason,
+    )
+    for at in delta.logprobs:
+        entry = wire.logprobs.add(token_id=at.token_ids[0], logprob=at.logprobs[0])
+        for token_id, logprob in zip(at.token_ids[1:], at.logprobs[1:], strict=True):
+            entry.top.add(token_id=token_id, logprob=logprob)
+    return wire

@@ -1,0 +1,92 @@
+"""How the HTTP API answers when something is wrong: error objects, their status, and never a stream that just stops.
+
+Wraps an ASGI `send`. It must not know why a request failed beyond the error's row in the table.
+"""
+
+from __future__ import annotations
+
+import json
+from http import HTTPStatus
+
+from starlette.types import Message, Send
+
+from cluster.errors import Answer, BatonError, answer_for
+
+RETRY_AFTER_S = 1
+_RETRY_LATER = frozenset({HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS})
+_ERROR_EVENT = b'data: {"error"'
+
+
+def error_body(error: BaseException, answer: Answer) -> bytes:
+    """An OpenAI error object as JSON. What is not ours to explain is not shown to the client."""
+    message = str(error) if isinstance(error, BatonError) else "internal error; the router's log has the details"
+    param = getattr(error, "param", None)
+    content = {"message": message, "type": answer.kind, "param": param, "code": answer.http.value}
+    return json.dumps({"error": content}).encode()
+
+
+class SafeSend:
+    """Holds the start of a response until its body begins: an event stream that begins with an error becomes a plain
+    answer with that error's status. A stream that breaks later ends with an error event."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._held: Message | None = None  # a response start not sent yet
+        self._started = False
+        self._streams = False
+        self._ended = False
+
+    async def __call__(self, message: Message) -> None:
+        if self._ended:
+            return  # what follows an error that was answered in full
+        if message["type"] == "http.response.start":
+            self._held = message
+            return
+        if self._held is not None:
+            start, self._held = self._held, None
+            self._streams = _content_type(start).startswith(b"text/event-stream")
+            if self._streams and message.get("body", b"").startswith(_ERROR_EVENT):
+                return await self._answer_event(message["body"])
+            await self._begin(start)
+        self._ended = message["type"] == "http.response.body" and not message.get("more_body", False)
+        await self._send(message)
+
+    async def answer(self, status: int, body: bytes) -> None:
+        """A whole JSON answer, in place of a start that is held."""
+        self._held = None
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        await self._begin({"type": "http.response.start", "status": int(status), "headers": headers})
+        self._ended = True
+        await self._send({"type": "http.response.body", "body": body})
+
+    async def fail(self, error: Exception) -> None:
+        """Answers with the error, in whatever way is still possible."""
+        if self._ended:
+            return
+        answer = answer_for(error)
+        body = error_body(error, answer)
+        if not self._started:
+            await self.answer(answer.http, body)
+        elif self._streams:
+            self._ended = True
+            event = b"data: " + body + b"\n\ndata: [DONE]\n\n"
+            await self._send({"type": "http.response.body", "body": event, "more_body": False})
+        else:
+            raise error  # a body that announced its length was cut: the server closes the connection
+
+    async def _begin(self, start: Message) -> None:
+        self._started = True
+        headers = list(start.get("headers", ()))
+        if start["status"] in _RETRY_LATER and not any(name.lower() == b"retry-after" for name, _ in headers):
+            headers.append((b"retry-after", str(RETRY_AFTER_S).encode()))
+        await self._send({**start, "headers": headers})
+
+    async def _answer_event(self, event: bytes) -> None:
+        body = event.removeprefix(b"data: ").split(b"\n", 1)[0]
+        code = json.loads(body)["error"].get("code")
+        await self.answer(code if isinstance(code, int) and 400 <= code < 600 else 500, body)
+
+
+def _content_type(start: Message) -> bytes:
+    headers: list[tuple[bytes, bytes]] = list(start.get("headers", ()))
+    return next((value for name, value in headers if name.lower() == b"content-type"), b"")

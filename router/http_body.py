@@ -1,0 +1,88 @@
+"""What the body of a POST must be before vLLM's server sees it: pure checks on decoded JSON.
+
+Only what that server would let pass, or answer too late: internal fields, and limits of this deployment.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from cluster.config import RouterConfig
+from cluster.errors import InvalidRequest
+
+INTERNAL_FIELDS = frozenset(
+    {
+        "kv_transfer_params",
+        "ec_transfer_params",
+        "vllm_xargs",
+        "kv_hints",
+        "data_parallel_rank",
+        "routed_experts_prompt_start",
+        "trace_decode_token_ids",
+    }
+)
+"""They name blocks and addresses inside the cluster, or reach code of the engine unchecked."""
+
+UNSUPPORTED_FIELDS = frozenset(
+    {"prompt_logprobs", "prompt_logprob_token_ids", "prompt_embeds", "use_beam_search", "background"}
+)
+
+_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+_CHOICES = ("n", "best_of")
+
+
+class InvalidField(InvalidRequest):
+    """One field is at fault; `param` names it in the error object."""
+
+    def __init__(self, message: str, param: str) -> None:
+        super().__init__(message, param)
+        self.param = param
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+def checked_body(body: bytes, config: RouterConfig) -> None:
+    """Raises `InvalidRequest`, of which `InvalidField` names the field."""
+    try:
+        decoded = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"the body is not valid JSON: {error}") from None
+    if not isinstance(decoded, dict):
+        raise InvalidRequest("the body must be a JSON object")
+    _check_fields(decoded)
+    _check_numbers(decoded, config)
+
+
+def _check_fields(body: Mapping[str, Any]) -> None:
+    for name in sorted(body.keys() & INTERNAL_FIELDS):
+        if body[name] is not None:
+            raise InvalidField(f"{name} is internal to the deployment and cannot be set by a client", name)
+    for name in sorted(body.keys() & UNSUPPORTED_FIELDS):
+        if body[name] is not None and body[name] is not False:
+            raise InvalidField(f"{name} is not supported by this deployment", name)
+    if body.get("echo") is True and isinstance(body.get("logprobs"), int):
+        raise InvalidField("echo together with logprobs is not supported by this deployment", "echo")
+
+
+def _check_numbers(body: Mapping[str, Any], config: RouterConfig) -> None:
+    for name in _LIMITS:
+        if isinstance(body.get(name), int) and body[name] < 1:
+            raise InvalidField(f"{name} must be at least 1, got {body[name]}", name)
+    for name in _CHOICES:
+        if isinstance(body.get(name), int) and not 1 <= body[name] <= config.max_choices:
+            raise InvalidField(f"{name} must be 1 to {config.max_choices} here, got {body[name]}", name)
+    prompts = body.get("prompt")
+    if isinstance(prompts, list) and prompts and not isinstance(prompts[0], int):
+        _check_prompts(prompts, body.get("n"), config)
+
+
+def _check_prompts(prompts: list[Any], n: object, config: RouterConfig) -> None:
+    """Several prompts in one request: one that cannot work must not leave the others queued."""
+    if not all(prompts):
+        raise InvalidField("one of the prompts is empty", "prompt")
+    choices = len(prompts) * (n if isinstance(n, int) else 1)
+    if choices > config.max_in_flight:
+        raise InvalidField(f"{choices} choices in one request, the limit is {config.max_in_flight}", "prompt")

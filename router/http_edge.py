@@ -1,0 +1,118 @@
+"""The outermost ASGI layer of the HTTP API: which routes exist here, and what a request must be to get past.
+
+Everything refused here is refused before it is tokenised or queued, with an OpenAI error object. It reads bodies as
+JSON but must not know what a prompt or a model is; those checks are the frontend's.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from http import HTTPStatus
+
+import grpc
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from cluster.config import RouterConfig
+from cluster.errors import Answer, BatonError, InvalidRequest, RequestTooLarge
+from router.http_answer import SafeSend, error_body
+from router.http_body import checked_body
+
+logger = logging.getLogger(__name__)
+
+GENERATING = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"})
+READING = frozenset({"/tokenize", "/detokenize", "/v1/messages/count_tokens"})
+ROUTES: dict[str, frozenset[str]] = {"POST": GENERATING | READING, "GET": frozenset({"/v1/models", "/version"})}
+"""What users need. Everything else that the frontend would answer acts on one local engine, or hands out internals."""
+
+DROPPED_HEADERS = frozenset({b"x-data-parallel-rank", b"x-vllm-priority"})
+"""They would steer the engine past the router."""
+
+_NO_ROUTE = Answer(HTTPStatus.NOT_FOUND, grpc.StatusCode.UNIMPLEMENTED, False, "invalid_request_error")
+
+
+class HttpEdge:
+    """`admit` raises when a generating request cannot be taken now; `ready` tells whether any could."""
+
+    def __init__(
+        self, app: ASGIApp, config: RouterConfig, admit: Callable[[], None], ready: Callable[[], bool]
+    ) -> None:
+        self._app = app
+        self._config = config
+        self._admit = admit
+        self._ready = ready
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._http(scope, receive, SafeSend(send))
+        else:
+            await send({"type": "websocket.close", "code": 1008, "reason": "no websocket API here"})
+
+    async def _http(self, scope: Scope, receive: Receive, send: SafeSend) -> None:
+        try:
+            if scope["path"] == "/health" and scope["method"] in ("GET", "HEAD"):
+                return await self._health(send)
+            if scope["path"] not in ROUTES.get(scope["method"], frozenset()):
+                return await self._no_route(scope, send)
+            if scope["method"] == "POST":
+                receive = await self._checked(scope, receive)
+            headers = [(name, value) for name, value in scope["headers"] if name.lower() not in DROPPED_HEADERS]
+            await self._app(dict(scope, headers=headers), receive, send)
+        except BatonError as error:
+            await send.fail(error)
+        except Exception as error:
+            logger.exception("%s %s failed", scope["method"], scope["path"])
+            await send.fail(error)
+
+    async def _health(self, send: SafeSend) -> None:
+        status, text = (200, "ok") if self._ready() else (503, "no worker is ready")
+        await send.answer(status, json.dumps({"status": text}).encode())
+
+    async def _no_route(self, scope: Scope, send: SafeSend) -> None:
+        known = ", ".join(sorted(f"{method} {path}" for method, paths in ROUTES.items() for path in paths))
+        error = InvalidRequest(f"no route {scope['method']} {scope['path']} here; there are GET /health, {known}")
+        await send.answer(_NO_ROUTE.http, error_body(error, _NO_ROUTE))
+
+    async def _checked(self, scope: Scope, receive: Receive) -> Receive:
+        """Reads and checks the body; returns what lets the application read it again."""
+        body = await self._read(scope, receive)
+        checked_body(body, self._config)
+        if scope["path"] in GENERATING:
+            self._admit()
+        return _replayed(body, receive)
+
+    async def _read(self, scope: Scope, receive: Receive) -> bytes:
+        """Raises `RequestTooLarge` as soon as the limit is passed, announced or not."""
+        limit = self._config.max_body_bytes
+        too_large = RequestTooLarge(f"the body is larger than the limit of {limit} bytes")
+        announced = next((value for name, value in scope["headers"] if name.lower() == b"content-length"), b"0")
+        if announced.isdigit() and int(announced) > limit:
+            raise too_large
+        chunks, size, more = [], 0, True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise InvalidRequest("the client left before its body was read")
+            chunks.append(message.get("body", b""))
+            size += len(chunks[-1])
+            if size > limit:
+                raise too_large
+            more = message.get("more_body", False)
+        return b"".join(chunks)
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """The body once, then whatever the client does next: its disconnect must reach the application."""
+    given = False
+
+    async def replay() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay

@@ -1,0 +1,308 @@
+"""The way of one request over the fleet, as a state machine: an event in, actions out, no I/O and no clock.
+
+One attempt is live at a time. Arrival, hand-over and every failure go through `_advance`, the only place that decides
+what is tried next. It must not know how workers are reached, nor how a choice among them is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from google.protobuf.message import DecodeError
+
+from cluster.engine import EngineOutput, EngineRequest, FinishReason, Leg, Role, Sampling
+from cluster.errors import BatonError, EngineFailed, NoWorker, TicketRefused
+from protos.baton.v1 import kv_pb2
+from router.generation import Emission, GenerationRequest, Outcome
+from router.sampling_state import may_change_worker, prefill_may_sample
+
+Choose = Callable[[Role, frozenset[str]], str | None]
+"""Picks a ready worker of the role, none of the given ids; None when there is none."""
+
+ATTEMPT_LIMIT = 6
+"""Attempts for one request, all legs together: a request that breaks its workers must not walk through a whole pool."""
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    worker_id: str
+    request: EngineRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Stop the attempt at its worker. `Settle` for it comes right before."""
+
+    worker_id: str
+    attempt_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """The attempt counts no longer; comes once for every `Submit`."""
+
+    worker_id: str
+    attempt_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Nobody will read this lease."""
+
+    worker_id: str
+    lease_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Emit:
+    emission: Emission
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The last action of every request, once."""
+
+    outcome: Outcome
+
+
+Action = Submit | Cancel | Settle | Release | Emit | End
+
+
+@dataclass(slots=True)
+class _Attempt:
+    attempt_id: str
+    leg: Leg
+    worker_id: str
+    answered: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Handover:
+    """Blocks of the finished prompt that wait at a prefill worker."""
+
+    ticket: bytes
+    lease_id: str
+    worker_id: str
+
+
+class RequestPipeline:
+    """One request. After `End` every event is answered with at most a `Release` for a late ticket."""
+
+    def __init__(self, request: GenerationRequest, choose: Choose) -> None:
+        self._request = request
+        self._choose = choose
+        self._seeding = prefill_may_sample(request.facts)
+        self._attempt: _Attempt | None = None
+        self._attempts = 0
+        self._prefilled = False
+        self._handover: _Handover | None = None
+        self._avoid: frozenset[str] = frozenset()
+        self._emitted: list[int] = []
+        self._cached_tokens: int | None = None
+        self._ended = False
+        self.handed_over = False
+        """Whether a decode worker answered with the ticket of a prefill worker."""
+
+    @property
+    def request_id(self) -> str:
+        return self._request.request_id
+
+    @property
+    def ended(self) -> bool:
+        return self._ended
+
+    @property
+    def remaining(self) -> int:
+        return self._request.sampling.max_tokens - len(self._emitted)
+
+    # Events
+
+    def start(self) -> list[Action]:
+        return self._advance(NoWorker("no worker is ready to take the request: try again in a moment"))
+
+    def on_output(self, worker_id: str, output: EngineOutput) -> list[Action]:
+        attempt = self._attempt
+        if attempt is None or attempt.attempt_id != output.attempt_id:
+            return stray_ticket(worker_id, output)
+        if output.finish_reason in (FinishReason.ERROR, FinishReason.ABORT):
+            reason = output.error or "the worker ended the attempt"
+            cause = EngineFailed(f"worker {worker_id} failed the request: {reason}")
+            # A refused ticket says nothing about the worker: it may well compute the prompt itself.
+            return stray_ticket(worker_id, output) + self._recover(cause, blame=attempt.leg is not Leg.DECODE)
+        if attempt.leg is Leg.PREFILL:
+            return self._on_prefilled(attempt, output)
+        return self._on_tokens(attempt, output)
+
+    def on_worker_lost(self, worker_id: str, cause: BatonError) -> list[Action]:
+        attempt = self._attempt
+        if attempt is None or attempt.worker_id != worker_id:
+            return []
+        return self._recover(cause, blame=True)
+
+    def on_attempt_late(self, attempt_id: str, cause: BatonError) -> list[Action]:
+        """The attempt had its time; another one is made."""
+        attempt = self._attempt
+        if attempt is None or attempt.attempt_id != attempt_id:
+            return []
+        return self._recover(cause, blame=True, cancel=True)
+
+    def fail(self, cause: BatonError) -> list[Action]:
+        """Ends the request with an error to the client."""
+        if self._ended:
+            return []
+        return [*self._leave(cancel=True), *self._failure(cause)]
+
+    def cancel(self, outcome: Outcome) -> list[Action]:
+        """Nobody listens any more: ends the request without an emission."""
+        if self._ended:
+            return []
+        return [*self._leave(cancel=True), *self._end(outcome)]
+
+    # Progress
+
+    def _on_prefilled(self, attempt: _Attempt, output: EngineOutput) -> list[Action]:
+        if output.finish_reason is None:
+            return []
+        if self._seeding and not output.token_ids:
+            cause = EngineFailed(f"worker {attempt.worker_id} finished a prompt without a token")
+            return stray_ticket(attempt.worker_id, output) + self._recover(cause, blame=True)
+        lease_id = lease_of(output.ticket)  # before any change: it raises for a broken ticket
+        self._note_origin(output)
+        self._prefilled = True
+        actions = self._leave()
+        if lease_id:
+            self._handover = _Handover(output.ticket, lease_id, attempt.worker_id)
+        if not self._seeding:
+            return actions + self._advance(_no_decode())
+        if output.finish_reason is not FinishReason.LENGTH:
+            return [*actions, *self._drop_handover(), self._emit(output), *self._end(Outcome.COMPLETED)]
+        # The hand-over starts before the client is served: both happen in the same turn of the loop.
+        first = self._emit(replace(output, finish_reason=None, stop_reason=None))
+        return [*actions, first, *self._advance(_no_decode())]
+
+    def _on_tokens(self, attempt: _Attempt, output: EngineOutput) -> list[Action]:
+        if not attempt.answered:
+            attempt.answered = True
+            self.handed_over = attempt.leg is Leg.DECODE
+            self._handover = None  # its reader completes the lease
+            self._note_origin(output)
+        emit = self._emit(output)
+        if output.finish_reason is None:
+            return [emit]
+        return [*self._leave(), emit, *self._end(Outcome.COMPLETED)]
+
+    def _note_origin(self, output: EngineOutput) -> None:
+        if self._cached_tokens is None and output.origin is not None:
+            self._cached_tokens = output.origin.cached_tokens
+
+    def _emit(self, output: EngineOutput) -> Emit:
+        first = not self._emitted
+        self._emitted.extend(output.token_ids)
+        emission = Emission(
+            request_id=self.request_id,
+            token_ids=output.token_ids,
+            logprobs=output.logprobs,
+            finish_reason=output.finish_reason,
+            stop_reason=output.stop_reason,
+            cached_tokens=self._cached_tokens if first else None,
+        )
+        return Emit(emission)
+
+    # Recovery
+
+    def _recover(self, cause: BatonError, *, blame: bool, cancel: bool = False) -> list[Action]:
+        if blame and self._attempt is not None:
+            self._avoid |= {self._attempt.worker_id}
+        return [*self._leave(cancel=cancel), *self._advance(cause)]
+
+    def _advance(self, cause: BatonError) -> list[Action]:
+        """Tries what comes next; `cause` is what the client hears when nothing is left."""
+        stuck = bool(self._emitted) and not may_change_worker(self._request.facts)
+        if stuck or self._attempts >= ATTEMPT_LIMIT:
+            return self._failure(cause)
+        for leg, role in self._rungs():
+            worker_id = self._choose(role, self._avoid)
+            if worker_id is not None:
+                return self._submit(leg, worker_id)
+        return self._failure(cause)
+
+    def _rungs(self) -> tuple[tuple[Leg, Role], ...]:
+        """What to try next, best first.
+
+        a prompt to run, more than one token wanted   prefill, else all of it on a decode worker
+        a prompt to run, one token wanted             all of it on a prefill worker, else on a decode worker
+        blocks wait for a reader                      decode; if none is ready, the prefill worker continues itself
+        the hand-over is off                          prompt and emitted tokens on a decode worker, else on prefill
+        """
+        if self._handover is not None:
+            return (Leg.DECODE, Role.DECODE), (Leg.WHOLE, Role.PREFILL)
+        if self._prefilled or self._emitted:
+            return (Leg.WHOLE, Role.DECODE), (Leg.WHOLE, Role.PREFILL)
+        if self.remaining == 1:
+            return (Leg.WHOLE, Role.PREFILL), (Leg.WHOLE, Role.DECODE)
+        return (Leg.PREFILL, Role.PREFILL), (Leg.WHOLE, Role.DECODE)
+
+    def _submit(self, leg: Leg, worker_id: str) -> list[Action]:
+        dropped = self._drop_handover() if leg is not Leg.DECODE else []
+        self._attempts += 1
+        attempt_id = f"{self.request_id}/{leg.value}{self._attempts}"
+        self._attempt = _Attempt(attempt_id, leg, worker_id)
+        request = EngineRequest(
+            attempt_id=attempt_id,
+            leg=leg,
+            prompt_token_ids=[*self._request.prompt_token_ids, *self._emitted],
+            sampling=self._sampling(leg),
+            engine_params=self._request.engine_params,
+            ticket=self._handover.ticket if self._handover is not None else b"",
+            cache_salt=self._request.cache_salt,
+            priority=self._request.priority,
+            trace_headers=self._request.trace_headers,
+        )
+        return [*dropped, Submit(worker_id, request)]
+
+    def _sampling(self, leg: Leg) -> Sampling:
+        sampling = self._request.sampling
+        if leg is not Leg.PREFILL:
+            return replace(sampling, max_tokens=self.remaining)
+        return replace(sampling, max_tokens=1, logprobs=sampling.logprobs if self._seeding else None)
+
+    def _leave(self, *, cancel: bool = False) -> list[Action]:
+        """Ends the live attempt, and with it a hand-over whose reader has not answered yet."""
+        attempt, self._attempt = self._attempt, None
+        if attempt is None:
+            return []
+        actions: list[Action] = [Settle(attempt.worker_id, attempt.attempt_id)]
+        if cancel:
+            actions.append(Cancel(attempt.worker_id, attempt.attempt_id))
+        return [*actions, *self._drop_handover()]
+
+    def _drop_handover(self) -> list[Action]:
+        handover, self._handover = self._handover, None
+        return [Release(handover.worker_id, handover.lease_id)] if handover is not None else []
+
+    def _failure(self, cause: BatonError) -> list[Action]:
+        failed = Emission(self.request_id, [], error=cause)
+        return [*self._drop_handover(), Emit(failed), *self._end(Outcome.FAILED)]
+
+    def _end(self, outcome: Outcome) -> list[Action]:
+        self._ended = True
+        return [End(outcome)]
+
+
+def stray_ticket(worker_id: str, output: EngineOutput) -> list[Action]:
+    """What to do with an output that nobody waits for: a ticket in it holds blocks that must go back."""
+    lease_id = lease_of(output.ticket)
+    return [Release(worker_id, lease_id)] if lease_id else []
+
+
+def lease_of(ticket: bytes) -> str:
+    """Empty for no ticket. Raises `TicketRefused` for bytes that are none. The rest is for the reader to check."""
+    try:
+        return kv_pb2.Ticket.FromString(ticket).lease_id
+    except DecodeError as error:
+        raise TicketRefused("a prefill worker answered with a ticket that cannot be read") from error
+
+
+def _no_decode() -> NoWorker:
+    return NoWorker("no decode worker is ready to continue the request: try again in a moment")

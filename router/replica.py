@@ -1,0 +1,92 @@
+"""One router: fleet, frontend and both edges, put together and started in order. Knows no Ray; whoever runs it brings a
+directory and serves `app`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import importlib
+import logging
+import secrets
+from typing import TYPE_CHECKING
+
+from starlette.types import ASGIApp
+
+from cluster.clock import Clock
+from cluster.config import Config, RouterConfig
+from cluster.errors import EngineFailed
+from cluster.membership import Directory
+from cluster.vllm_environment import prepare_environment
+from router.admin_service import AdminService
+from router.fleet import Fleet
+from router.grpc_edge import GrpcEdge
+from router.http_edge import HttpEdge
+
+if TYPE_CHECKING:
+    from router.frontend import Frontend
+
+logger = logging.getLogger(__name__)
+
+
+class RouterReplica:
+    """Made by `start_replica`. `app` is the HTTP API, `grpc_port` where the gRPC API listens."""
+
+    def __init__(self, config: RouterConfig, frontend: Frontend, fleet: Fleet, edge: GrpcEdge, grpc_port: int) -> None:
+        self.app: ASGIApp = HttpEdge(frontend.app, config, fleet.dispatch.admit, lambda: fleet.ready)
+        self.grpc_port = grpc_port
+        self.fleet = fleet
+        self._grace_s = config.request_deadline_s
+        self._frontend = frontend
+        self._edge = edge
+        self._health = asyncio.create_task(self._publish_health(), name="publish health")
+
+    def check(self) -> None:
+        """Raises `EngineFailed` when a background task of the router has died."""
+        self.fleet.check()
+        if self._health.done():
+            raise EngineFailed("the router no longer publishes its health")
+
+    async def close(self, grace_s: float | None = None) -> None:
+        """Lets gRPC calls finish within the grace, by default as long as a request may take; then ends all requests and
+        the links. May be called twice."""
+        self._health.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._health
+        await self._edge.close(self._grace_s if grace_s is None else grace_s)
+        await self.fleet.close()
+        self._frontend.close()
+
+    async def _publish_health(self) -> None:
+        while True:
+            change = self.fleet.next_change
+            await self._edge.set_ready(self.fleet.ready)
+            await change.wait()
+
+
+async def start_replica(config: Config, directory: Directory, clock: Clock) -> RouterReplica:
+    """Loads the frontend, then joins the fleet. Raises `ConfigError`, `StartFailed`, and then leaves nothing behind."""
+    prepare_environment(config.model, config.engine)
+    router_id = f"router-{secrets.token_hex(4)}"
+    fleet = Fleet(config.router, directory, clock, router_id, seed=secrets.randbits(32))
+    frontend = await _frontend(config, fleet)
+    edge = GrpcEdge(config.router, frontend.text, AdminService(fleet, router_id, config.model.served_name))
+    try:
+        port = await edge.start()
+    except BaseException:
+        frontend.close()
+        raise
+    await fleet.start()
+    # A million objects of imported modules live as long as the process: no collection need look at them again.
+    gc.collect()
+    gc.freeze()
+    logger.info("%s serves %s; gRPC on port %d", router_id, config.model.served_name, port)
+    return RouterReplica(config.router, frontend, fleet, edge, port)
+
+
+async def _frontend(config: Config, fleet: Fleet) -> Frontend:
+    """Importing it takes many seconds, which must not stop this event loop."""
+    module = await asyncio.to_thread(importlib.import_module, "router.frontend")
+    frontend: Frontend = await module.build_frontend(config, fleet.dispatch)
+    return frontend

@@ -1,0 +1,235 @@
+"""Events of the fleet to requests and back: batching, counters, deadlines, admission, and nothing left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from cluster.config import RouterConfig
+from cluster.engine import FinishReason, Role, Sampling
+from cluster.errors import DeadlineExceeded, EngineFailed, NoWorker, Overloaded, WorkerLost
+from protos.baton.v1 import kv_pb2, worker_pb2
+from router.dispatch import Dispatch
+from router.generation import Emission, GenerationRequest, Outcome
+
+
+class Bench:
+    """A dispatch whose workers are names, whose clock is a number and whose frontend is a list of batches."""
+
+    def __init__(self, **config: object) -> None:
+        self.now = 0.0
+        self.posted: list[tuple[str, worker_pb2.SessionRequest]] = []
+        self.unreachable: set[str] = set()
+        self.batches: list[list[Emission]] = []
+        self.dispatch = Dispatch(RouterConfig.model_validate(config), self.post, lambda: self.now, seed=1)
+        self.dispatch.connect(self)
+
+    def post(self, worker_id: str, message: worker_pb2.SessionRequest) -> bool:
+        self.posted.append((worker_id, message))
+        return worker_id not in self.unreachable
+
+    def deliver(self, emissions: Sequence[Emission]) -> None:
+        self.batches.append(list(emissions))
+
+    def up(self, *worker_ids: str) -> None:
+        for worker_id in worker_ids:
+            role = Role.PREFILL if worker_id.startswith("p") else Role.DECODE
+            self.dispatch.worker_up(worker_id, role, worker_pb2.Load())
+
+    def ask(self, request_id: str, max_tokens: int = 3) -> worker_pb2.Submit:
+        self.dispatch.submit(GenerationRequest(request_id, [1, 2, 3], Sampling(max_tokens)))
+        return self.submits[-1]
+
+    @property
+    def submits(self) -> list[worker_pb2.Submit]:
+        return [message.submit for _, message in self.posted if message.HasField("submit")]
+
+    @property
+    def aborted(self) -> list[str]:
+        return [id_ for _, message in self.posted for id_ in message.abort.attempt_ids]
+
+    @property
+    def released(self) -> list[str]:
+        return [message.release.lease_id for _, message in self.posted if message.HasField("release")]
+
+    @property
+    def emissions(self) -> list[Emission]:
+        return [emission for batch in self.batches for emission in batch]
+
+    def step(self, worker_id: str, *outputs: worker_pb2.Output) -> None:
+        self.dispatch.on_step(worker_id, worker_pb2.StepOutputs(outputs=outputs, load=worker_pb2.Load(running=1)))
+
+
+def output(submit: worker_pb2.Submit, token: int, last: bool = False, lease: str = "") -> worker_pb2.Output:
+    reason = worker_pb2.FINISH_REASON_LENGTH if last else worker_pb2.FINISH_REASON_UNSPECIFIED
+    ticket = kv_pb2.Ticket(lease_id=lease).SerializeToString() if lease else b""
+    return worker_pb2.Output(attempt_id=submit.attempt_id, token_ids=[token], finish_reason=reason, ticket=ticket)
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    bench = Bench(max_in_flight=3, request_deadline_s=60.0, prefill_deadline_s=10.0)
+    bench.up("p1", "p2", "d1")
+    yield bench
+    bench.dispatch.check_integrity()
+
+
+def test_outputs_of_one_step_reach_the_frontend_as_one_batch(bench: Bench) -> None:
+    first, second = bench.ask("a"), bench.ask("b")
+    bench.step("p1", output(first, 10, last=True, lease="l1"), output(second, 20, last=True, lease="l2"))
+    assert [[(e.request_id, e.token_ids) for e in batch] for batch in bench.batches] == [[("a", [10]), ("b", [20])]]
+    assert [submit.leg for submit in bench.submits[2:]] == [worker_pb2.LEG_DECODE] * 2
+
+
+def test_two_requests_at_once_go_to_two_prefill_workers(bench: Bench) -> None:
+    bench.ask("a")
+    bench.ask("b")
+    assert {worker_id for worker_id, _ in bench.posted} == {"p1", "p2"}
+
+
+def test_a_finished_request_leaves_nothing_but_its_counts(bench: Bench) -> None:
+    prefill = bench.ask("a")
+    bench.step(bench.posted[-1][0], output(prefill, 10, last=True, lease="l1"))
+    bench.step("d1", output(bench.submits[-1], 11))
+    bench.step("d1", output(bench.submits[-1], 12, last=True))
+    counters = bench.dispatch.counters()
+    assert dict(counters.requests_by_outcome) == {"completed": 1}
+    assert (counters.in_flight, counters.disaggregated, counters.whole) == (0, 1, 0)
+    assert bench.emissions[-1].finish_reason is FinishReason.LENGTH
+    assert all(worker.idle for worker in bench.dispatch.view)
+
+
+def test_a_whole_request_is_counted_as_such(bench: Bench) -> None:
+    whole = bench.ask("a", max_tokens=1)
+    bench.step(bench.posted[-1][0], output(whole, 10, last=True))
+    assert (bench.dispatch.counters().disaggregated, bench.dispatch.counters().whole) == (0, 1)
+
+
+def test_a_prompt_counts_as_queued_until_its_worker_has_answered(bench: Bench) -> None:
+    for worker_id in ("p1", "p2"):
+        bench.dispatch.worker_down(worker_id, WorkerLost("gone"))
+    whole = bench.ask("a")
+    worker = bench.dispatch.view.get("d1")
+    assert worker is not None
+    assert worker.queued_prefill_tokens == 3
+    bench.step("d1", output(whole, 10))
+    assert worker.queued_prefill_tokens == 0
+    assert not worker.idle
+
+
+def test_a_worker_that_goes_takes_its_attempts_with_it_and_they_move_on(bench: Bench) -> None:
+    bench.ask("a")
+    lost = bench.posted[-1][0]
+    bench.dispatch.worker_down(lost, WorkerLost("gone"))
+    assert bench.posted[-1][0] == ({"p1", "p2"} - {lost}).pop()
+    assert bench.dispatch.view.get(lost) is None
+
+
+def test_a_worker_that_cannot_be_reached_is_passed_over(bench: Bench) -> None:
+    bench.unreachable = {"p1", "p2"}
+    bench.ask("a")
+    assert [worker_id for worker_id, _ in bench.posted][-1] == "d1"
+    assert len(bench.posted) == 3
+
+
+def test_without_workers_the_request_fails_and_the_error_is_delivered(bench: Bench) -> None:
+    for worker_id in ("p1", "p2", "d1"):
+        bench.dispatch.worker_down(worker_id, WorkerLost("gone"))
+    bench.dispatch.submit(GenerationRequest("a", [1], Sampling(3)))
+    assert isinstance(bench.emissions[-1].error, NoWorker)
+    assert dict(bench.dispatch.counters().requests_by_outcome) == {"failed": 1}
+
+
+def test_a_late_output_with_a_ticket_gives_the_lease_back(bench: Bench) -> None:
+    prefill = bench.ask("a")
+    worker_id = bench.posted[-1][0]
+    bench.dispatch.cancel(["a"])
+    assert bench.aborted == [prefill.attempt_id]
+    bench.step(worker_id, output(prefill, 10, last=True, lease="l1"))
+    assert bench.released == ["l1"]
+    assert bench.emissions == []
+
+
+def test_an_output_that_makes_no_sense_fails_its_own_request_only(bench: Bench) -> None:
+    first, second = bench.ask("a"), bench.ask("b")
+    bad = worker_pb2.Output(
+        attempt_id=first.attempt_id, token_ids=[1], finish_reason=worker_pb2.FINISH_REASON_LENGTH, ticket=b"\xff\xff"
+    )
+    bench.step("p1", bad, output(second, 20, last=True, lease="l2"))
+    assert bench.batches[-1][0].error is not None
+    assert bench.batches[-1][1].token_ids == [20]
+
+
+def test_an_unknown_finish_reason_counts_as_a_failed_attempt(bench: Bench) -> None:
+    prefill = bench.ask("a")
+    strange = worker_pb2.Output(attempt_id=prefill.attempt_id)
+    strange.finish_reason = 77  # type: ignore[assignment]
+    bench.step(bench.posted[-1][0], strange)
+    assert len(bench.submits) == 2
+
+
+def test_admission_ends_at_the_limit_and_says_so(bench: Bench) -> None:
+    bench.ask("a")
+    bench.ask("b")
+    bench.dispatch.admit(1)
+    with pytest.raises(Overloaded, match="limit is 3"):
+        bench.dispatch.admit(2)
+    assert bench.dispatch.counters().requests_by_outcome["refused"] == 1
+
+
+def test_admission_needs_a_worker_that_takes_new_work(bench: Bench) -> None:
+    for worker in bench.dispatch.view:
+        worker.leaving = True
+    with pytest.raises(NoWorker):
+        bench.dispatch.admit()
+
+
+def test_a_slow_prefill_is_made_again_elsewhere_when_its_time_is_over(bench: Bench) -> None:
+    slow = bench.ask("a")
+    bench.now = 9.9
+    bench.dispatch.on_time()
+    assert bench.aborted == []
+    bench.now = 10.0
+    bench.dispatch.on_time()
+    assert bench.aborted == [slow.attempt_id]
+    assert bench.submits[-1].leg == worker_pb2.LEG_PREFILL
+    assert bench.submits[-1].attempt_id != slow.attempt_id
+
+
+def test_a_request_past_its_deadline_ends_with_an_error_and_its_worker_hears_of_it(bench: Bench) -> None:
+    prefill = bench.ask("a")
+    bench.step(bench.posted[-1][0], output(prefill, 10, last=True, lease="l1"))
+    bench.step("d1", output(bench.submits[-1], 11))
+    bench.now = 60.0
+    bench.dispatch.on_time()
+    assert isinstance(bench.emissions[-1].error, DeadlineExceeded)
+    assert bench.aborted == [bench.submits[-1].attempt_id]
+    assert bench.dispatch.in_flight == 0
+
+
+def test_what_the_frontend_stops_itself_counts_as_completed(bench: Bench) -> None:
+    bench.ask("a")
+    bench.dispatch.cancel(["a", "unknown"], Outcome.COMPLETED)
+    assert dict(bench.dispatch.counters().requests_by_outcome) == {"completed": 1}
+
+
+def test_the_frontend_may_cancel_from_within_a_delivery(bench: Bench) -> None:
+    class Impatient:
+        def deliver(self, emissions: Sequence[Emission]) -> None:
+            bench.dispatch.cancel([emission.request_id for emission in emissions], Outcome.COMPLETED)
+
+    bench.dispatch.connect(Impatient())
+    prefill = bench.ask("a")
+    bench.step(bench.posted[-1][0], output(prefill, 10, last=True, lease="l1"))
+    assert bench.aborted == [bench.submits[-1].attempt_id]
+    assert bench.released == ["l1"]
+    assert bench.dispatch.in_flight == 0
+
+
+def test_stopping_fails_everything_with_the_reason(bench: Bench) -> None:
+    bench.ask("a")
+    bench.ask("b")
+    reason = EngineFailed("stopping")
+    bench.dispatch.fail_all(reason)
+    assert [emission.error for emission in bench.emissions] == [reason, reason]

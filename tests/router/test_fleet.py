@@ -1,0 +1,288 @@
+"""The fleet over real gRPC with scripted workers: links follow the directory, requests survive what they can."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+
+import pytest
+
+from cluster.clock import RealClock
+from cluster.config import RouterConfig
+from cluster.engine import Role, Sampling
+from cluster.errors import WorkerLost
+from cluster.membership import MemoryDirectory, WorkerRecord
+from protos.baton.v1 import admin_pb2, worker_pb2
+from router.admin_service import AdminService
+from router.fleet import Fleet
+from router.generation import Emission, GenerationRequest
+from router.worker_link import OUTGOING_LIMIT, WorkerLink
+from tests.router.scripted_worker import LeaseBook, ScriptedWorker, expected_tokens
+
+TTL_S = 1000.0
+PROMPT = [301, 302, 303]
+
+
+class Listener:
+    """The frontend's place: collects what each request got."""
+
+    def __init__(self) -> None:
+        self.tokens: dict[str, list[int]] = {}
+        self.ends: dict[str, Emission] = {}
+        self.news = asyncio.Condition()
+        self.pending: set[asyncio.Task[None]] = set()
+
+    def deliver(self, emissions: Sequence[Emission]) -> None:
+        for emission in emissions:
+            self.tokens.setdefault(emission.request_id, []).extend(emission.token_ids)
+            if emission.error is not None or emission.finish_reason is not None:
+                assert emission.request_id not in self.ends
+                self.ends[emission.request_id] = emission
+        task = asyncio.create_task(self._tell())
+        self.pending.add(task)
+        task.add_done_callback(self.pending.discard)
+
+    async def _tell(self) -> None:
+        async with self.news:
+            self.news.notify_all()
+
+    async def until_ended(self, *request_ids: str) -> None:
+        async with asyncio.timeout(10), self.news:
+            await self.news.wait_for(lambda: all(request_id in self.ends for request_id in request_ids))
+
+    async def until_tokens(self, request_id: str, count: int) -> None:
+        async with asyncio.timeout(10), self.news:
+            await self.news.wait_for(lambda: len(self.tokens.get(request_id, [])) >= count)
+
+
+class Stage:
+    """A directory, scripted workers and a fleet that follows them."""
+
+    def __init__(self) -> None:
+        self.leases = LeaseBook()
+        self.directory = MemoryDirectory(RealClock())
+        self.listener = Listener()
+        config = RouterConfig(worker_deadline_s=1.0)
+        self.fleet = Fleet(config, self.directory, RealClock(), "router-1", seed=7)
+        self.fleet.dispatch.connect(self.listener)
+        self.workers: dict[str, ScriptedWorker] = {}
+
+    async def add(self, worker_id: str, role: Role) -> ScriptedWorker:
+        worker = ScriptedWorker(worker_id, role, self.leases)
+        self.workers[worker_id] = worker
+        await self.directory.announce(await worker.start(), TTL_S)
+        await self.linked(worker_id)
+        return worker
+
+    async def linked(self, worker_id: str, there: bool = True) -> None:
+        async with asyncio.timeout(10):
+            while (self.fleet.dispatch.view.get(worker_id) is not None) != there:
+                await self.fleet.next_change.wait()
+
+    async def ask(self, request_id: str, max_tokens: int = 5) -> None:
+        self.fleet.dispatch.submit(GenerationRequest(request_id, PROMPT, Sampling(max_tokens)))
+
+
+@pytest.fixture
+async def stage() -> AsyncIterator[Stage]:
+    stage = Stage()
+    await stage.fleet.start()
+    yield stage
+    stage.fleet.check()
+    await stage.fleet.close()
+    for worker in stage.workers.values():
+        await worker.stop()
+    stage.fleet.dispatch.check_integrity()
+
+
+async def test_a_request_runs_over_both_pools_and_no_lease_stays(stage: Stage) -> None:
+    await stage.add("p", Role.PREFILL)
+    decode = await stage.add("d", Role.DECODE)
+    await stage.ask("a")
+    await stage.listener.until_ended("a")
+    assert stage.listener.tokens["a"] == expected_tokens(PROMPT, 5)
+    assert [submit.leg for submit in decode.submits] == [worker_pb2.LEG_DECODE]
+    assert (stage.leases.live, stage.leases.read) == (set(), 1)
+
+
+async def test_many_requests_at_once_each_get_their_own_tokens(stage: Stage) -> None:
+    for name in ("p1", "p2"):
+        await stage.add(name, Role.PREFILL)
+    for name in ("d1", "d2"):
+        await stage.add(name, Role.DECODE)
+    for i in range(40):
+        request = GenerationRequest(str(i), [300 + i, 301], Sampling(20))
+        stage.fleet.dispatch.submit(request)
+    await stage.listener.until_ended(*map(str, range(40)))
+    for i in range(40):
+        assert stage.listener.tokens[str(i)] == expected_tokens([300 + i, 301], 20)
+    assert stage.leases.live == set()
+
+
+async def test_a_stream_goes_on_when_its_decode_worker_is_killed(stage: Stage) -> None:
+    await stage.add("p", Role.PREFILL)
+    first = await stage.add("d1", Role.DECODE)
+    first.gate.clear()
+    first.free_tokens = 2
+    await stage.ask("a", max_tokens=6)
+    await stage.listener.until_tokens("a", 3)
+    await stage.add("d2", Role.DECODE)
+    await first.stop()
+    await stage.listener.until_ended("a")
+    assert stage.listener.tokens["a"] == expected_tokens(PROMPT, 6)
+
+
+async def test_a_killed_prefill_worker_is_out_of_placement_at_once(stage: Stage) -> None:
+    prefill = await stage.add("p", Role.PREFILL)
+    decode = await stage.add("d", Role.DECODE)
+    prefill.gate.clear()
+    await stage.ask("a")
+    await prefill.until(lambda: len(prefill.submits) == 1)
+    await prefill.stop()
+    await stage.listener.until_ended("a")
+    assert stage.listener.tokens["a"] == expected_tokens(PROMPT, 5)
+    assert decode.submits[0].leg == worker_pb2.LEG_WHOLE
+    assert stage.fleet.dispatch.view.get("p") is None
+
+
+async def test_cancelling_reaches_the_worker_and_frees_the_lease(stage: Stage) -> None:
+    await stage.add("p", Role.PREFILL)
+    decode = await stage.add("d", Role.DECODE)
+    decode.gate.clear()
+    await stage.ask("a")
+    await decode.until(lambda: len(decode.submits) == 1)
+    stage.fleet.dispatch.cancel(["a"])
+    await decode.until(lambda: decode.aborted == [decode.submits[0].attempt_id])
+    prefill = stage.workers["p"]
+    await prefill.until(lambda: prefill.released == ["lease-1"])
+    assert stage.fleet.dispatch.in_flight == 0
+
+
+async def test_a_worker_that_leaves_the_directory_finishes_its_streams(stage: Stage) -> None:
+    prefill = await stage.add("p", Role.PREFILL)
+    decode = await stage.add("d1", Role.DECODE)
+    decode.gate.clear()
+    await stage.ask("a")
+    await decode.until(lambda: len(decode.submits) == 1)
+    await stage.directory.withdraw("d1", decode.epoch)
+    await stage.add("d2", Role.DECODE)
+    busy = stage.fleet.dispatch.view.get("d2")
+    assert busy is not None
+    busy.report(worker_pb2.Load(running=50))  # the one that leaves would be the better choice
+    await stage.ask("b")
+    await stage.listener.until_ended("b")
+    assert len(decode.submits) == 1
+    decode.gate.set()
+    await stage.listener.until_ended("a")
+    assert stage.listener.tokens["a"] == expected_tokens(PROMPT, 5)
+    await stage.linked("d1", there=False)
+    assert prefill.released == []
+
+
+async def test_a_worker_that_comes_back_with_a_new_epoch_gets_a_new_link(stage: Stage) -> None:
+    worker = await stage.add("d", Role.DECODE)
+    await worker.stop()
+    await stage.linked("d", there=False)
+    worker.epoch = 2
+    await stage.directory.announce(await worker.start(), TTL_S)
+    await stage.linked("d")
+    await stage.ask("a")
+    await stage.listener.until_ended("a")
+    assert stage.listener.tokens["a"] == expected_tokens(PROMPT, 5)
+
+
+async def test_a_broken_link_is_made_again_while_the_worker_is_listed(stage: Stage) -> None:
+    worker = await stage.add("d", Role.DECODE)
+    assert worker.record is not None
+    port = int(worker.record.address.rpartition(":")[2])
+    await worker.stop()
+    await stage.linked("d", there=False)
+    await worker.start(port)
+    await stage.linked("d")
+
+
+async def test_status_names_the_worker_that_does_not_answer(stage: Stage) -> None:
+    await stage.add("p", Role.PREFILL)
+    gone = await stage.add("d", Role.DECODE)
+    await gone.stop()
+    await stage.linked("d", there=False)
+    status = await AdminService(stage.fleet, "router-1", "demo").Status(admin_pb2.StatusRequest(), None)
+    assert [(pool.role, pool.ready, pool.total) for pool in status.pools] == [
+        (worker_pb2.ROLE_PREFILL, 1, 1),
+        (worker_pb2.ROLE_DECODE, 0, 1),
+    ]
+    by_id = {worker.description.worker_id: worker for worker in status.workers}
+    assert by_id["p"].unreachable == ""
+    assert "UNAVAILABLE" in by_id["d"].unreachable
+    assert (status.router_id, status.model) == ("router-1", "demo")
+
+
+# One link
+
+
+async def link_to(worker: ScriptedWorker, record: WorkerRecord | None = None) -> WorkerLink:
+    started = await worker.start()
+    return WorkerLink(record or started, "router-1", deadline_s=0.5)
+
+
+@pytest.fixture
+async def worker() -> AsyncIterator[ScriptedWorker]:
+    worker = ScriptedWorker("w", Role.DECODE, LeaseBook())
+    yield worker
+    await worker.stop()
+
+
+async def test_a_worker_that_says_nothing_is_lost_at_the_deadline(worker: ScriptedWorker) -> None:
+    worker.silent = True
+    link = await link_to(worker)
+    with pytest.raises(WorkerLost, match="no answer within"):
+        await link.open()
+    await link.close()
+
+
+async def test_an_address_without_a_worker_is_lost_and_says_which() -> None:
+    link = WorkerLink(WorkerRecord("w", Role.DECODE, 1, "127.0.0.1:1"), "router-1", deadline_s=5.0)
+    with pytest.raises(WorkerLost, match=r"worker w at 127\.0\.0\.1:1"):
+        await link.open()
+    await link.close()
+
+
+async def test_a_worker_of_another_epoch_is_refused(worker: ScriptedWorker) -> None:
+    link = await link_to(worker)
+    link.record = replace(link.record, epoch=9)
+    with pytest.raises(WorkerLost, match="epoch 1"):
+        await link.open()
+    await link.close()
+
+
+async def test_a_worker_that_is_draining_takes_no_session(worker: ScriptedWorker) -> None:
+    worker.state = worker_pb2.WORKER_STATE_DRAINING
+    link = await link_to(worker)
+    with pytest.raises(WorkerLost, match="DRAINING"):
+        await link.open()
+    await link.close()
+
+
+async def test_a_worker_that_does_not_read_counts_as_lost(worker: ScriptedWorker) -> None:
+    link = await link_to(worker)
+    await link.open()
+    serving = asyncio.create_task(link.serve(lambda step: None))
+    message = worker_pb2.SessionRequest(abort=worker_pb2.Abort(attempt_ids=["x"]))
+    sent = [link.send(message) for _ in range(OUTGOING_LIMIT + 1)]  # the loop has no turn to write them
+    assert sent == [True] * OUTGOING_LIMIT + [False]
+    with pytest.raises(WorkerLost, match="does not read"):
+        await serving
+    await link.close()
+
+
+async def test_cancelling_the_owner_of_a_link_is_no_loss(worker: ScriptedWorker) -> None:
+    link = await link_to(worker)
+    await link.open()
+    serving = asyncio.create_task(link.serve(lambda step: None))
+    await asyncio.sleep(0)
+    serving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await serving
+    await link.close()
+    assert not link.send(worker_pb2.SessionRequest())

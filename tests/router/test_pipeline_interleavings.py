@@ -1,0 +1,168 @@
+"""Any interleaving of answers, losses, refusals and aborts: every request ends once and owes nothing to anyone."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cluster.engine import EngineOutput, EngineRequest, FinishReason, Leg, Role, Sampling
+from cluster.errors import BatonError, DeadlineExceeded, WorkerLost
+from protos.baton.v1 import kv_pb2
+from router.generation import Emission, GenerationRequest, Outcome
+from router.pipeline import Action, Cancel, Emit, End, Release, RequestPipeline, Settle, Submit
+from router.sampling_state import NO_HISTORY, SamplingFacts
+from tests.router.scripted_worker import expected_tokens, next_token
+
+PROMPT = [5, 6, 7]
+
+
+def ticket(lease_id: str) -> bytes:
+    return kv_pb2.Ticket(lease_id=lease_id).SerializeToString()
+
+
+class Cluster:
+    """Workers that answer honestly, die, refuse and come back in any order; counts what the pipeline owes them."""
+
+    def __init__(self, request: GenerationRequest, seed: int) -> None:
+        self.draw = random.Random(seed)
+        self.alive = {"p1": Role.PREFILL, "p2": Role.PREFILL, "d1": Role.DECODE, "d2": Role.DECODE}
+        self.running: dict[str, tuple[str, EngineRequest, int]] = {}  # attempt -> worker, request, tokens produced
+        self.reserved: dict[str, str] = {}
+        self.leases: set[str] = set()
+        self.read: set[str] = set()
+        self.released: set[str] = set()
+        self.used: set[str] = set()
+        self.emitted: list[int] = []
+        self.ends: list[Outcome] = []
+        self.failed: list[BatonError] = []
+        self.finishes = 0
+        self.late: list[tuple[str, EngineOutput]] = []
+        self.pipeline = RequestPipeline(request, self.choose)
+        self.apply(self.pipeline.start())
+
+    def choose(self, role: Role, avoid: frozenset[str]) -> str | None:
+        names = sorted(name for name, has in self.alive.items() if has is role and name not in avoid)
+        return self.draw.choice(names) if names else None
+
+    def apply(self, actions: Sequence[Action]) -> None:
+        for action in actions:
+            assert not self.ends or isinstance(action, Release)
+            match action:
+                case Submit(worker_id, request):
+                    assert request.attempt_id not in self.used
+                    assert request.sampling.max_tokens >= 1
+                    assert bool(request.ticket) is (request.leg is Leg.DECODE)
+                    assert self.reserved == {}
+                    self.used.add(request.attempt_id)
+                    self.reserved[request.attempt_id] = worker_id
+                    self.running[request.attempt_id] = (worker_id, request, 0)
+                    if request.ticket:
+                        self.read.add(kv_pb2.Ticket.FromString(request.ticket).lease_id)
+                case Settle(worker_id, attempt_id):
+                    assert self.reserved.pop(attempt_id) == worker_id
+                case Cancel(_, attempt_id):
+                    if self.draw.random() < 0.5:
+                        self.running.pop(attempt_id, None)  # else its answer is on the way already
+                case Release(_, lease_id):
+                    self.released.add(lease_id)
+                case Emit(emission):
+                    self.emit(emission)
+                case End(outcome):
+                    self.ends.append(outcome)
+
+    def emit(self, emission: Emission) -> None:
+        assert not self.finishes
+        assert not self.failed
+        self.emitted += emission.token_ids
+        if emission.error is not None:
+            self.failed.append(emission.error)
+        self.finishes += emission.finish_reason is not None
+
+    def step(self, attempt_id: str) -> None:
+        """One engine step of an attempt: a token, and the end with the last."""
+        worker_id, request, produced = self.running[attempt_id]
+        history = request.prompt_token_ids
+        tokens = expected_tokens(history, produced + 1)[produced:]
+        last = produced + 1 == request.sampling.max_tokens
+        pinned = b""
+        if last and request.leg is Leg.PREFILL and self.draw.random() < 0.8:
+            lease_id = f"lease of {attempt_id}"
+            self.leases.add(lease_id)
+            pinned = ticket(lease_id)
+        self.running[attempt_id] = (worker_id, request, produced + 1)
+        if last:
+            del self.running[attempt_id]
+        reason = FinishReason.LENGTH if last else None
+        self.apply(self.pipeline.on_output(worker_id, EngineOutput(attempt_id, tokens, (), reason, None, pinned)))
+
+    def refuse(self, attempt_id: str) -> None:
+        worker_id, _, _ = self.running.pop(attempt_id)
+        output = EngineOutput(attempt_id, [], finish_reason=FinishReason.ERROR, error="refused")
+        self.apply(self.pipeline.on_output(worker_id, output))
+
+    def kill(self, worker_id: str) -> None:
+        self.alive.pop(worker_id, None)
+        for attempt_id in [a for a, (worker, _, _) in self.running.items() if worker == worker_id]:
+            del self.running[attempt_id]
+        self.apply(self.pipeline.on_worker_lost(worker_id, WorkerLost(f"{worker_id} died")))
+
+    def late_prefill(self) -> None:
+        for attempt_id in list(self.reserved):
+            self.apply(self.pipeline.on_attempt_late(attempt_id, DeadlineExceeded("late")))
+
+
+EVENTS = st.lists(
+    st.sampled_from(
+        ["step"] * 12 + ["refuse", "kill p1", "kill p2", "kill d1", "kill d2", "late", "cancel", "deadline"]
+    ),
+    max_size=40,
+)
+FACTS = st.sampled_from([NO_HISTORY, SamplingFacts(seeded=True), SamplingFacts(grammar=True)])
+
+
+@settings(max_examples=300, deadline=None)
+@given(events=EVENTS, max_tokens=st.integers(1, 8), facts=FACTS, seed=st.integers(0, 2**16))
+def test_every_request_ends_once_with_contiguous_tokens_and_owes_nothing(
+    events: list[str], max_tokens: int, facts: SamplingFacts, seed: int
+) -> None:
+    request = GenerationRequest("r", list(PROMPT), Sampling(max_tokens=max_tokens), facts)
+    cluster = Cluster(request, seed)
+    for event in events:
+        play(cluster, event)
+    while cluster.running:
+        cluster.step(sorted(cluster.running)[0])
+
+    assert len(cluster.ends) == 1
+    assert cluster.emitted == expected_tokens(PROMPT, len(cluster.emitted))
+    assert cluster.reserved == {}
+    assert cluster.leases <= cluster.read | cluster.released
+    match cluster.ends[0]:
+        case Outcome.COMPLETED:
+            assert (len(cluster.emitted), cluster.finishes, cluster.failed) == (max_tokens, 1, [])
+        case Outcome.FAILED:
+            assert (cluster.finishes, len(cluster.failed)) == (0, 1)
+        case Outcome.CANCELLED:
+            assert (cluster.finishes, cluster.failed) == (0, [])
+
+
+def play(cluster: Cluster, event: str) -> None:
+    match event.split():
+        case ["step"] if cluster.running:
+            cluster.step(sorted(cluster.running)[0])
+        case ["refuse"] if cluster.running:
+            cluster.refuse(sorted(cluster.running)[0])
+        case ["kill", worker_id]:
+            cluster.kill(worker_id)
+        case ["late"]:
+            cluster.late_prefill()
+        case ["cancel"]:
+            cluster.apply(cluster.pipeline.cancel(Outcome.CANCELLED))
+        case ["deadline"]:
+            cluster.apply(cluster.pipeline.fail(DeadlineExceeded("over")))
+
+
+def test_the_scripted_tokens_depend_on_the_whole_history() -> None:
+    assert next_token([1, 2, 3]) != next_token([1, 2, 4])
