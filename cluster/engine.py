@@ -149,6 +149,15 @@ class EngineStats:
     transfers: tuple[TransferCount, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class EngineLoad:
+    """As of the last step: attempts in the batch, attempts before it, share of KV blocks in use (0 to 1)."""
+
+    running: int = 0
+    waiting: int = 0
+    kv_usage: float = 0.0
+
+
 class Engine(Protocol):
     """Not thread-safe: all calls from one event loop. Every method raises `EngineFailed` once the engine is dead."""
 
@@ -165,7 +174,12 @@ class Engine(Protocol):
         ...
 
     async def step(self) -> list[EngineOutput]:
-        """Waits for the next step that has outputs, and returns them."""
+        """Waits for the next step and returns its outputs; none means that the engine moved but has nothing to tell
+        yet."""
+        ...
+
+    def load(self) -> EngineLoad:
+        """What the last step left behind; costs nothing."""
         ...
 
     async def release(self, lease_id: str) -> None:

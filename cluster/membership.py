@@ -6,12 +6,19 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from cluster.clock import Clock
 from cluster.engine import Role
+from cluster.errors import DeadlineExceeded
+
+logger = logging.getLogger(__name__)
+
+WORKER_TTL_S = 10.0
+_RENEWALS_PER_TTL = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,3 +126,13 @@ class MemoryDirectory:
         async with self._changed:
             change()
             self._changed.notify_all()
+
+
+async def announce_until_cancelled(directory: Directory, record: WorkerRecord, ttl_s: float, clock: Clock) -> None:
+    """Renews several times within each time to live. A directory that does not answer is tried again, for ever."""
+    while True:
+        try:
+            await directory.announce(record, ttl_s)
+        except DeadlineExceeded as error:
+            logger.warning("worker %s could not announce itself: %s", record.worker_id, error)
+        await clock.sleep(ttl_s / _RENEWALS_PER_TTL)

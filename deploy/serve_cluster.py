@@ -5,6 +5,7 @@ Knows Ray and Serve; knows nothing of terminals. What to tell the user leaves th
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import shutil
@@ -38,7 +39,8 @@ class ServeCluster:
     def __init__(self, config: Config, progress: Progress) -> None:
         self._config = config
         self._progress = progress
-        self._folder = Path(tempfile.mkdtemp(prefix=f"baton-{config.name}-"))
+        # HAProxy's socket lies in it, and the path of a Unix socket is short: not wherever TMPDIR may point.
+        self._folder = Path(tempfile.mkdtemp(prefix="baton-", dir="/tmp"))
         self._failed: list[BaseException] = []
 
     @property
@@ -78,7 +80,7 @@ class ServeCluster:
 
     def _environment(self) -> dict[str, str]:
         """What Ray must find in its environment before its first process starts; every cluster gets its own."""
-        proxy = self._folder / "haproxy"
+        proxy = self._folder
         own = {
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
             "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(proxy / "haproxy.cfg"),
@@ -88,6 +90,8 @@ class ServeCluster:
             "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
             "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
             "RAY_USAGE_STATS_ENABLED": "0",
+            # A Serve call that is still under way when Ray is shut down must not start a second Ray.
+            "RAY_ENABLE_AUTO_CONNECT": "0",
         }
         variable = self._config.security.ticket_secret_env
         if not os.environ.get(variable):
@@ -99,6 +103,7 @@ class ServeCluster:
 
         from deploy.app import most_cpus
 
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         config = self._config
         resources: dict[str, float] = {}
         for part, count in (
@@ -114,6 +119,7 @@ class ServeCluster:
             resources=resources or None,
             include_dashboard=False,
             log_to_driver=False,
+            logging_level="ERROR",
             namespace=f"baton-{config.name}",
         )
 
@@ -143,7 +149,7 @@ class ServeCluster:
                 if status.status == "RUNNING":
                     return
             if self._failed:
-                raise StartFailed(str(self._failed[0]))
+                raise StartFailed(_last_words(str(self._failed[0])))
             if time.monotonic() > deadline:
                 raise StartFailed(f"not running within the deadline; last seen: {shown or 'nothing deployed'}")
             time.sleep(_POLL_S)

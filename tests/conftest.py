@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from deploy.demo_model import DEMO_DIGEST, model_digest, write_demo_model
 
 _KEPT = Path(__file__).resolve().parent.parent / ".baton" / "demo-model"
+
+# How long an example takes says more about the machine than about the code.
+hypothesis.settings.register_profile(
+    "house", deadline=None, max_examples=60, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("house")
 
 
 @pytest.fixture(scope="session")

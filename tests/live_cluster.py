@@ -39,11 +39,11 @@ def free_port() -> int:
         return port
 
 
-def local_config(model: Path, name: str, **sections: dict[str, Any]) -> dict[str, Any]:
+def local_config(model_path: Path, name: str, **sections: dict[str, Any]) -> dict[str, Any]:
     """The shipped local example on free ports, with `sections` merged over it."""
     config: dict[str, Any] = yaml.safe_load((ROOT / "deploy/examples/local.yaml").read_text())
     config["name"] = name
-    config["model"]["path"] = str(model)
+    config["model"]["path"] = str(model_path)
     config["router"] = {"http_port": free_port(), "grpc_port": free_port()}
     for section, values in sections.items():
         config.setdefault(section, {}).update(values)

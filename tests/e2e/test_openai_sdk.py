@@ -18,6 +18,7 @@ WEATHER: ChatCompletionToolParam = {
     "function": {
         "name": "weather",
         "description": "Looks the weather up.",
+        "strict": True,
         "parameters": {
             "type": "object",
             "properties": {"city": {"type": "string", "maxLength": 8}, "days": {"type": "integer", "maximum": 9}},
@@ -47,7 +48,9 @@ def test_a_stream_says_what_the_whole_answer_says(client: openai.OpenAI) -> None
         text += part.choices[0].delta.content or "" if part.choices else ""
         usage = part.usage or usage
     assert text == whole.choices[0].message.content
-    assert usage == whole.usage
+    assert usage is not None
+    assert whole.usage is not None
+    assert (usage.prompt_tokens, usage.completion_tokens) == (whole.usage.prompt_tokens, whole.usage.completion_tokens)
 
 
 def test_completions_take_text_and_token_ids(client: openai.OpenAI) -> None:

@@ -1,0 +1,107 @@
+"""The block pool of a simulated engine: who holds which block, and which free blocks still hold a known prefix.
+
+Pure state. A free block keeps its content until it is given away; the block that has been free longest goes first.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+
+import xxhash
+
+
+def block_hashes(tokens: Sequence[int], block_size: int, salt: str) -> list[int]:
+    """The chained hash of every full block: equal hashes mean equal tokens up to there, under the same salt."""
+    parent, hashes = chain_start(salt), []
+    for end in range(block_size, len(tokens) + 1, block_size):
+        parent = extend_chain(parent, tokens[end - block_size : end])
+        hashes.append(parent)
+    return hashes
+
+
+def chain_start(salt: str) -> int:
+    return xxhash.xxh3_64_intdigest(salt.encode())
+
+
+def extend_chain(parent: int, block: Sequence[int]) -> int:
+    return xxhash.xxh3_64_intdigest(array("I", block).tobytes(), seed=parent)
+
+
+class BlockPool:
+    def __init__(self, num_blocks: int) -> None:
+        self._num_blocks = num_blocks
+        self._fresh = 0  # blocks from here on were never used
+        self._holders: dict[int, int] = {}
+        self._free: OrderedDict[int, None] = OrderedDict()  # longest free first
+        self._content: dict[int, int] = {}
+        self._where: dict[int, int] = {}
+
+    @property
+    def used(self) -> int:
+        return len(self._holders)
+
+    @property
+    def available(self) -> int:
+        return self._num_blocks - len(self._holders)
+
+    @property
+    def usage(self) -> float:
+        return self.used / self._num_blocks
+
+    def find(self, hashes: Iterable[int]) -> list[int]:
+        """The blocks of the longest known prefix. They are not held yet: `hold` them before the next `allocate`."""
+        found = []
+        for wanted in hashes:
+            block = self._where.get(wanted)
+            if block is None:
+                break
+            found.append(block)
+        return found
+
+    def free_among(self, blocks: Iterable[int]) -> int:
+        """How many of the blocks nobody holds: holding them takes that many away from `available`."""
+        return sum(block not in self._holders for block in blocks)
+
+    def hold(self, blocks: Iterable[int]) -> None:
+        for block in blocks:
+            self._holders[block] = self._holders.get(block, 0) + 1
+            self._free.pop(block, None)
+
+    def allocate(self, count: int) -> list[int]:
+        """Takes `count` blocks, at most `available`; what they held is forgotten."""
+        return [self._take_one() for _ in range(count)]
+
+    def release(self, blocks: Sequence[int]) -> None:
+        """One holder less for each block. The end of a prefix becomes free before its start."""
+        for block in reversed(blocks):
+            self._holders[block] -= 1
+            if not self._holders[block]:
+                del self._holders[block]
+                self._free[block] = None
+
+    def remember(self, block: int, content: int) -> None:
+        """The block now holds the prefix with this hash, for as long as it is not given away. Of several blocks with
+        equal content the first is found."""
+        if content not in self._where and block not in self._content:
+            self._where[content] = block
+            self._content[block] = content
+
+    def check_integrity(self) -> None:
+        """Recounts from a second source; raises `AssertionError` on a difference."""
+        assert not self._holders.keys() & self._free.keys(), "a block is both held and free"
+        assert len(self._holders) + len(self._free) == self._fresh, "a used block is neither held nor free"
+        assert all(count > 0 for count in self._holders.values()), "a held block has no holder"
+        assert self._where == {content: block for block, content in self._content.items()}, "the index is out of step"
+
+    def _take_one(self) -> int:
+        if self._fresh < self._num_blocks:
+            block, self._fresh = self._fresh, self._fresh + 1
+        else:
+            block, _ = self._free.popitem(last=False)
+        content = self._content.pop(block, None)
+        if content is not None:
+            del self._where[content]
+        self._holders[block] = 1
+        return block

@@ -1,0 +1,288 @@
+"""A worker: one engine, and the gRPC server through which routers use it.
+
+Owns the worker's state, the one pump over `engine.step()`, and the attempts of all sessions. Knows neither Ray nor
+which engine it has; whoever runs it announces it and asks for its health.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import grpc
+
+from cluster.attempts import AttemptTable
+from cluster.clock import Clock
+from cluster.engine import Engine, EngineInfo, EngineOutput, EngineRequest, EngineStats, FinishReason, Leg, Role
+from cluster.errors import EngineFailed, InvalidRequest, WorkerLost
+from cluster.membership import WorkerRecord
+from cluster.progress import ProgressWatch
+from cluster.wire import describe_engine, output_to_wire, request_from_wire, role_to_wire
+from cluster.worker_service import WorkerServer
+from cluster.worker_session import OUTGOING_LIMIT, Session
+from protos.baton.v1 import worker_pb2 as pb
+
+logger = logging.getLogger(__name__)
+
+_LEGS = {Role.PREFILL: {Leg.PREFILL, Leg.WHOLE}, Role.DECODE: {Leg.DECODE, Leg.WHOLE}}
+_DRAIN_LOOK_S = 0.1
+_ENGINE_CALL_S = 10.0
+
+
+class State(Enum):
+    STARTING = pb.WORKER_STATE_STARTING
+    READY = pb.WORKER_STATE_READY
+    DRAINING = pb.WORKER_STATE_DRAINING
+    STALLED = pb.WORKER_STATE_STALLED
+    FAILED = pb.WORKER_STATE_FAILED
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """`epoch` is new with every engine start and grows. `listen_host` may be a wildcard, `advertise_host` is what
+    others dial. Port 0 takes a free one. `look_every_s`: how often progress and counters are looked at.
+    `outgoing_limit`: steps that a router may be behind."""
+
+    worker_id: str
+    role: Role
+    epoch: int
+    listen_host: str = "127.0.0.1"
+    advertise_host: str = "127.0.0.1"
+    port: int = 0
+    stall_after_s: float = 30.0
+    look_every_s: float = 1.0
+    outgoing_limit: int = OUTGOING_LIMIT
+
+
+class Worker:
+    def __init__(self, spec: WorkerSpec, engine: Engine, clock: Clock) -> None:
+        self.spec = spec
+        self._engine = engine
+        self._clock = clock
+        self._state, self._reason = State.STARTING, ""
+        self._attempts: AttemptTable[Session] = AttemptTable()
+        self._sessions: set[Session] = set()
+        self._progress = ProgressWatch(spec.stall_after_s)
+        self._info: EngineInfo | None = None
+        self._stats = EngineStats()
+        self._server: WorkerServer | None = None
+        self._port = 0
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def state(self) -> State:
+        return self._state
+
+    @property
+    def epoch(self) -> int:
+        return self.spec.epoch
+
+    @property
+    def attempts(self) -> AttemptTable[Session]:
+        """For inspection."""
+        return self._attempts
+
+    @property
+    def record(self) -> WorkerRecord:
+        """What to announce, once started."""
+        address = f"{self.spec.advertise_host}:{self._port}"
+        return WorkerRecord(self.spec.worker_id, self.spec.role, self.spec.epoch, address)
+
+    async def start(self) -> None:
+        """Starts the engine, then serves. Raises `EngineFailed`; leaves nothing behind if it raises."""
+        try:
+            self._info = await self._engine.start()
+            self._server = WorkerServer(self, self.spec.outgoing_limit)
+            self._port = await self._server.start(self.spec.listen_host, self.spec.port)
+        except BaseException:
+            await self.close()
+            raise
+        self._run(self._pump(), "worker pump")
+        self._run(self._look_after(), "worker watch")
+        self._enter(State.READY)
+
+    async def close(self) -> None:
+        """Ends all sessions, the server and the engine. May be called twice."""
+        for session in list(self._sessions):
+            session.end(grpc.StatusCode.UNAVAILABLE, f"worker {self.spec.worker_id} is closing")
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._server is not None:
+            await self._server.stop()
+        await self._engine.close()
+
+    async def drain(self, deadline_s: float) -> bool:
+        """Takes no new work and waits until attempts and leases are gone; False when the deadline came first."""
+        self._enter(State.DRAINING)
+        give_up = self._clock.now() + deadline_s
+        while self._state is not State.FAILED:
+            await self._refresh_stats()
+            if not self._attempts and not self._stats.leases:
+                return True
+            if self._clock.now() >= give_up:
+                return False
+            await self._clock.sleep(_DRAIN_LOOK_S)
+        return False
+
+    def check_health(self) -> None:
+        """Raises `WorkerLost` with the reason when the worker must be replaced."""
+        if self._state in (State.FAILED, State.STALLED):
+            raise WorkerLost(f"worker {self.spec.worker_id} has {self._state.name.lower()}: {self._reason}")
+
+    def load(self) -> pb.Load:
+        """As of the last step; the leases as of the last look at the engine's counters."""
+        load = self._engine.load()
+        return pb.Load(
+            running=load.running,
+            waiting=load.waiting,
+            queued_prefill_tokens=self._attempts.queued_prefill_tokens,
+            kv_usage=load.kv_usage,
+            leases=self._stats.leases,
+        )
+
+    async def describe(self) -> pb.WorkerDescription:
+        """Counts anew; what a dead engine counted last, when it cannot."""
+        assert self._info is not None, "start() comes first"
+        await self._refresh_stats()
+        description = describe_engine(self._info, self._stats)
+        description.worker_id, description.epoch = self.spec.worker_id, self.spec.epoch
+        description.role, description.state = role_to_wire(self.spec.role), self._state.value
+        description.reason = self._reason
+        description.load.CopyFrom(self.load())
+        for outcome, count in self._attempts.outcomes.items():
+            description.counters.attempts_by_outcome[outcome] = count
+        return description
+
+    # What sessions ask (`worker_session.SessionHost`) ---------------------------------------------------------------
+
+    def opened(self, session: Session) -> None:
+        self._sessions.add(session)
+
+    async def closed(self, session: Session) -> None:
+        self._sessions.discard(session)
+        await self._abort(self._attempts.owned_by(session))
+
+    async def submit(self, session: Session, submit: pb.Submit) -> None:
+        try:
+            request = self._accept(submit)
+            self._attempts.add(request.attempt_id, session, len(request.prompt_token_ids))
+            self._progress.work_came(self._clock.now())
+        except (InvalidRequest, WorkerLost) as error:
+            self._attempts.refused()
+            self._tell(session, [_refusal(submit.attempt_id, error)])
+            return
+        try:
+            await self._engine.submit(request)
+        except (InvalidRequest, EngineFailed) as error:
+            if self._attempts.end(request.attempt_id, "refused"):
+                self._tell(session, [_refusal(request.attempt_id, error)])
+
+    async def abort(self, session: Session, attempt_ids: Sequence[str]) -> None:
+        await self._abort([a for a in attempt_ids if self._attempts.owner(a) is session])
+
+    async def release(self, lease_id: str) -> None:
+        try:
+            await self._engine.release(lease_id)
+        except EngineFailed as error:
+            logger.warning("lease %s was not released: %s", lease_id, error)
+
+    # ----------------------------------------------------------------------------------------------------------------
+
+    def _accept(self, submit: pb.Submit) -> EngineRequest:
+        if self._state is not State.READY:
+            raise WorkerLost(f"worker {self.spec.worker_id} is {self._state.name.lower()} {self._reason}".rstrip())
+        request = request_from_wire(submit)
+        if request.leg not in _LEGS[self.spec.role]:
+            raise InvalidRequest(f"a {self.spec.role.value} worker does not run the {request.leg.value} leg")
+        if request.attempt_id in self._attempts:
+            raise InvalidRequest(f"attempt {request.attempt_id!r} is open already: an id names one attempt, once")
+        return request
+
+    async def _abort(self, attempt_ids: Sequence[str]) -> None:
+        ended = self._attempts.end_all(attempt_ids, FinishReason.ABORT.value)
+        if not self._attempts:
+            self._progress.work_gone()
+        if not ended:
+            return
+        try:
+            async with asyncio.timeout(_ENGINE_CALL_S):
+                await self._engine.abort(ended)
+        except (EngineFailed, TimeoutError) as error:
+            logger.warning("%d attempts were not aborted: %s", len(ended), error)
+
+    async def _pump(self) -> None:
+        while True:
+            outputs = await self._engine.step()
+            self._deliver(outputs)
+            self._progress.moved(self._clock.now(), work_left=bool(self._attempts))
+            if self._state is State.STALLED:
+                self._enter(State.READY)
+
+    def _deliver(self, outputs: Sequence[EngineOutput]) -> None:
+        messages: dict[Session, list[EngineOutput]] = {}
+        for output in outputs:
+            session = self._attempts.take(output)
+            if session is not None:
+                messages.setdefault(session, []).append(output)
+        for session, its_outputs in messages.items():
+            self._tell(session, its_outputs)
+
+    def _tell(self, session: Session, outputs: Sequence[EngineOutput]) -> None:
+        session.put(pb.StepOutputs(outputs=[output_to_wire(output) for output in outputs], load=self.load()))
+
+    async def _look_after(self) -> None:
+        """Keeps the counters fresh and watches that the engine moves."""
+        while self._state is not State.FAILED:
+            await self._clock.sleep(self.spec.look_every_s)
+            idle_for = self._progress.stalled_for(self._clock.now())
+            if idle_for is not None and self._state is State.READY:
+                self._enter(
+                    State.STALLED, f"no engine step for {idle_for:.0f} s with {len(self._attempts)} attempts open"
+                )
+            await self._refresh_stats()
+
+    async def _refresh_stats(self) -> None:
+        if self._state is State.FAILED:
+            return
+        try:
+            async with asyncio.timeout(_ENGINE_CALL_S):
+                self._stats = await self._engine.stats()
+        except (EngineFailed, TimeoutError) as error:
+            logger.warning("the engine's counters are not fresh: %s", str(error) or "no answer in time")
+
+    def _run(self, work: Coroutine[None, None, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        task.add_done_callback(self._task_ended)
+        self._tasks.append(task)
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        """The engine is gone: every open attempt hears it, and the worker only waits to be replaced."""
+        if not isinstance(error, EngineFailed):
+            logger.error("the worker broke", exc_info=error)
+        self._enter(State.FAILED, str(error) or repr(error))
+        for session in self._sessions:
+            lost = [_refusal(attempt_id, error) for attempt_id in self._attempts.owned_by(session)]
+            for output in lost:
+                self._attempts.take(output)
+            if lost:
+                self._tell(session, lost)
+        self._progress.work_gone()
+
+    def _enter(self, state: State, reason: str = "") -> None:
+        if self._state is State.FAILED or self._state is state:
+            return
+        self._state, self._reason = state, reason
+        logger.info("worker %s is %s %s", self.spec.worker_id, state.name.lower(), reason)
+
+
+def _refusal(attempt_id: str, error: BaseException) -> EngineOutput:
+    return EngineOutput(attempt_id, [], finish_reason=FinishReason.ERROR, error=str(error) or repr(error))

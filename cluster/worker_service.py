@@ -1,0 +1,56 @@
+"""The gRPC server of a worker: binds the service of worker.proto to whoever answers it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import grpc
+
+from cluster.errors import StartFailed
+from cluster.rpc_options import SERVER_OPTIONS
+from cluster.worker_session import Session, SessionHost
+from protos.baton.v1 import worker_pb2 as pb
+from protos.baton.v1 import worker_pb2_grpc
+
+_GRACE_S = 1.0
+
+
+class WorkerServer:
+    """`outgoing_limit`: steps that a router may be behind before its session is ended."""
+
+    def __init__(self, host: SessionHost, outgoing_limit: int) -> None:
+        self._server = grpc.aio.server(options=SERVER_OPTIONS)
+        worker_pb2_grpc.add_WorkerServicer_to_server(_Service(host, outgoing_limit), self._server)
+
+    async def start(self, host: str, port: int) -> int:
+        """Returns the port it listens on. Raises `StartFailed`: the address cannot be used."""
+        try:
+            bound = self._server.add_insecure_port(f"{host}:{port}")
+        except RuntimeError as error:
+            raise StartFailed(f"cannot listen on {host}:{port}: {error}") from error
+        await self._server.start()
+        return bound
+
+    async def stop(self) -> None:
+        """Ends what still runs after a short grace."""
+        await self._server.stop(_GRACE_S)
+
+
+class _Service(worker_pb2_grpc.WorkerServicer):
+    def __init__(self, host: SessionHost, outgoing_limit: int) -> None:
+        self._host = host
+        self._outgoing_limit = outgoing_limit
+
+    async def Session(  # type: ignore[override]  # besides a generator, grpc.aio takes a coroutine that writes
+        self,
+        request_iterator: AsyncIterator[pb.SessionRequest],
+        context: grpc.aio.ServicerContext[pb.SessionRequest, pb.SessionReply],
+    ) -> None:
+        await Session(self._host, self._outgoing_limit).run(request_iterator, context)
+
+    async def Describe(
+        self,
+        request: pb.DescribeRequest,
+        context: grpc.aio.ServicerContext[pb.DescribeRequest, pb.WorkerDescription],
+    ) -> pb.WorkerDescription:
+        return await self._host.describe()

@@ -1,0 +1,57 @@
+"""The prefill pool under Ray Serve: prompt in, first token and ticket out.
+
+What is special to it: it runs the prefill leg, pins what it hands over, and is loaded by the prompt tokens that wait.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import ray
+from ray import serve
+
+from cluster.autoscaling import LOAD_METRIC, prefill_load
+from cluster.clock import RealClock
+from cluster.config import AutoscaleBounds, Config
+from cluster.directory import RayDirectory
+from cluster.engine import Role
+from cluster.pool_options import serve_options
+from cluster.worker_replica import WorkerReplica, worker_spec
+from kv_transfer.worker_engine import build_engine
+
+
+class PrefillWorker:
+    """One replica. Serve awaits the constructor, asks for health and load, and awaits the destructor to stop it."""
+
+    _replica: WorkerReplica | None = None
+
+    async def __init__(self, config: Config) -> None:  # type: ignore[misc]  # Serve awaits it
+        pool, clock = config.prefill, RealClock()
+        self._bounds = pool.autoscale or AutoscaleBounds()
+        spec = worker_spec(Role.PREFILL, pool, config.engine, ray.util.get_node_ip_address())
+        build = functools.partial(build_engine, config, pool, clock)
+        self._replica = WorkerReplica(spec, build, RayDirectory(config.name), clock, pool.drain_s)
+        await self._replica.start()
+
+    async def check_health(self) -> None:
+        if self._replica is not None:
+            self._replica.check_health()
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        assert self._replica is not None  # asked for only after the constructor
+        load = self._replica.worker.load()
+        return {LOAD_METRIC: prefill_load(load.queued_prefill_tokens, self._bounds)}
+
+    async def stop(self) -> None:
+        """Leaves the directory, drains and ends the engine. May be called twice, and while the constructor runs."""
+        if self._replica is not None:
+            await self._replica.stop()
+
+    async def __del__(self) -> None:
+        await self.stop()
+
+
+def deployment(config: Config, scaling_policy: str) -> serve.Application:
+    """`scaling_policy`: import path of the class that sizes the pool when it scales by itself."""
+    options = serve_options(config, config.prefill, scaling_policy)
+    return serve.deployment(PrefillWorker, name="prefill", **options).bind(config)

@@ -1,0 +1,378 @@
+"""A worker over real gRPC on loopback, with a simulated engine: what sessions may do, and every way they end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import grpc
+import pytest
+
+from cluster.clock import RealClock
+from cluster.config import EngineConfig, ModelConfig, SimulatedTiming
+from cluster.engine import EngineRequest, EngineStats, Leg, Role, Sampling
+from cluster.errors import EngineFailed, WorkerLost
+from cluster.rpc_options import CHANNEL_OPTIONS
+from cluster.simulated_engine import SimulatedEngine
+from cluster.wire import request_to_wire
+from cluster.worker import State, Worker, WorkerSpec
+from protos.baton.v1 import worker_pb2 as pb
+from protos.baton.v1.worker_pb2_grpc import WorkerStub
+from tests.cluster.handoff_in_memory import MemoryHandoff
+from tests.session import SessionCall, open_stream
+from tests.waiting import eventually
+
+EPOCH = 7
+
+
+class Router:
+    """The router's side of one session."""
+
+    def __init__(self, call: SessionCall) -> None:
+        self.call = call
+
+    async def submit(self, attempt_id: str, leg: Leg = Leg.WHOLE, max_tokens: int = 3, ticket: bytes = b"") -> None:
+        request = EngineRequest(attempt_id, leg, [5] * 40, Sampling(max_tokens), ticket=ticket)
+        await self.call.write(pb.SessionRequest(submit=request_to_wire(request)))
+
+    async def abort(self, *attempt_ids: str) -> None:
+        await self.call.write(pb.SessionRequest(abort=pb.Abort(attempt_ids=attempt_ids)))
+
+    async def read(self) -> pb.SessionReply:
+        async with asyncio.timeout(10):
+            reply = await self.call.read()
+        assert isinstance(reply, pb.SessionReply), "the stream has ended"
+        return reply
+
+    async def outputs_of(self, *attempt_ids: str) -> dict[str, list[pb.Output]]:
+        seen: dict[str, list[pb.Output]] = {attempt_id: [] for attempt_id in attempt_ids}
+        while not all(outputs and outputs[-1].finish_reason for outputs in seen.values()):
+            for output in (await self.read()).outputs.outputs:
+                seen[output.attempt_id].append(output)
+        return seen
+
+    async def status(self) -> tuple[grpc.StatusCode, str]:
+        async with asyncio.timeout(10):
+            return await self.call.code(), await self.call.details()
+
+
+class Bench:
+    def __init__(
+        self, role: Role = Role.DECODE, stall_after_s: float = 30.0, limit: int = 512, **timing: float
+    ) -> None:
+        config = EngineConfig(kind="simulated", simulated=SimulatedTiming(**({"step_s": 0.001} | timing)))  # type: ignore[arg-type]
+        self.line = MemoryHandoff({})
+        self.engine = SimulatedEngine(ModelConfig(path="none"), config, RealClock(), self.line)
+        spec = WorkerSpec("w1", role, EPOCH, stall_after_s=stall_after_s, look_every_s=0.02, outgoing_limit=limit)
+        self.worker = Worker(spec, self.engine, RealClock())
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Bench]:
+        await self.worker.start()
+        async with grpc.aio.insecure_channel(self.worker.record.address, options=CHANNEL_OPTIONS) as channel:
+            self.stub = WorkerStub(channel)
+            try:
+                yield self
+            finally:
+                await self.worker.close()
+        self.worker.attempts.check_integrity()
+        self.engine.batch.pool.check_integrity()
+
+    async def session(self, epoch: int = EPOCH) -> Router:
+        router = await self.hello(epoch)
+        assert (await router.read()).welcome.worker.worker_id == "w1"
+        return router
+
+    async def hello(self, epoch: int = EPOCH) -> Router:
+        call = open_stream(self.stub)
+        await call.write(pb.SessionRequest(hello=pb.Hello(router_id="r1", epoch=epoch)))
+        return Router(call)
+
+    @property
+    def idle(self) -> bool:
+        return not len(self.worker.attempts) and not self.engine.batch.pool.used
+
+
+async def test_a_session_begins_with_who_the_worker_is_and_streams_each_step() -> None:
+    async with Bench().running() as bench:
+        router = await bench.hello()
+        welcome = (await router.read()).welcome.worker
+        assert (welcome.role, welcome.epoch, welcome.state) == (pb.ROLE_DECODE, EPOCH, pb.WORKER_STATE_READY)
+        assert (welcome.engine, welcome.block_size) == ("simulated", 32)
+        await router.submit("a")
+        outputs = (await router.outputs_of("a"))["a"]
+        assert sum(len(output.token_ids) for output in outputs) == 3
+        assert outputs[0].origin.prompt_tokens == 40
+        assert outputs[-1].finish_reason == pb.FINISH_REASON_LENGTH
+
+
+async def test_one_step_is_one_message_for_all_attempts_of_a_router_and_carries_the_load() -> None:
+    async with Bench(step_s=0.05).running() as bench:
+        first, second = await bench.session(), await bench.session()
+        await asyncio.gather(first.submit("a"), first.submit("b"), second.submit("c"))
+        await eventually(lambda: len(bench.worker.attempts) == 3)
+        while len((reply := await first.read()).outputs.outputs) < 2:
+            assert reply.outputs.outputs
+        assert {output.attempt_id for output in reply.outputs.outputs} == {"a", "b"}
+        assert reply.outputs.load.kv_usage > 0
+        assert [output.attempt_id for output in (await second.read()).outputs.outputs] == ["c"]
+
+
+async def test_queued_prefill_tokens_are_those_of_attempts_without_an_output() -> None:
+    async with Bench(step_s=0.05, max_running=1).running() as bench:
+        router = await bench.session()
+        await router.submit("a", max_tokens=2)
+        await router.submit("b", max_tokens=1)
+        await eventually(lambda: bench.worker.load().queued_prefill_tokens == 80)
+        await router.outputs_of("a", "b")
+        assert bench.worker.load().queued_prefill_tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("role", "leg", "runs"),
+    [
+        (Role.PREFILL, Leg.PREFILL, True),
+        (Role.PREFILL, Leg.WHOLE, True),
+        (Role.PREFILL, Leg.DECODE, False),
+        (Role.DECODE, Leg.DECODE, True),
+        (Role.DECODE, Leg.WHOLE, True),
+        (Role.DECODE, Leg.PREFILL, False),
+    ],
+)
+async def test_a_worker_runs_the_legs_of_its_role_only(role: Role, leg: Leg, runs: bool) -> None:
+    async with Bench(role).running() as bench:
+        bench.line.failing = True  # a decode leg computes its prompt again: here only who runs what matters
+        router = await bench.session()
+        await router.submit("a", leg, ticket=b"lease:40" if leg is Leg.DECODE else b"")
+        last = (await router.outputs_of("a"))["a"][-1]
+        assert (last.finish_reason != pb.FINISH_REASON_ERROR) is runs
+        assert runs or f"does not run the {leg.value} leg" in last.error
+
+
+async def test_a_prefill_leg_ends_with_its_ticket_and_a_release_frees_the_blocks() -> None:
+    async with Bench(Role.PREFILL).running() as bench:
+        router = await bench.session()
+        await router.submit("a", Leg.PREFILL)
+        (output,) = (await router.outputs_of("a"))["a"]
+        assert output.ticket == b"lease-of-a:40"
+        assert bench.engine.batch.pool.used == 2
+        await router.call.write(pb.SessionRequest(release=pb.ReleaseLease(lease_id="lease-of-a")))
+        await eventually(lambda: bench.idle)
+
+
+async def test_a_stale_epoch_is_refused() -> None:
+    async with Bench().running() as bench:
+        code, reason = await (await bench.hello(epoch=6)).status()
+        assert code is grpc.StatusCode.FAILED_PRECONDITION
+        assert "epoch 6 is over" in reason
+
+
+async def test_a_session_must_begin_with_hello() -> None:
+    async with Bench().running() as bench:
+        router = Router(open_stream(bench.stub))
+        await router.submit("a")
+        assert (await router.status())[0] is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_second_hello_ends_the_session() -> None:
+    async with Bench().running() as bench:
+        router = await bench.session()
+        await router.call.write(pb.SessionRequest(hello=pb.Hello(router_id="r1", epoch=EPOCH)))
+        assert (await router.status())[0] is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_bad_submission_fails_alone() -> None:
+    async with Bench().running() as bench:
+        router = await bench.session()
+        await router.call.write(pb.SessionRequest(submit=pb.Submit(attempt_id="bad", leg=pb.LEG_WHOLE)))
+        await router.submit("too-short", max_tokens=0)
+        await router.submit("good")
+        outputs = await router.outputs_of("bad", "too-short", "good")
+        assert "needs an id and a prompt" in outputs["bad"][-1].error
+        assert "max_tokens" in outputs["too-short"][-1].error
+        assert outputs["good"][-1].finish_reason == pb.FINISH_REASON_LENGTH
+        assert dict((await bench.worker.describe()).counters.attempts_by_outcome) == {"refused": 2, "length": 1}
+
+
+async def test_an_id_that_is_open_is_refused_to_another_router_and_stays_with_the_first() -> None:
+    async with Bench(step_s=0.02).running() as bench:
+        first, second = await bench.session(), await bench.session()
+        await first.submit("a", max_tokens=20)
+        await eventually(lambda: len(bench.worker.attempts) == 1)
+        await second.submit("a")
+        (refusal,) = (await second.outputs_of("a"))["a"]
+        assert "is open already" in refusal.error
+        await second.abort("a")  # not its own
+        assert (await first.outputs_of("a"))["a"][-1].finish_reason == pb.FINISH_REASON_LENGTH
+
+
+async def test_an_aborted_attempt_says_nothing_more_and_frees_its_blocks() -> None:
+    async with Bench().running() as bench:
+        router = await bench.session()
+        await router.submit("a", max_tokens=10_000)
+        await router.read()
+        await router.abort("a", "unknown")
+        await eventually(lambda: bench.idle)
+        assert bench.worker.attempts.outcomes == {"abort": 1}
+
+
+@pytest.mark.parametrize("end", ["cancel", "half-close"])
+async def test_a_session_that_ends_takes_its_attempts_with_it_and_no_others(end: str) -> None:
+    async with Bench().running() as bench:
+        first, second = await bench.session(), await bench.session()
+        await first.submit("a", max_tokens=10_000)
+        await second.submit("b", max_tokens=10_000)
+        await eventually(lambda: len(bench.worker.attempts) == 2)
+        if end == "cancel":
+            first.call.cancel()
+        else:
+            await first.call.done_writing()
+        await eventually(lambda: len(bench.worker.attempts) == 1)
+        assert "b" in bench.worker.attempts
+        await second.abort("b")
+        await eventually(lambda: bench.idle)
+
+
+async def test_a_router_that_does_not_read_is_ended_and_the_others_go_on() -> None:
+    async with Bench(limit=20, step_s=0.0).running() as bench:
+        slow, quick = await bench.session(), await bench.session()
+        with contextlib.suppress(grpc.aio.AioRpcError):  # it may be ended before it has sent all
+            for i in range(200):
+                await slow.submit(f"s{i}", max_tokens=100_000)
+        await eventually(lambda: bench.worker.attempts.outcomes.get("abort", 0) > 0 and bench.idle, within_s=20)
+        await quick.submit("q")
+        assert (await quick.outputs_of("q"))["q"][-1].finish_reason == pb.FINISH_REASON_LENGTH
+
+
+async def test_a_dead_engine_fails_every_attempt_at_once_and_the_worker_says_why() -> None:
+    async with Bench().running() as bench:
+        first, second = await bench.session(), await bench.session()
+        await first.submit("a", max_tokens=10_000)
+        await second.submit("b", max_tokens=10_000)
+        await asyncio.gather(first.read(), second.read())
+        bench.engine.fail("power cut")
+        for router, attempt_id in ((first, "a"), (second, "b")):
+            last = (await router.outputs_of(attempt_id))[attempt_id][-1]
+            assert (last.finish_reason, last.error) == (pb.FINISH_REASON_ERROR, "power cut")
+        described = await bench.stub.Describe(pb.DescribeRequest())
+        assert (described.state, described.reason) == (pb.WORKER_STATE_FAILED, "power cut")
+        with pytest.raises(WorkerLost, match="failed: power cut"):
+            bench.worker.check_health()
+        await first.submit("late")
+        assert "failed power cut" in (await first.outputs_of("late"))["late"][-1].error
+
+
+async def test_an_engine_that_does_not_move_while_it_has_work_is_stalled_until_it_moves() -> None:
+    async with Bench(stall_after_s=0.1, step_s=0.8).running() as bench:
+        bench.worker.check_health()
+        router = await bench.session()
+        await router.submit("a", max_tokens=1)
+        await eventually(lambda: bench.worker.state is State.STALLED)
+        with pytest.raises(WorkerLost, match="stalled: no engine step"):
+            bench.worker.check_health()
+        await router.submit("b")
+        assert "is stalled" in (await router.outputs_of("b"))["b"][-1].error
+        await router.outputs_of("a")
+        assert bench.worker.state is State.READY
+
+
+async def test_an_idle_engine_is_not_stalled() -> None:
+    async with Bench(stall_after_s=0.01).running() as bench:
+        router = await bench.session()
+        await router.submit("a")
+        await router.outputs_of("a")
+        looks, stats = [], bench.engine.stats
+
+        async def count() -> EngineStats:
+            looks.append(bench.worker.state)
+            return await stats()
+
+        bench.engine.stats = count  # type: ignore[method-assign]
+        await eventually(lambda: len(looks) > 5)
+        assert set(looks) == {State.READY}
+
+
+async def test_draining_refuses_new_work_and_waits_for_attempts_and_leases() -> None:
+    async with Bench(Role.PREFILL, step_s=0.05).running() as bench:
+        router = await bench.session()
+        await router.submit("a", Leg.PREFILL)
+        await eventually(lambda: len(bench.worker.attempts) == 1)
+        draining = asyncio.create_task(bench.worker.drain(10.0))
+        await router.outputs_of("a")
+        await router.submit("late")
+        assert "is draining" in (await router.outputs_of("late"))["late"][-1].error
+        assert not draining.done()
+        await bench.line.release("lease-of-a")
+        assert await draining
+
+
+async def test_draining_gives_up_at_its_deadline() -> None:
+    async with Bench(Role.PREFILL).running() as bench:
+        router = await bench.session()
+        await router.submit("a", Leg.PREFILL)
+        await router.outputs_of("a")
+        assert not await bench.worker.drain(0.2)
+
+
+async def test_closing_ends_the_sessions_with_a_reason() -> None:
+    async with Bench().running() as bench:
+        router = await bench.session()
+        await router.submit("a", max_tokens=10_000)
+        await router.read()
+        closing = asyncio.create_task(bench.worker.close())
+        code, reason = await router.status()
+        assert code is grpc.StatusCode.UNAVAILABLE
+        assert "is closing" in reason
+        await closing
+        await bench.worker.close()
+
+
+async def test_an_engine_that_cannot_start_leaves_nothing_and_passes_on_why() -> None:
+    bench = Bench()
+    closed: list[bool] = []
+
+    async def refuse() -> None:
+        raise EngineFailed("no such model")
+
+    async def note() -> None:
+        closed.append(True)
+
+    bench.engine.start, bench.engine.close = refuse, note  # type: ignore[method-assign, assignment]
+    with pytest.raises(EngineFailed, match="no such model"):
+        await bench.worker.start()
+    assert closed
+
+
+class HeldUp:
+    """Makes one call of an engine wait until it is cancelled."""
+
+    def __init__(self, engine: SimulatedEngine, method: str) -> None:
+        self.reached = asyncio.Event()
+        setattr(engine, method, self._wait)
+
+    async def _wait(self, *args: object) -> None:
+        self.reached.set()
+        await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("method", ["submit", "abort", "release"])
+async def test_a_session_that_breaks_while_the_engine_holds_it_up_leaves_no_attempt(method: str) -> None:
+    async with Bench().running() as bench:
+        router = await bench.session()
+        if method != "submit":
+            await router.submit("a", max_tokens=10_000)
+            await router.read()
+        original = bench.engine.abort
+        held = HeldUp(bench.engine, method)
+        actions: dict[str, Callable[[], Awaitable[None]]] = {
+            "submit": lambda: router.submit("b"),
+            "abort": lambda: router.abort("a"),
+            "release": lambda: router.call.write(pb.SessionRequest(release=pb.ReleaseLease(lease_id="x"))),
+        }
+        await actions[method]()
+        await asyncio.wait_for(held.reached.wait(), 5)
+        bench.engine.abort = original  # type: ignore[method-assign]
+        router.call.cancel()
+        await eventually(lambda: not len(bench.worker.attempts))

@@ -1,0 +1,85 @@
+"""One replica of the prefill pool: its load, a start that fails, a stop in the middle of the start."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+import pytest
+
+from cluster.engine import EngineInfo, EngineRequest, Leg, Role, Sampling
+from cluster.errors import EngineFailed
+from cluster.simulated_engine import SimulatedEngine
+from cluster.wire import request_to_wire
+from prefill_workers import deployment
+from protos.baton.v1 import worker_pb2 as pb
+from protos.baton.v1.worker_pb2_grpc import WorkerStub
+from tests.replica_bench import announced_one, loaded, replica_of, simulated_config
+from tests.session import open_session
+from tests.waiting import eventually
+
+pytestmark = pytest.mark.filterwarnings("ignore:coroutine .*__del__.* was never awaited:RuntimeWarning")
+
+
+async def test_its_load_is_that_of_the_prompt_tokens_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = {"kind": "simulated", "simulated": {"step_s": 0.5}}
+    bounds = {"tokens_per_unit": 1_000, "max_replicas": 2}
+    config = simulated_config(engine=slow, prefill={"autoscale": bounds, "drain_s": 0.1})
+    async with replica_of(deployment, "PrefillWorker", config, monkeypatch) as (replica, _):
+        record = replica._replica.worker.record
+        assert record.role is Role.PREFILL
+        async with grpc.aio.insecure_channel(record.address) as channel:
+            call = await open_session(WorkerStub(channel), record.epoch)
+            request = EngineRequest("a", Leg.PREFILL, [1] * 500, Sampling(10))
+            await call.write(pb.SessionRequest(submit=request_to_wire(request)))
+            await eventually(lambda: loaded(replica, 0.5))
+            call.cancel()
+
+
+async def test_a_start_that_fails_passes_on_the_engines_own_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(self: SimulatedEngine) -> EngineInfo:
+        raise EngineFailed("ValueError: model path /nowhere does not exist")
+
+    monkeypatch.setattr(SimulatedEngine, "start", fail)
+    with pytest.raises(EngineFailed, match="/nowhere does not exist"):
+        async with replica_of(deployment, "PrefillWorker", simulated_config(), monkeypatch):
+            pass
+
+
+async def test_a_stop_during_the_start_ends_the_engine_and_announces_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    starting, closed = asyncio.Event(), asyncio.Event()
+
+    async def hang(self: SimulatedEngine) -> EngineInfo:
+        starting.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def note(self: SimulatedEngine) -> None:
+        closed.set()
+
+    monkeypatch.setattr(SimulatedEngine, "start", hang)
+    monkeypatch.setattr(SimulatedEngine, "close", note)
+    bench = replica_of(deployment, "PrefillWorker", simulated_config(), monkeypatch)
+    made: list[object] = []
+    original = deployment.PrefillWorker.__init__
+
+    async def keep(self: object, config: object) -> None:
+        made.append(self)
+        await original(self, config)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(deployment.PrefillWorker, "__init__", keep)
+    entering = asyncio.create_task(bench.__aenter__())
+    await asyncio.wait_for(starting.wait(), 10)
+    (replica,) = made
+    await replica.stop()  # type: ignore[attr-defined]
+    assert closed.is_set()
+    with pytest.raises(asyncio.CancelledError):
+        await entering
+
+
+async def test_a_wildcard_is_announced_as_the_address_of_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = simulated_config(prefill={"listen_host": "0.0.0.0"})
+    monkeypatch.setattr("ray.util.get_node_ip_address", lambda: "127.0.0.2")
+    async with replica_of(deployment, "PrefillWorker", config, monkeypatch) as (_, directory):
+        record = await announced_one(directory)
+        assert record.address.startswith("127.0.0.2:")
