@@ -136,7 +136,9 @@ class VllmCore:
     def _load(self) -> None:
         path = self._spec.model.path
         if path.startswith(("/", ".")) and not os.path.isdir(path):
-            raise EngineFailed(f"model path {path} does not exist on this machine: put the model there, or name one of a hub")
+            raise EngineFailed(
+                f"model path {path} does not exist on this machine: put the model there, or name one of a hub"
+            )
         config = AsyncEngineArgs(**engine_arguments(self._spec)).create_engine_config(UsageContext.ENGINE_CONTEXT)
         if self._given_up.is_set():
             raise EngineFailed("gave up before the engine core was started")

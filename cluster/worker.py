@@ -68,6 +68,7 @@ class Worker:
         self._progress = ProgressWatch(spec.stall_after_s)
         self._info: EngineInfo | None = None
         self._stats = EngineStats()
+        self._stirred = False  # since the counters were last looked at; an idle engine is left alone
         self._server: WorkerServer | None = None
         self._port = 0
         self._tasks: list[asyncio.Task[None]] = []
@@ -218,6 +219,7 @@ class Worker:
     async def _pump(self) -> None:
         while True:
             outputs = await self._engine.step()
+            self._stirred = True
             self._deliver(outputs)
             self._progress.moved(self._clock.now(), work_left=bool(self._attempts))
             if self._state is State.STALLED:
@@ -244,7 +246,9 @@ class Worker:
                 self._enter(
                     State.STALLED, f"no engine step for {idle_for:.0f} s with {len(self._attempts)} attempts open"
                 )
-            await self._refresh_stats()
+            if self._stirred or self._attempts or self._stats.leases or self._stats.pinned_blocks:
+                self._stirred = False
+                await self._refresh_stats()
 
     async def _refresh_stats(self) -> None:
         if self._state is State.FAILED:

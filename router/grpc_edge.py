@@ -50,7 +50,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             prompt, sampling = prompt_of(request), sampling_of(request.sampling, self._config.max_choices)
             async with aclosing(self._text.generate(request.model, prompt, sampling, request_id)) as chunks:
                 async for chunk in chunks:
-                    yield response_of(chunk, request_id, self._text.model)
+                    yield response_of(chunk, request_id, self._text.model, sampling.logprobs or 0)
         except BatonError as error:
             await context.abort(answer_for(error).grpc, str(error))
         except Exception:
@@ -134,10 +134,12 @@ def sampling_of(wire: inference_pb2.SamplingParameters, max_choices: int) -> Tex
     return TextSampling(stop=tuple(wire.stop), stop_token_ids=tuple(wire.stop_token_ids), **given)
 
 
-def response_of(chunk: TextChunk, request_id: str, model: str) -> inference_pb2.GenerateResponse:
-    response = inference_pb2.GenerateResponse(
-        request_id=request_id, model=model, deltas=[_delta_to_wire(delta) for delta in chunk.deltas]
-    )
+def response_of(
+    chunk: TextChunk, request_id: str, model: str, alternatives: int = 0
+) -> inference_pb2.GenerateResponse:
+    """`alternatives`: how many of the most likely tokens to report beside each sampled one."""
+    deltas = [_delta_to_wire(delta, alternatives) for delta in chunk.deltas]
+    response = inference_pb2.GenerateResponse(request_id=request_id, model=model, deltas=deltas)
     if chunk.usage is not None:
         usage = chunk.usage
         response.usage.prompt_tokens = usage.prompt_tokens
@@ -146,7 +148,7 @@ def response_of(chunk: TextChunk, request_id: str, model: str) -> inference_pb2.
     return response
 
 
-def _delta_to_wire(delta: TextDelta) -> inference_pb2.Delta:
+def _delta_to_wire(delta: TextDelta, alternatives: int) -> inference_pb2.Delta:
     wire = inference_pb2.Delta(
         index=delta.index,
         text=delta.text,
@@ -156,6 +158,8 @@ def _delta_to_wire(delta: TextDelta) -> inference_pb2.Delta:
     )
     for at in delta.logprobs:
         entry = wire.logprobs.add(token_id=at.token_ids[0], logprob=at.logprobs[0])
-        for token_id, logprob in zip(at.token_ids[1:], at.logprobs[1:], strict=True):
+        # The sampled token is among them when it is likely enough.
+        ranked = sorted(zip(at.token_ids, at.logprobs, strict=True), key=lambda entry: -entry[1])
+        for token_id, logprob in ranked[:alternatives]:
             entry.top.add(token_id=token_id, logprob=logprob)
     return wire

@@ -100,11 +100,12 @@ async def test_deltas_and_usage_arrive_as_they_were_made(bench: Bench) -> None:
         TextChunk((TextDelta(0, "he", (7,), (at,)),)),
         TextChunk((TextDelta(0, "llo", (8, 9), finish_reason="stop", stop_reason="9"),), Usage(3, 3, 2)),
     ]
-    first, last = await bench.generate(request_id="mine")
+    two_likely = inference_pb2.SamplingParameters(logprobs=2)
+    first, last = await bench.generate(request_id="mine", sampling=two_likely)
     assert (first.request_id, first.model, first.HasField("usage")) == ("mine", "demo", False)
     (delta,) = first.deltas
     assert (delta.text, list(delta.token_ids)) == ("he", [7])
-    assert [(top.token_id, top.logprob) for top in delta.logprobs[0].top] == [(8, -1.5), (9, -2.5)]
+    assert [(top.token_id, top.logprob) for top in delta.logprobs[0].top] == [(7, -0.5), (8, -1.5)]
     assert (last.deltas[0].finish_reason, last.deltas[0].stop_reason) == ("stop", "9")
     assert (last.usage.prompt_tokens, last.usage.completion_tokens, last.usage.cached_tokens) == (3, 3, 2)
 

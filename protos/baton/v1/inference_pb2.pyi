@@ -154,7 +154,7 @@ class SamplingParameters(_message.Message):
     min_tokens: _builtins.int
     ignore_eos: _builtins.bool
     logprobs: _builtins.int
-    """Number of most likely alternatives to report for each token; 0 reports the sampled token alone."""
+    """Number of most likely tokens to report beside each sampled one; 0 reports the sampled token alone."""
     n: _builtins.int
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
@@ -321,7 +321,9 @@ class TokenLogprob(_message.Message):
     token_id: _builtins.int
     logprob: _builtins.float
     @_builtins.property
-    def top(self) -> _containers.RepeatedCompositeFieldContainer[Global___TopLogprob]: ...
+    def top(self) -> _containers.RepeatedCompositeFieldContainer[Global___TopLogprob]:
+        """most likely first; the sampled token is among them when it is likely enough"""
+
     def __init__(
         self,
         *,
