@@ -7,7 +7,7 @@ from typing import Any
 
 from cluster.config import AutoscaleBounds, Config, PoolConfig
 
-_HEALTH_PERIOD_S = 2.0
+_HEALTH_PERIOD_S = 5.0
 _HEALTH_TIMEOUT_S = 10.0
 _CLOSE_S = 30.0  # on top of the drain: the engine's own end
 _DRAIN_LOOK_S = 0.5

@@ -91,8 +91,9 @@ class ServeCluster:
             "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
             "RAY_USAGE_STATS_ENABLED": "0",
             # Ray's own loops are made for large clusters: at their defaults an idle one on a laptop burns a tenth of a core.
-            "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.25",
-            "RAY_raylet_report_resources_period_milliseconds": "500",
+            "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
+            "RAY_raylet_report_resources_period_milliseconds": "1000",
+            "RAY_metrics_report_interval_ms": "30000",
             # A Serve call that is still under way when Ray is shut down must not start a second Ray.
             "RAY_ENABLE_AUTO_CONNECT": "0",
         }
