@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -31,6 +32,8 @@ Progress = Callable[[str], None]
 APPLICATION = "baton"
 _POLL_S = 0.25
 _STOP_S = 20.0
+_LAST_LINES = 12
+_RAISED = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Failed|Exception|Lost|Refused|Mismatch)\b.*: ")
 
 
 class ServeCluster:
@@ -89,8 +92,10 @@ class ServeCluster:
             "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(proxy / "server-state"),
             "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
             "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
+            "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(_free_port()),
+            "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(_free_port()),
             "RAY_USAGE_STATS_ENABLED": "0",
-            # Ray's own loops are made for large clusters: at their defaults an idle one on a laptop burns a tenth of a core.
+            # Ray makes its loops for large clusters: at their defaults they burn a tenth of a core on an idle laptop.
             "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
             "RAY_raylet_report_resources_period_milliseconds": "1000",
             "RAY_metrics_report_interval_ms": "30000",
@@ -216,9 +221,10 @@ def _counts(states: dict[str, int]) -> str:
 
 
 def _last_words(message: str) -> str:
-    """The end of a remote traceback is what the failing part said; the frames before it help nobody here."""
+    """What the failing part said itself: the text of the last exception in a remote traceback, without its frames."""
     lines = [line for line in message.strip().splitlines() if line.strip()]
-    return "\n".join(lines[-12:])
+    raised = [at for at, line in enumerate(lines) if _RAISED.match(line)]
+    return "\n".join(lines[raised[-1] :] if raised else lines[-_LAST_LINES:])
 
 
 def _reachable(host: str) -> str:

@@ -29,7 +29,8 @@ from tests.live_cluster import ROOT, free_port, live_cluster, local_config
 
 PROMPT_TOKENS, OUTPUT_TOKENS = 300, 32
 REQUESTS = {1: 40, 8: 160, 32: 400}
-IDLE_S = 10.0
+IDLE_S = 20.0
+SETTLE_S = 5.0
 MODEL = ROOT / ".baton/demo-model"
 
 
@@ -85,6 +86,7 @@ def measure(rounds: int, say: Callable[[str], None]) -> dict[str, object]:
             say(f"round {turn + 1}/{rounds}: starting {arm}")
             with start(MODEL) as (url, pid):
                 _drive_all(url, seed=turn, into=samples[arm], say=say)
+                time.sleep(SETTLE_S)  # what the load left to do is not idleness
                 idle[arm].append(_cpu_share(pid, IDLE_S))
     return {
         "arms": {arm: {str(n): s.summary() for n, s in by_streams.items()} for arm, by_streams in samples.items()},
