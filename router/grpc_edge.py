@@ -134,9 +134,7 @@ def sampling_of(wire: inference_pb2.SamplingParameters, max_choices: int) -> Tex
     return TextSampling(stop=tuple(wire.stop), stop_token_ids=tuple(wire.stop_token_ids), **given)
 
 
-def response_of(
-    chunk: TextChunk, request_id: str, model: str, alternatives: int = 0
-) -> inference_pb2.GenerateResponse:
+def response_of(chunk: TextChunk, request_id: str, model: str, alternatives: int = 0) -> inference_pb2.GenerateResponse:
     """`alternatives`: how many of the most likely tokens to report beside each sampled one."""
     deltas = [_delta_to_wire(delta, alternatives) for delta in chunk.deltas]
     response = inference_pb2.GenerateResponse(request_id=request_id, model=model, deltas=deltas)
