@@ -71,7 +71,7 @@ class GrpcEdge:
         self._config = config
         self._text = text
         self._admin = admin
-        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # missing in its stubs
+        self._health = health.aio.HealthServicer()
         self._server: grpc.aio.Server | None = None
 
     async def start(self) -> int:

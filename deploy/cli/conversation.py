@@ -45,7 +45,7 @@ class Conversation:
         except grpc.RpcError as error:
             raise rpc_stop(error, self._endpoint, timeout_s) from error
         finally:
-            call.cancel()  # type: ignore[no-untyped-call]  # no effect on a finished call
+            call.cancel()  # no effect on a finished call
             if answer := "".join(said):
                 self._turns += [question, inference_pb2.ChatMessage(role="assistant", content=answer)]
         if finish not in _COMPLETE:

@@ -216,8 +216,8 @@ async def test_a_client_can_be_made_from_reflection_alone(bench: Bench) -> None:
     bench.script.chunks = [TextChunk((TextDelta(0, "a", (1,), finish_reason="stop"),), Usage(1, 1, 0))]
     method = pool.FindServiceByName(SERVICE).FindMethodByName("Generate")
     request = message_factory.GetMessageClass(method.input_type)(text="hi")
-    reply = message_factory.GetMessageClass(method.output_type)
-    call = bench.channel.unary_stream(
+    reply: Any = message_factory.GetMessageClass(method.output_type)
+    call: Any = bench.channel.unary_stream(
         f"/{SERVICE}/Generate",
         request_serializer=lambda m: m.SerializeToString(),
         response_deserializer=reply.FromString,
