@@ -49,8 +49,8 @@ def end_descendants(pid: int, patience_s: float) -> list[int]:
     if _gone(pid, patience_s):
         return []
     stubborn = descendants(pid)
-    while alive := descendants(pid):
-        _signal_all(alive, signal.SIGKILL)
+    while not _childless(pid):
+        _signal_all(descendants(pid), signal.SIGKILL)
         _gone(pid, 0.2)
     return stubborn
 
@@ -59,11 +59,16 @@ def _gone(pid: int, patience_s: float) -> bool:
     deadline = time.monotonic() + patience_s
     while True:
         _reap()
-        if not descendants(pid):
+        if _childless(pid):
             return True
         if time.monotonic() >= deadline:
             return False
         time.sleep(0.02)
+
+
+def _childless(pid: int) -> bool:
+    """Looks twice: one whose parent ends during the first look is seen below neither the old parent nor the new."""
+    return not descendants(pid) and not descendants(pid)
 
 
 def _reap() -> None:

@@ -187,7 +187,9 @@ def test_a_request_aborted_while_its_blocks_are_on_the_way_leaves_nothing(pair: 
         after = pair.decode.stats()
     finally:
         pair.prefill.signal(signal.SIGCONT)
-    assert count(after, "nixl", "cancelled").count == count(before, "nixl", "cancelled").count + 1
+    # The transfer thread may not have reached for a transport yet when the abort comes.
+    cancelled = [sum(count(stats, name, "cancelled").count for name in ("nixl", "none")) for stats in (before, after)]
+    assert cancelled[1] == cancelled[0] + 1
     assert after.recomputed_requests == before.recomputed_requests
     assert wait_for_no_lease(pair).blocks_sent >= 0
 
