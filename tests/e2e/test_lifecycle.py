@@ -17,8 +17,8 @@ from tests.live_cluster import BATON, live_cluster, local_config
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(580)]
 
 SIMULATED = {"kind": "simulated", "options": {}}
-# Ray's own: they hold no port of ours and no work, and do not notice in any useful time that their raylet is gone.
-RAY_AGENTS = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}
+# Ray's own helpers: they do not notice in any useful time that the cluster they belong to was killed.
+RAYS_OWN = {"ray::DashboardAgent", "ray::RuntimeEnvAgent", "haproxy"}
 
 
 def _alive(processes: list[psutil.Process]) -> list[str]:
@@ -37,9 +37,8 @@ def test_a_killed_owner_leaves_no_process_of_ours(demo_model: Path) -> None:
     with live_cluster(local_config(demo_model, "killed", engine=SIMULATED)) as cluster:
         named = {process: process.name() for process in psutil.Process(cluster.pid).children(recursive=True)}
         os.kill(cluster.pid, signal.SIGKILL)
-        _, agents = psutil.wait_procs([p for p, name in named.items() if name in RAY_AGENTS], timeout=0)
-        left = _alive([p for p, name in named.items() if name not in RAY_AGENTS])
-        for process in agents:
+        left = _alive([process for process, name in named.items() if name not in RAYS_OWN])
+        for process in (process for process, name in named.items() if name in RAYS_OWN and process.is_running()):
             process.kill()
         assert left == []
 
