@@ -111,6 +111,11 @@ class PoolConfig(Section):
     listen_host: str = "127.0.0.1"
     drain_s: Seconds = 60.0
 
+    @property
+    def most_replicas(self) -> int:
+        """The pool at its largest."""
+        return self.replicas if self.autoscale is None else self.autoscale.max_replicas
+
     @model_validator(mode="after")
     def _options_do_not_overrule(self) -> Self:
         ours = sorted(self.engine_options.keys() & _OWNED_OPTIONS)

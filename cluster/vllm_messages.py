@@ -76,9 +76,7 @@ def from_core_output(output: EngineCoreOutput, logprobs: int | None) -> EngineOu
         stop_reason=output.stop_reason,
         ticket=(output.kv_transfer_params or {}).get("ticket", b""),
         origin=None if output.prefill_stats is None else _origin(output.prefill_stats),
-        error="the engine reported an error for this attempt; its log says more"
-        if reason is FinishReason.ERROR
-        else "",
+        error=_ERROR if reason is FinishReason.ERROR else "",
     )
 
 

@@ -13,7 +13,7 @@ from ray import serve
 import decode_workers.deployment
 import prefill_workers.deployment
 import router.deployment
-from cluster.config import Config, PoolConfig, parse_config
+from cluster.config import Config, parse_config
 
 POOL_LOAD_POLICY = "deploy.scaling_policy:PoolLoadPolicy"
 
@@ -38,9 +38,5 @@ def compose(config: Config) -> serve.Application:
 
 def most_cpus(config: Config) -> float:
     """Logical CPUs that all replicas need with every pool at its largest."""
-
-    def largest(pool: PoolConfig) -> int:
-        return pool.autoscale.max_replicas if pool.autoscale else pool.replicas
-
-    pools = sum(largest(pool) * pool.cpus_per_replica for pool in (config.prefill, config.decode))
+    pools = sum(pool.most_replicas * pool.cpus_per_replica for pool in (config.prefill, config.decode))
     return pools + config.router.replicas * config.router.cpus_per_replica

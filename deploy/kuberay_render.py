@@ -135,7 +135,7 @@ def _pool_group(name: str, pool: PoolConfig) -> Group:
     return Group(
         name=name,
         minimum=bounds.min_replicas if bounds else pool.replicas,
-        maximum=bounds.max_replicas if bounds else pool.replicas,
+        maximum=pool.most_replicas,
         cpus=pool.cpus_per_replica,
         gpus=pool.gpus_per_replica,
         resources=resources,

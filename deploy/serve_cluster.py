@@ -117,8 +117,8 @@ class ServeCluster:
         resources: dict[str, float] = {}
         for part, count in (
             (config.router, 1),
-            (config.prefill, _largest(config, "prefill")),
-            (config.decode, _largest(config, "decode")),
+            (config.prefill, config.prefill.most_replicas),
+            (config.decode, config.decode.most_replicas),
         ):
             for name, amount in part.resources.items():
                 resources[name] = resources.get(name, 0.0) + amount * count
@@ -209,11 +209,6 @@ class ServeCluster:
                         f"router.{key}_port: cannot listen on {host}:{port} ({error.strerror}); "
                         "stop what uses it or choose another port"
                     ) from error
-
-
-def _largest(config: Config, pool: str) -> int:
-    section = config.prefill if pool == "prefill" else config.decode
-    return section.autoscale.max_replicas if section.autoscale else section.replicas
 
 
 def _counts(states: dict[str, int]) -> str:
