@@ -30,6 +30,8 @@ def environment_for(model: ModelConfig, engine: EngineConfig, inherited: Mapping
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "OMP_NUM_THREADS": str(engine.cpu_threads),
+            # Else each process group of the one process keeps a thread that wakes 100 times a second.
+            "TORCH_GLOO_LAZY_INIT": "1",
         }
     allowed = inherited.get("VLLM_PLUGINS")
     if allowed is not None and PLUGIN not in allowed.split(","):

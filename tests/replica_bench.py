@@ -45,7 +45,9 @@ async def replica_of(
     directory = MemoryDirectory(RealClock())
     monkeypatch.setattr(deployment, "RayDirectory", lambda name: directory)
     monkeypatch.setenv(config.security.ticket_secret_env, "0123456789abcdef0123")
-    replica = object.__new__(getattr(deployment, class_name))
+    # Serve awaits the destructor; the collector would only make a coroutine of it that nobody awaits.
+    awaited_by_hand = type(class_name, (getattr(deployment, class_name),), {"__del__": lambda replica: None})
+    replica: Any = object.__new__(awaited_by_hand)
     await replica.__init__(config)
     try:
         yield replica, directory

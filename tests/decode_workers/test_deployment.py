@@ -16,7 +16,6 @@ from tests.replica_bench import announced, announced_one, loaded, replica_of, si
 from tests.session import open_session
 from tests.waiting import eventually
 
-pytestmark = pytest.mark.filterwarnings("ignore:coroutine .*__del__.* was never awaited:RuntimeWarning")
 
 
 async def test_it_is_announced_while_it_runs_and_gone_when_it_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,6 @@ from tests.replica_bench import announced_one, loaded, replica_of, simulated_con
 from tests.session import open_session
 from tests.waiting import eventually
 
-pytestmark = pytest.mark.filterwarnings("ignore:coroutine .*__del__.* was never awaited:RuntimeWarning")
 
 
 async def test_its_load_is_that_of_the_prompt_tokens_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
