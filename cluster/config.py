@@ -145,14 +145,42 @@ class RouterConfig(Section):
     reasoning_parser: str | None = None
 
 
-class KvTransferConfig(Section):
-    """How finished KV blocks move. A lease is held for `lease_s` from its offer and anew from each claim."""
+TransportName = Literal["nixl", "grpc"]
 
-    connector: Literal["baton"] = "baton"
+
+class RungConfig(Section):
+    """How long one transport may take for a read of so many bytes before the next one is tried: bytes / `mib_per_s` *
+    `factor`, but at least `floor_s` and at most `ceiling_s`."""
+
+    mib_per_s: Annotated[float, Field(gt=0)]
+    factor: Annotated[float, Field(ge=1)] = 4.0
+    floor_s: Seconds = 2.0
+    ceiling_s: Seconds = 20.0
+
+
+class KvTransferConfig(Section):
+    """How finished KV blocks move. A lease is held for `lease_s` from its offer and anew from each claim.
+
+    `prefer` is tried first, what `forbid` names never. A transport that failed with a peer is skipped for
+    `circuit_open_s`, twice as long after each probe that fails, at most `circuit_most_s`. `net_device` is the network
+    interface that NIXL may use; None leaves the choice to UCX.
+    """
+
+    connector: Literal["baton", "vllm-nixl"] = "baton"
     lease_s: Seconds = 30.0
     connect_deadline_s: Seconds = 5.0
     read_deadline_s: Seconds = 10.0
-    threads: Count = 1
+    prefer: TransportName = "nixl"
+    forbid: list[TransportName] = Field(default_factory=list)
+    nixl: RungConfig = RungConfig(mib_per_s=512)
+    grpc: RungConfig = RungConfig(mib_per_s=128)
+    probe_s: Seconds = 1.0
+    circuit_open_s: Seconds = 5.0
+    circuit_most_s: Seconds = 60.0
+    net_device: str | None = None
+    frame_kib: Annotated[int, Field(ge=256, le=4096)] = 1024
+    in_flight_mib: Annotated[int, Field(ge=1)] = 64
+    chunk_pipelining: bool = False
 
 
 class StoreConfig(Section):

@@ -8,10 +8,10 @@ from kv_transfer.transport import Endpoint, Layout, Region
 from protos.baton.v1 import kv_pb2 as pb
 
 
-def endpoint_to_wire(endpoint: Endpoint) -> pb.NixlEndpoint:
+def endpoint_to_wire(endpoint: Endpoint) -> pb.RankEndpoint:
     layout = endpoint.layout
-    return pb.NixlEndpoint(
-        agent_metadata=endpoint.agent_metadata,
+    return pb.RankEndpoint(
+        offers=dict(endpoint.offers),
         regions=[
             pb.Region(address=r.address, stride=r.stride, block_bytes=r.block_bytes, num_blocks=r.num_blocks)
             for r in layout.regions
@@ -21,9 +21,9 @@ def endpoint_to_wire(endpoint: Endpoint) -> pb.NixlEndpoint:
     )
 
 
-def endpoint_from_wire(wire: pb.NixlEndpoint) -> Endpoint:
+def endpoint_from_wire(wire: pb.RankEndpoint) -> Endpoint:
     regions = tuple(Region(r.address, r.stride, r.block_bytes, r.num_blocks) for r in wire.regions)
-    return Endpoint(wire.agent_metadata, Layout(regions, wire.memory, wire.device_id))
+    return Endpoint(dict(wire.offers), Layout(regions, wire.memory, wire.device_id))
 
 
 def stats_to_wire(stats: KvStats) -> pb.KvStatsResponse:

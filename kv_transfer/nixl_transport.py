@@ -49,14 +49,14 @@ class NixlTransport:
         self._registered = self._agent.register_memory(spans, layout.memory)
 
     def endpoint(self) -> Endpoint:
-        return Endpoint(self._agent.get_agent_metadata(), self._layout)
+        return Endpoint({self.name: self._agent.get_agent_metadata()}, self._layout)
 
     def connect(self, endpoint: Endpoint) -> NixlPeer:
         sizes = [r.block_bytes for r in self._layout.regions]
         if [r.block_bytes for r in endpoint.layout.regions] != sizes:
             raise TransferFailed("the peer's blocks have other sizes than ours")
         with _translated("connect"):
-            return NixlPeer(self._agent.add_remote_agent(endpoint.agent_metadata), endpoint.layout)
+            return NixlPeer(self._agent.add_remote_agent(endpoint.offers[self.name]), endpoint.layout)
 
     def disconnect(self, peer: NixlPeer) -> None:
         try:

@@ -55,7 +55,7 @@ class PretendedTransport:
     def __init__(self, clock: Clock, num_blocks: int, block_s: float) -> None:
         self._clock = clock
         self._block_s = block_s
-        self._endpoint = Endpoint(b"", Layout((Region(0, _BLOCK_BYTES, _BLOCK_BYTES, num_blocks),)))
+        self._endpoint = Endpoint({self.name: b""}, Layout((Region(0, _BLOCK_BYTES, _BLOCK_BYTES, num_blocks),)))
 
     def endpoint(self) -> Endpoint:
         return self._endpoint

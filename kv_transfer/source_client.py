@@ -44,7 +44,7 @@ class SourceClient:
             fingerprint_fields=dict(fingerprint.fields),
         )
         response = await self._call(self._stub.Connect(request, timeout=self._call_s))
-        return tuple(endpoint_from_wire(endpoint) for endpoint in response.nixl)
+        return tuple(endpoint_from_wire(endpoint) for endpoint in response.ranks)
 
     async def claim(self, lease_id: str, epoch: int) -> float:
         """Seconds for which the lease holds. Raises `LeaseLost`."""

@@ -50,7 +50,7 @@ class KvSource(KvSourceServicer):
                 raise LeaseLost(f"the ticket is of epoch {request.epoch}, this engine's is {self._epoch}")
             if request.fingerprint != self._fingerprint.digest:
                 require_equal(request.fingerprint_fields, self._fingerprint)
-        return pb.ConnectResponse(nixl=[endpoint_to_wire(endpoint) for endpoint in self._endpoints])
+        return pb.ConnectResponse(ranks=[endpoint_to_wire(endpoint) for endpoint in self._endpoints])
 
     def Claim(self, request: pb.ClaimRequest, context: grpc.ServicerContext) -> pb.ClaimResponse:
         with _answered(context):
@@ -67,6 +67,9 @@ class KvSource(KvSourceServicer):
     def Release(self, request: pb.ReleaseRequest, context: grpc.ServicerContext) -> pb.ReleaseResponse:
         self._book.release(request.lease_id, request.reader_id, request.rank)
         return pb.ReleaseResponse()
+
+    def Follow(self, request: pb.FollowRequest, context: grpc.ServicerContext) -> pb.FollowResponse:
+        context.abort(grpc.StatusCode.NOT_FOUND, f"attempt {request.lease_id} has no growing lease here")
 
     def Stats(self, request: pb.KvStatsRequest, context: grpc.ServicerContext) -> pb.KvStatsResponse:
         return stats_to_wire(self._stats())

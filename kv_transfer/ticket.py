@@ -115,9 +115,12 @@ def _parse(data: bytes) -> pb.Ticket:
     if len(data) > _MOST_BYTES:
         raise TicketRefused(f"ticket has {len(data)} bytes, at most {_MOST_BYTES} are read")
     try:
-        return pb.Ticket.FromString(data)
+        wire = pb.Ticket.FromString(data)
     except DecodeError:
         raise TicketRefused("not a ticket: the bytes cannot be decoded") from None
+    if wire.SerializeToString(deterministic=True) != data:  # the signature is of the message, not of its bytes
+        raise TicketRefused("not a ticket: its bytes are not as a writer would have written them")
+    return wire
 
 
 def _check_form(ticket: Ticket, block_size: int) -> None:

@@ -6,6 +6,7 @@ addresses and block ids only.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol, TypeVar
@@ -41,9 +42,10 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """What a peer must know to read from here. `agent_metadata` is the transport's own, opaque to all others."""
+    """What a peer must know to read from one rank. `offers`: by name of the transport, what its reader needs to
+    connect; opaque to all others."""
 
-    agent_metadata: bytes
+    offers: Mapping[str, bytes]
     layout: Layout
 
 

@@ -17,7 +17,6 @@ from tests.session import open_session
 from tests.waiting import eventually
 
 
-
 async def test_it_is_announced_while_it_runs_and_gone_when_it_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     async with replica_of(deployment, "DecodeWorker", simulated_config(), monkeypatch) as (replica, directory):
         record = await announced_one(directory)

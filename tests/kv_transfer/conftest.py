@@ -22,7 +22,7 @@ EPOCH = 3
 BLOCK_BYTES = 64
 FINGERPRINT = Fingerprint.of({"model": "m", "block_size": "32"})
 LAYOUT = Layout((Region(0, BLOCK_BYTES, BLOCK_BYTES, 100),))
-ENDPOINT = Endpoint(b"agent", LAYOUT)
+ENDPOINT = Endpoint({"scripted": b"agent"}, LAYOUT)
 
 
 class HandClock:
@@ -94,11 +94,11 @@ class ScriptedTransport:
     refuse_start: bool = False
 
     def endpoint(self) -> Endpoint:
-        return Endpoint(b"", LAYOUT)
+        return Endpoint({self.name: b""}, LAYOUT)
 
     def connect(self, endpoint: Endpoint) -> str:
         self.connected += 1
-        return endpoint.agent_metadata.decode()
+        return endpoint.offers[self.name].decode()
 
     def disconnect(self, peer: str) -> None:
         self.disconnected += 1

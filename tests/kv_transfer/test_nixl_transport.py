@@ -117,12 +117,12 @@ def test_a_writer_of_other_block_sizes_is_refused(reader: tuple[NixlTransport, C
         Region(r.address, r.stride, r.block_bytes // 2, r.num_blocks) for r in writer.endpoint.layout.regions
     )
     with pytest.raises(TransferFailed, match="other sizes"):
-        reader[0].connect(Endpoint(writer.endpoint.agent_metadata, Layout(regions)))
+        reader[0].connect(Endpoint(writer.endpoint.offers, Layout(regions)))
 
 
 def test_metadata_that_is_garbage_is_refused(reader: tuple[NixlTransport, Cache], writer: Writer) -> None:
     with pytest.raises(TransferFailed, match="cannot connect"):
-        reader[0].connect(Endpoint(b"garbage", writer.endpoint.layout))
+        reader[0].connect(Endpoint({"nixl": b"garbage"}, writer.endpoint.layout))
 
 
 def test_a_peer_can_be_forgotten_and_connected_again(reader: tuple[NixlTransport, Cache], writer: Writer) -> None:

@@ -19,7 +19,6 @@ from tests.session import open_session
 from tests.waiting import eventually
 
 
-
 async def test_its_load_is_that_of_the_prompt_tokens_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     slow = {"kind": "simulated", "simulated": {"step_s": 0.5}}
     bounds = {"tokens_per_unit": 1_000, "max_replicas": 2}

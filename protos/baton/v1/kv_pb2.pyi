@@ -19,6 +19,64 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
+class ReadBlocksRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TICKET_FIELD_NUMBER: _builtins.int
+    BLOCK_IDS_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    FRAME_BYTES_FIELD_NUMBER: _builtins.int
+    ticket: _builtins.bytes
+    offset: _builtins.int
+    """Bytes of the whole read to skip: a broken read goes on behind its last good frame."""
+    frame_bytes: _builtins.int
+    """Wanted size of a frame; the writer has its own limits."""
+    @_builtins.property
+    def block_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        ticket: _builtins.bytes = ...,
+        block_ids: _abc.Iterable[_builtins.int] | None = ...,
+        offset: _builtins.int = ...,
+        frame_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_ids", b"block_ids", "frame_bytes", b"frame_bytes", "offset", b"offset", "ticket", b"ticket"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadBlocksRequest: _TypeAlias = ReadBlocksRequest  # noqa: Y015
+
+@_typing.final
+class Frame(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OFFSET_FIELD_NUMBER: _builtins.int
+    CHECKSUM_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    offset: _builtins.int
+    """Of the first byte of `data` in the whole read."""
+    checksum: _builtins.int
+    """xxh3-64 of `data`."""
+    data: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        offset: _builtins.int = ...,
+        checksum: _builtins.int = ...,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checksum", b"checksum", "data", b"data", "offset", b"offset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Frame: _TypeAlias = Frame  # noqa: Y015
+
+@_typing.final
 class Ticket(_message.Message):
     """What prefill hands over. Signed: `hmac` is HMAC-SHA-256 over the deterministic serialization with `hmac` empty."""
 
@@ -36,6 +94,7 @@ class Ticket(_message.Message):
     EXPIRES_UNIX_MS_FIELD_NUMBER: _builtins.int
     HMAC_FIELD_NUMBER: _builtins.int
     PROMPT_DIGEST_FIELD_NUMBER: _builtins.int
+    STOCK_PARAMS_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     attempt_id: _builtins.str
     lease_id: _builtins.str
@@ -51,6 +110,8 @@ class Ticket(_message.Message):
     hmac: _builtins.bytes
     prompt_digest: _builtins.bytes
     """Of the prompt's token ids and adapter: a ticket never lands under another prompt."""
+    stock_params: _builtins.bytes
+    """With the connector `vllm-nixl`: its own parameters, for the stock connector of the reader. No lease of ours then."""
     @_builtins.property
     def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___BlockGroup]:
         """one a KV cache group"""
@@ -70,10 +131,11 @@ class Ticket(_message.Message):
         expires_unix_ms: _builtins.int = ...,
         hmac: _builtins.bytes = ...,
         prompt_digest: _builtins.bytes = ...,
+        stock_params: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_id", b"attempt_id", "epoch", b"epoch", "expires_unix_ms", b"expires_unix_ms", "fingerprint", b"fingerprint", "groups", b"groups", "hmac", b"hmac", "lease_id", b"lease_id", "num_tokens", b"num_tokens", "prompt_digest", b"prompt_digest", "source", b"source", "version", b"version", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_id", b"attempt_id", "epoch", b"epoch", "expires_unix_ms", b"expires_unix_ms", "fingerprint", b"fingerprint", "groups", b"groups", "hmac", b"hmac", "lease_id", b"lease_id", "num_tokens", b"num_tokens", "prompt_digest", b"prompt_digest", "source", b"source", "stock_params", b"stock_params", "version", b"version", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -156,36 +218,61 @@ Global___ConnectRequest: _TypeAlias = ConnectRequest  # noqa: Y015
 class ConnectResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    NIXL_FIELD_NUMBER: _builtins.int
+    RANKS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def nixl(self) -> _containers.RepeatedCompositeFieldContainer[Global___NixlEndpoint]:
-        """one a rank, in rank order"""
+    def ranks(self) -> _containers.RepeatedCompositeFieldContainer[Global___RankEndpoint]:
+        """in rank order"""
 
     def __init__(
         self,
         *,
-        nixl: _abc.Iterable[Global___NixlEndpoint] | None = ...,
+        ranks: _abc.Iterable[Global___RankEndpoint] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["nixl", b"nixl"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ranks", b"ranks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ConnectResponse: _TypeAlias = ConnectResponse  # noqa: Y015
 
 @_typing.final
-class NixlEndpoint(_message.Message):
+class RankEndpoint(_message.Message):
+    """How to read one rank's blocks, and where they lie."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
-    AGENT_METADATA_FIELD_NUMBER: _builtins.int
+    @_typing.final
+    class OffersEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.bytes
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.bytes = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    OFFERS_FIELD_NUMBER: _builtins.int
     REGIONS_FIELD_NUMBER: _builtins.int
     MEMORY_FIELD_NUMBER: _builtins.int
     DEVICE_ID_FIELD_NUMBER: _builtins.int
-    agent_metadata: _builtins.bytes
     memory: _builtins.str
     """"DRAM", or "VRAM" with the device that holds it."""
     device_id: _builtins.int
+    @_builtins.property
+    def offers(self) -> _containers.ScalarMap[_builtins.str, _builtins.bytes]:
+        """By name of the transport, what its reader needs: "nixl" the agent's metadata, "grpc" host:port of KvBlocks."""
+
     @_builtins.property
     def regions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Region]:
         """one a layer, in layer order"""
@@ -193,18 +280,18 @@ class NixlEndpoint(_message.Message):
     def __init__(
         self,
         *,
-        agent_metadata: _builtins.bytes = ...,
+        offers: _abc.Mapping[_builtins.str, _builtins.bytes] | None = ...,
         regions: _abc.Iterable[Global___Region] | None = ...,
         memory: _builtins.str = ...,
         device_id: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_metadata", b"agent_metadata", "device_id", b"device_id", "memory", b"memory", "regions", b"regions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_id", b"device_id", "memory", b"memory", "offers", b"offers", "regions", b"regions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___NixlEndpoint: _TypeAlias = NixlEndpoint  # noqa: Y015
+Global___RankEndpoint: _TypeAlias = RankEndpoint  # noqa: Y015
 
 @_typing.final
 class Region(_message.Message):
@@ -368,6 +455,62 @@ class ReleaseResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReleaseResponse: _TypeAlias = ReleaseResponse  # noqa: Y015
+
+@_typing.final
+class FollowRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASE_ID_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    READER_ID_FIELD_NUMBER: _builtins.int
+    KNOWN_BLOCKS_FIELD_NUMBER: _builtins.int
+    lease_id: _builtins.str
+    epoch: _builtins.int
+    reader_id: _builtins.str
+    known_blocks: _builtins.int
+    """Blocks that the reader knows of."""
+    def __init__(
+        self,
+        *,
+        lease_id: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        reader_id: _builtins.str = ...,
+        known_blocks: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "known_blocks", b"known_blocks", "lease_id", b"lease_id", "reader_id", b"reader_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FollowRequest: _TypeAlias = FollowRequest  # noqa: Y015
+
+@_typing.final
+class FollowResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TICKET_FIELD_NUMBER: _builtins.int
+    CLOSED_FIELD_NUMBER: _builtins.int
+    TTL_MS_FIELD_NUMBER: _builtins.int
+    ticket: _builtins.bytes
+    """A sealed Ticket over all blocks that are whole by now."""
+    closed: _builtins.bool
+    """No more will come."""
+    ttl_ms: _builtins.int
+    def __init__(
+        self,
+        *,
+        ticket: _builtins.bytes = ...,
+        closed: _builtins.bool = ...,
+        ttl_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["closed", b"closed", "ticket", b"ticket", "ttl_ms", b"ttl_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FollowResponse: _TypeAlias = FollowResponse  # noqa: Y015
 
 @_typing.final
 class KvStatsRequest(_message.Message):

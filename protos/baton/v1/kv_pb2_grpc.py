@@ -56,6 +56,11 @@ class KvSourceStub:
                 request_serializer=protos_dot_baton_dot_v1_dot_kv__pb2.ReleaseRequest.SerializeToString,
                 response_deserializer=protos_dot_baton_dot_v1_dot_kv__pb2.ReleaseResponse.FromString,
                 _registered_method=True)
+        self.Follow = channel.unary_unary(
+                '/baton.v1.KvSource/Follow',
+                request_serializer=protos_dot_baton_dot_v1_dot_kv__pb2.FollowRequest.SerializeToString,
+                response_deserializer=protos_dot_baton_dot_v1_dot_kv__pb2.FollowResponse.FromString,
+                _registered_method=True)
         self.Stats = channel.unary_unary(
                 '/baton.v1.KvSource/Stats',
                 request_serializer=protos_dot_baton_dot_v1_dot_kv__pb2.KvStatsRequest.SerializeToString,
@@ -101,6 +106,14 @@ class KvSourceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Follow(self, request, context):
+        """The blocks of a prompt that is still being computed: waits a moment for more than the reader has. Claims and renews the
+        growing lease of that attempt; it is completed or released like any other. NOT_FOUND while the attempt has no lease yet.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Stats(self, request, context):
         """Both halves of this engine's hand-off: its leases and its own pulls.
         """
@@ -130,6 +143,11 @@ def add_KvSourceServicer_to_server(servicer, server):
                     servicer.Release,
                     request_deserializer=protos_dot_baton_dot_v1_dot_kv__pb2.ReleaseRequest.FromString,
                     response_serializer=protos_dot_baton_dot_v1_dot_kv__pb2.ReleaseResponse.SerializeToString,
+            ),
+            'Follow': grpc.unary_unary_rpc_method_handler(
+                    servicer.Follow,
+                    request_deserializer=protos_dot_baton_dot_v1_dot_kv__pb2.FollowRequest.FromString,
+                    response_serializer=protos_dot_baton_dot_v1_dot_kv__pb2.FollowResponse.SerializeToString,
             ),
             'Stats': grpc.unary_unary_rpc_method_handler(
                     servicer.Stats,
@@ -258,6 +276,33 @@ class KvSource:
             _registered_method=True)
 
     @staticmethod
+    def Follow(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.v1.KvSource/Follow',
+            protos_dot_baton_dot_v1_dot_kv__pb2.FollowRequest.SerializeToString,
+            protos_dot_baton_dot_v1_dot_kv__pb2.FollowResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Stats(request,
             target,
             options=(),
@@ -274,6 +319,85 @@ class KvSource:
             '/baton.v1.KvSource/Stats',
             protos_dot_baton_dot_v1_dot_kv__pb2.KvStatsRequest.SerializeToString,
             protos_dot_baton_dot_v1_dot_kv__pb2.KvStatsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class KvBlocksStub:
+    """Served beside the KV tensors of every rank, for readers that cannot reach them by NIXL.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.ReadBlocks = channel.unary_stream(
+                '/baton.v1.KvBlocks/ReadBlocks',
+                request_serializer=protos_dot_baton_dot_v1_dot_kv__pb2.ReadBlocksRequest.SerializeToString,
+                response_deserializer=protos_dot_baton_dot_v1_dot_kv__pb2.Frame.FromString,
+                _registered_method=True)
+
+
+class KvBlocksServicer:
+    """Served beside the KV tensors of every rank, for readers that cannot reach them by NIXL.
+    """
+
+    def ReadBlocks(self, request, context):
+        """The bytes of the blocks, in the order asked: of the first layer all blocks, then of the second, and so on. Each frame is
+        written straight from the tensors; whether the blocks were the reader's to read, its completion at KvSource decides.
+        PERMISSION_DENIED: the ticket is not ours, of another epoch, or does not name the blocks; the trailing metadata
+        `baton-error` has the error's class. RESOURCE_EXHAUSTED: as many reads as are allowed at once are under way.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_KvBlocksServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'ReadBlocks': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadBlocks,
+                    request_deserializer=protos_dot_baton_dot_v1_dot_kv__pb2.ReadBlocksRequest.FromString,
+                    response_serializer=protos_dot_baton_dot_v1_dot_kv__pb2.Frame.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'baton.v1.KvBlocks', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('baton.v1.KvBlocks', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class KvBlocks:
+    """Served beside the KV tensors of every rank, for readers that cannot reach them by NIXL.
+    """
+
+    @staticmethod
+    def ReadBlocks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/baton.v1.KvBlocks/ReadBlocks',
+            protos_dot_baton_dot_v1_dot_kv__pb2.ReadBlocksRequest.SerializeToString,
+            protos_dot_baton_dot_v1_dot_kv__pb2.Frame.FromString,
             options,
             channel_credentials,
             insecure,

@@ -52,6 +52,10 @@ class KvSourceStub:
     """The lease will not be read (any more). While a reader has claimed it, only that reader can release it; from anyone else,
     and for unknown leases, nothing happens and that is no error.
     """
+    Follow: _grpc.UnaryUnaryMultiCallable[_kv_pb2.FollowRequest, _kv_pb2.FollowResponse]
+    """The blocks of a prompt that is still being computed: waits a moment for more than the reader has. Claims and renews the
+    growing lease of that attempt; it is completed or released like any other. NOT_FOUND while the attempt has no lease yet.
+    """
     Stats: _grpc.UnaryUnaryMultiCallable[_kv_pb2.KvStatsRequest, _kv_pb2.KvStatsResponse]
     """Both halves of this engine's hand-off: its leases and its own pulls."""
 
@@ -78,6 +82,10 @@ class KvSourceAsyncStub(KvSourceStub):
     Release: _aio.UnaryUnaryMultiCallable[_kv_pb2.ReleaseRequest, _kv_pb2.ReleaseResponse]  # type: ignore[assignment]
     """The lease will not be read (any more). While a reader has claimed it, only that reader can release it; from anyone else,
     and for unknown leases, nothing happens and that is no error.
+    """
+    Follow: _aio.UnaryUnaryMultiCallable[_kv_pb2.FollowRequest, _kv_pb2.FollowResponse]  # type: ignore[assignment]
+    """The blocks of a prompt that is still being computed: waits a moment for more than the reader has. Claims and renews the
+    growing lease of that attempt; it is completed or released like any other. NOT_FOUND while the attempt has no lease yet.
     """
     Stats: _aio.UnaryUnaryMultiCallable[_kv_pb2.KvStatsRequest, _kv_pb2.KvStatsResponse]  # type: ignore[assignment]
     """Both halves of this engine's hand-off: its leases and its own pulls."""
@@ -129,6 +137,16 @@ class KvSourceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def Follow(
+        self,
+        request: _kv_pb2.FollowRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_kv_pb2.FollowResponse, _abc.Awaitable[_kv_pb2.FollowResponse]]:
+        """The blocks of a prompt that is still being computed: waits a moment for more than the reader has. Claims and renews the
+        growing lease of that attempt; it is completed or released like any other. NOT_FOUND while the attempt has no lease yet.
+        """
+
+    @_abc_1.abstractmethod
     def Stats(
         self,
         request: _kv_pb2.KvStatsRequest,
@@ -137,3 +155,46 @@ class KvSourceServicer(metaclass=_abc_1.ABCMeta):
         """Both halves of this engine's hand-off: its leases and its own pulls."""
 
 def add_KvSourceServicer_to_server(servicer: KvSourceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class KvBlocksStub:
+    """Served beside the KV tensors of every rank, for readers that cannot reach them by NIXL."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> KvBlocksAsyncStub: ...
+    ReadBlocks: _grpc.UnaryStreamMultiCallable[_kv_pb2.ReadBlocksRequest, _kv_pb2.Frame]
+    """The bytes of the blocks, in the order asked: of the first layer all blocks, then of the second, and so on. Each frame is
+    written straight from the tensors; whether the blocks were the reader's to read, its completion at KvSource decides.
+    PERMISSION_DENIED: the ticket is not ours, of another epoch, or does not name the blocks; the trailing metadata
+    `baton-error` has the error's class. RESOURCE_EXHAUSTED: as many reads as are allowed at once are under way.
+    """
+
+@_typing.type_check_only
+class KvBlocksAsyncStub(KvBlocksStub):
+    """Served beside the KV tensors of every rank, for readers that cannot reach them by NIXL."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    ReadBlocks: _aio.UnaryStreamMultiCallable[_kv_pb2.ReadBlocksRequest, _kv_pb2.Frame]  # type: ignore[assignment]
+    """The bytes of the blocks, in the order asked: of the first layer all blocks, then of the second, and so on. Each frame is
+    written straight from the tensors; whether the blocks were the reader's to read, its completion at KvSource decides.
+    PERMISSION_DENIED: the ticket is not ours, of another epoch, or does not name the blocks; the trailing metadata
+    `baton-error` has the error's class. RESOURCE_EXHAUSTED: as many reads as are allowed at once are under way.
+    """
+
+class KvBlocksServicer(metaclass=_abc_1.ABCMeta):
+    """Served beside the KV tensors of every rank, for readers that cannot reach them by NIXL."""
+
+    @_abc_1.abstractmethod
+    def ReadBlocks(
+        self,
+        request: _kv_pb2.ReadBlocksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_kv_pb2.Frame], _abc.AsyncIterator[_kv_pb2.Frame]]:
+        """The bytes of the blocks, in the order asked: of the first layer all blocks, then of the second, and so on. Each frame is
+        written straight from the tensors; whether the blocks were the reader's to read, its completion at KvSource decides.
+        PERMISSION_DENIED: the ticket is not ours, of another epoch, or does not name the blocks; the trailing metadata
+        `baton-error` has the error's class. RESOURCE_EXHAUSTED: as many reads as are allowed at once are under way.
+        """
+
+def add_KvBlocksServicer_to_server(servicer: KvBlocksServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -74,6 +74,8 @@ class _LegEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Leg.ValueType], _
     """Pull the ticket's blocks, then continue."""
     LEG_WHOLE: _Leg.ValueType  # 3
     """Prompt and output on one worker, no hand-off."""
+    LEG_PREFETCH: _Leg.ValueType  # 4
+    """Pull the blocks of a prompt while another worker still computes it; they become prefix cache here. No tokens."""
 
 class Leg(_Leg, metaclass=_LegEnumTypeWrapper): ...
 
@@ -84,6 +86,8 @@ LEG_DECODE: Leg.ValueType  # 2
 """Pull the ticket's blocks, then continue."""
 LEG_WHOLE: Leg.ValueType  # 3
 """Prompt and output on one worker, no hand-off."""
+LEG_PREFETCH: Leg.ValueType  # 4
+"""Pull the blocks of a prompt while another worker still computes it; they become prefix cache here. No tokens."""
 Global___Leg: _TypeAlias = Leg  # noqa: Y015
 
 class _FinishReason:
@@ -202,6 +206,8 @@ class Submit(_message.Message):
     CACHE_SALT_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     TRACE_HEADERS_FIELD_NUMBER: _builtins.int
+    FOLLOW_FIELD_NUMBER: _builtins.int
+    AFTER_ATTEMPT_ID_FIELD_NUMBER: _builtins.int
     attempt_id: _builtins.str
     """Names one attempt at one leg of one request; never used twice."""
     leg: Global___Leg.ValueType
@@ -212,12 +218,18 @@ class Submit(_message.Message):
     cache_salt: _builtins.str
     """Separates the prefix caches of tenants; part of every block hash."""
     priority: _builtins.int
+    after_attempt_id: _builtins.str
+    """LEG_DECODE: the prefetch attempt on this worker to wait for, if there was one."""
     @_builtins.property
     def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
     def sampling(self) -> Global___Sampling: ...
     @_builtins.property
     def trace_headers(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    @_builtins.property
+    def follow(self) -> Global___PrefillInProgress:
+        """LEG_PREFETCH: the prefill that is to be followed. Absent otherwise."""
+
     def __init__(
         self,
         *,
@@ -230,14 +242,43 @@ class Submit(_message.Message):
         cache_salt: _builtins.str = ...,
         priority: _builtins.int = ...,
         trace_headers: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        follow: Global___PrefillInProgress | None = ...,
+        after_attempt_id: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["follow", b"follow", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_id", b"attempt_id", "cache_salt", b"cache_salt", "engine_params", b"engine_params", "leg", b"leg", "priority", b"priority", "prompt_token_ids", b"prompt_token_ids", "sampling", b"sampling", "ticket", b"ticket", "trace_headers", b"trace_headers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_attempt_id", b"after_attempt_id", "attempt_id", b"attempt_id", "cache_salt", b"cache_salt", "engine_params", b"engine_params", "follow", b"follow", "leg", b"leg", "priority", b"priority", "prompt_token_ids", b"prompt_token_ids", "sampling", b"sampling", "ticket", b"ticket", "trace_headers", b"trace_headers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Submit: _TypeAlias = Submit  # noqa: Y015
+
+@_typing.final
+class PrefillInProgress(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    ATTEMPT_ID_FIELD_NUMBER: _builtins.int
+    source: _builtins.str
+    """host:port of the prefill engine's KvSource."""
+    epoch: _builtins.int
+    attempt_id: _builtins.str
+    """Of the prefill leg; also names the lease that grows with it."""
+    def __init__(
+        self,
+        *,
+        source: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        attempt_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_id", b"attempt_id", "epoch", b"epoch", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrefillInProgress: _TypeAlias = PrefillInProgress  # noqa: Y015
 
 @_typing.final
 class Sampling(_message.Message):
@@ -562,6 +603,7 @@ class WorkerDescription(_message.Message):
     FINGERPRINT_FIELD_NUMBER: _builtins.int
     LOAD_FIELD_NUMBER: _builtins.int
     COUNTERS_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     role: Global___Role.ValueType
     epoch: _builtins.int
@@ -575,6 +617,8 @@ class WorkerDescription(_message.Message):
     block_size: _builtins.int
     num_blocks: _builtins.int
     fingerprint: _builtins.bytes
+    source: _builtins.str
+    """host:port of the engine's KvSource; empty without one."""
     @_builtins.property
     def load(self) -> Global___Load: ...
     @_builtins.property
@@ -595,10 +639,11 @@ class WorkerDescription(_message.Message):
         fingerprint: _builtins.bytes = ...,
         load: Global___Load | None = ...,
         counters: Global___Counters | None = ...,
+        source: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["counters", b"counters", "load", b"load"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "counters", b"counters", "engine", b"engine", "epoch", b"epoch", "fingerprint", b"fingerprint", "load", b"load", "max_model_len", b"max_model_len", "model", b"model", "num_blocks", b"num_blocks", "reason", b"reason", "role", b"role", "state", b"state", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "counters", b"counters", "engine", b"engine", "epoch", b"epoch", "fingerprint", b"fingerprint", "load", b"load", "max_model_len", b"max_model_len", "model", b"model", "num_blocks", b"num_blocks", "reason", b"reason", "role", b"role", "source", b"source", "state", b"state", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -684,7 +729,7 @@ class TransferCount(_message.Message):
     BLOCKS_FIELD_NUMBER: _builtins.int
     BYTES_FIELD_NUMBER: _builtins.int
     transport: _builtins.str
-    """"nixl" """
+    """"nixl", "grpc", "local" (nothing was missing) or "none" """
     outcome: _builtins.str
     """"landed", "failed", "refused" or "stale" """
     count: _builtins.int
