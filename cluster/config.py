@@ -163,7 +163,8 @@ class KvTransferConfig(Section):
 
     `prefer` is tried first, what `forbid` names never. A transport that failed with a peer is skipped for
     `circuit_open_s`, twice as long after each probe that fails, at most `circuit_most_s`. `net_device` is the network
-    interface that NIXL may use; None leaves the choice to UCX.
+    interface that NIXL may use; None leaves the choice to UCX. With `chunk_pipelining` decode pulls the blocks of a
+    prompt of at least `pipelining_least_tokens` tokens while prefill still computes the rest of it.
     """
 
     connector: Literal["baton", "vllm-nixl"] = "baton"
@@ -181,6 +182,13 @@ class KvTransferConfig(Section):
     frame_kib: Annotated[int, Field(ge=256, le=4096)] = 1024
     in_flight_mib: Annotated[int, Field(ge=1)] = 64
     chunk_pipelining: bool = False
+    pipelining_least_tokens: Count = 2_048
+
+    @model_validator(mode="after")
+    def _pipelining_is_ours(self) -> Self:
+        if self.chunk_pipelining and self.connector != "baton":
+            raise ValueError("chunk_pipelining needs connector: baton; vLLM's own connector hands over whole prompts")
+        return self
 
 
 class StoreConfig(Section):

@@ -1,8 +1,9 @@
 """Between our requests and outputs and those of vLLM's engine core, both ways: pure translation.
 
 What travels to the connector inside the engine core, in a request's `kv_transfer_params`: `{"export": True}` asks a
-prefill leg for a ticket, `{"ticket": bytes}` gives one to a decode leg; on the way back `{"ticket": bytes}` is the
-one asked for.
+prefill leg for a ticket, `{"ticket": bytes}` gives one to a decode leg, with `"after": id` of its prefetch if there is
+one, `{"follow": (source, epoch, attempt id)}` makes a prefetch; on the way back `{"ticket": bytes}` is the one asked
+for.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
 from vllm.v1.engine import FinishReason as VllmFinishReason
 
@@ -32,7 +34,7 @@ def to_core_request(request: EngineRequest) -> EngineCoreRequest:
 
     Raises `InvalidRequest` for parameters that cannot be read.
     """
-    params = decode_params(request.engine_params)
+    params = SamplingParams(temperature=0) if request.leg is Leg.PREFETCH else decode_params(request.engine_params)
     params.max_tokens = request.sampling.max_tokens
     extra: dict[str, Any] = {
         key: value for key, value in (params.extra_args or {}).items() if key != "kv_transfer_params"
@@ -44,7 +46,12 @@ def to_core_request(request: EngineRequest) -> EngineCoreRequest:
             params.max_tokens, params.min_tokens, params.seed, params.structured_outputs = 1, 0, None, None
             extra["kv_transfer_params"] = {"export": True}
         case Leg.DECODE:
-            extra["kv_transfer_params"] = {"ticket": request.ticket}
+            after = {"after": request.after_attempt_id} if request.after_attempt_id else {}
+            extra["kv_transfer_params"] = {"ticket": request.ticket, **after}
+        case Leg.PREFETCH:
+            assert request.follow is not None, "a prefetch follows a prefill"
+            follow = request.follow
+            extra["kv_transfer_params"] = {"follow": (follow.source, follow.epoch, follow.attempt_id)}
         case Leg.WHOLE:
             pass
     params.extra_args = extra or None

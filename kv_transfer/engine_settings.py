@@ -24,7 +24,8 @@ _ROLES = {Role.PREFILL: "kv_producer", Role.DECODE: "kv_consumer"}
 class ConnectorSettings:
     """`listen_host` is where KvSource listens, `advertise_host` where peers reach it. `announce_path`: the file in
     which the connector tells its owner where it listens. `secret_env`: the environment variable that holds the
-    tickets' key. Times are seconds."""
+    tickets' key. Times are seconds. `chunk_pipelining`: prompts that are exported may be followed while they are
+    computed."""
 
     worker_id: str
     epoch: int
@@ -35,6 +36,7 @@ class ConnectorSettings:
     lease_s: float
     connect_deadline_s: float
     read_deadline_s: float
+    chunk_pipelining: bool = False
 
     @property
     def reader_id(self) -> str:
@@ -84,4 +86,5 @@ def connector_settings(
         lease_s=config.lease_s,
         connect_deadline_s=config.connect_deadline_s,
         read_deadline_s=config.read_deadline_s,
+        chunk_pipelining=config.chunk_pipelining,
     )

@@ -15,6 +15,7 @@ from typing import Any
 from cluster.errors import BatonError, FingerprintMismatch, LeaseLost, TicketRefused, TransferFailed
 from kv_transfer.connections import Connection, Connections
 from kv_transfer.fingerprint import Fingerprint
+from kv_transfer.source_client import SourceClient
 from kv_transfer.ticket import Ticket, check_blocks
 from kv_transfer.transport import ReadState, Transport
 
@@ -42,7 +43,8 @@ class PullJob:
 @dataclass(frozen=True, slots=True)
 class PullResult:
     """`outcome`: landed, or why not: failed, refused (ticket or fingerprint), stale (the lease was lost) or cancelled.
-    `blocks` and `bytes` are those that landed, `bytes` of this rank only."""
+    `blocks` and `bytes` are those that landed, `bytes` of this rank only; `ahead` of these blocks came while the rest
+    of their prompt was still being computed."""
 
     request_id: str
     transport: str
@@ -50,6 +52,7 @@ class PullResult:
     blocks: int = 0
     bytes: int = 0
     reason: str = ""
+    ahead: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,19 +81,37 @@ class Mover:
         """Does not raise: cancelling it ends it as `cancelled`, once its target blocks are safe."""
         try:
             size = await self._move(job)
-        except asyncio.CancelledError:
-            return self._not_landed(job, "cancelled", "aborted")
-        except (FingerprintMismatch, TicketRefused) as error:
-            return self._not_landed(job, "refused", str(error))
-        except LeaseLost as error:
-            return self._not_landed(job, "stale", str(error))
-        except BatonError as error:
-            return self._not_landed(job, "failed", str(error))
+        except (asyncio.CancelledError, BatonError) as error:
+            return self._not_landed(job, *outcome_of(error))
         return PullResult(job.request_id, self._transport.name, "landed", len(job.target), size)
+
+    def client(self, source: str) -> SourceClient:
+        """For calls to a source; the caller closes it."""
+        return self._connections.client(source)
+
+    async def read(self, ticket: Ticket, source: tuple[int, ...], target: tuple[int, ...]) -> str:
+        """Claims the lease and reads some of its blocks; returns the name of the transport. Does not end the lease.
+        However it ends, nothing can write into `target` any more. Raises `TransferFailed`."""
+        job = PullJob(ticket.attempt_id, ticket, source, target)
+        async with self._connections.to(ticket) as connection:
+            await self._read(connection, job)
+        return self._transport.name
+
+    async def complete(self, ticket: Ticket, blocks: int) -> int:
+        """Ends the lease after all of `blocks` were read; returns their bytes. Raises `LeaseLost`: they must not be
+        used."""
+        size = blocks * self._block_bytes
+        async with self._connections.to(ticket) as connection:
+            await connection.client.complete(ticket.lease_id, ticket.epoch, self._rank, blocks, size)
+        return size
 
     def release(self, ticket: Ticket) -> None:
         """Tells the source, in the background, that we shall not read (any more)."""
-        task = asyncio.create_task(self._release(ticket))
+        self.leave(ticket.source, ticket.lease_id)
+
+    def leave(self, source: str, lease_id: str) -> None:
+        """As `release`, for a lease whose ticket we may not have."""
+        task = asyncio.create_task(self._release(source, lease_id))
         self._farewells.add(task)
         task.add_done_callback(self._farewells.discard)
 
@@ -101,16 +122,19 @@ class Mover:
     async def _move(self, job: PullJob) -> int:
         ticket, size = job.ticket, len(job.target) * self._block_bytes
         async with self._connections.to(ticket) as source:
-            check_blocks(ticket, source.num_blocks)
-            held_s = await source.client.claim(ticket.lease_id, ticket.epoch)
-            read = self._transport.start(source.peer, job.source, job.target)
-            try:
-                await self._landed(read, source, job, held_s)
-            finally:
-                await self._let_go(read, job)
+            await self._read(source, job)
             # Only this answer proves that the blocks were ours to read until the last byte.
             await source.client.complete(ticket.lease_id, ticket.epoch, self._rank, len(job.target), size)
         return size
+
+    async def _read(self, source: Connection, job: PullJob) -> None:
+        check_blocks(job.ticket, source.num_blocks)
+        held_s = await source.client.claim(job.ticket.lease_id, job.ticket.epoch)
+        read = self._transport.start(source.peer, job.source, job.target)
+        try:
+            await self._landed(read, source, job, held_s)
+        finally:
+            await self._let_go(read, job)
 
     async def _landed(self, read: Any, source: Connection, job: PullJob, held_s: float) -> None:
         started = claimed = time.monotonic()
@@ -146,11 +170,24 @@ class Mover:
             self.release(job.ticket)
         return PullResult(job.request_id, self._transport.name, outcome, reason=reason)
 
-    async def _release(self, ticket: Ticket) -> None:
-        client = self._connections.client(ticket.source)
+    async def _release(self, source: str, lease_id: str) -> None:
+        client = self._connections.client(source)
         try:
-            await client.release(ticket.lease_id, self._rank)
+            await client.release(lease_id, self._rank)
         except TransferFailed as error:
-            _log.info("lease %s ends by itself: %s", ticket.lease_id, error)
+            _log.info("lease %s ends by itself: %s", lease_id, error)
         finally:
             await client.close()
+
+
+def outcome_of(error: BaseException) -> tuple[str, str]:
+    """The outcome and the reason of a pull that ended with this error."""
+    match error:
+        case asyncio.CancelledError():
+            return "cancelled", "aborted"
+        case FingerprintMismatch() | TicketRefused():
+            return "refused", str(error)
+        case LeaseLost():
+            return "stale", str(error)
+        case _:
+            return "failed", str(error)

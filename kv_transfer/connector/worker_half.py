@@ -10,9 +10,11 @@ import torch
 from vllm.config import VllmConfig
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorTransferResults
 
+from cluster.config import secret
 from kv_transfer.connector.layout import fingerprint_of, layout_of
 from kv_transfer.connector.messages import RankEndpoint, StepOrders, StepReport
 from kv_transfer.engine_settings import ConnectorSettings
+from kv_transfer.follower import Follower
 from kv_transfer.mover import Deadlines, Mover, PullResult
 from kv_transfer.mover_thread import MoverThread
 from kv_transfer.nixl_transport import NixlTransport
@@ -28,6 +30,7 @@ class WorkerHalf:
         self._on_cpu = True
         self._held: StepOrders | None = None
         self._ended: list[PullResult] = []
+        self._step = 0
 
     def register(self, kv_caches: dict[str, torch.Tensor]) -> None:
         layout = layout_of(kv_caches, self._num_blocks)
@@ -37,11 +40,17 @@ class WorkerHalf:
         self.endpoint = RankEndpoint(transport.endpoint(), fingerprint)
         deadlines = Deadlines(self._settings.connect_deadline_s, self._settings.read_deadline_s)
         reader_id, rank = self._settings.reader_id, self._rank
-        self._mover = MoverThread(lambda: Mover(transport, fingerprint, reader_id, rank, deadlines), transport.progress)
+        key, block_size = secret(self._settings.secret_env), self._config.cache_config.block_size
+        self._mover = MoverThread(
+            lambda: Mover(transport, fingerprint, reader_id, rank, deadlines),
+            transport.progress,
+            lambda mover: Follower(mover, key, block_size, self._settings.lease_s),
+        )
 
     def before_forward(self, orders: StepOrders) -> None:
         """On CPU the forward pass blocks and nothing of an earlier one is in flight, so pulls start now and overlap
         it."""
+        self._step = orders.step
         if self._on_cpu:
             self._follow(orders)
         else:
@@ -63,9 +72,12 @@ class WorkerHalf:
         )
 
     def report(self) -> StepReport | None:
-        """After `results`, once."""
+        """After `results`, once. It reaches the scheduler with the step's tokens, hence after the step has run, also
+        where the forward pass is only launched by now."""
         ended, self._ended = self._ended, []
-        return StepReport(tuple((self._rank, result) for result in ended)) if ended else None
+        if not ended and not self._step:
+            return None
+        return StepReport(tuple((self._rank, result) for result in ended), self._step)
 
     def close(self) -> None:
         if hasattr(self, "_mover"):
@@ -76,5 +88,8 @@ class WorkerHalf:
             self._mover.serve_for(orders.serve_s)
         for job in orders.pulls:
             self._mover.pull(job)
+        for follow in orders.follows:
+            self._mover.follow(follow)
+        self._mover.prompts_done(orders.prompts_done)
         for ticket in orders.releases if self._rank == 0 else ():
             self._mover.release(ticket)
