@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 
-from cluster.engine import EngineOutput, EngineRequest, FinishReason, Leg, PromptOrigin, Role, Sampling
+from cluster.engine import (
+    EngineOutput,
+    EngineRequest,
+    FinishReason,
+    Leg,
+    PrefillInProgress,
+    PromptOrigin,
+    Role,
+    Sampling,
+)
 from cluster.errors import DeadlineExceeded, EngineFailed, NoWorker, TicketRefused, WorkerLost
 from protos.baton.v1 import kv_pb2
 from router.generation import Emission, GenerationRequest, Outcome
@@ -28,16 +37,26 @@ class Walk:
     """A pipeline over a fleet of names; keeps every action."""
 
     def __init__(
-        self, max_tokens: int = 4, facts: SamplingFacts = NO_HISTORY, prefill: str = "p1 p2", decode: str = "d1 d2"
+        self,
+        max_tokens: int = 4,
+        facts: SamplingFacts = NO_HISTORY,
+        prefill: str = "p1 p2",
+        decode: str = "d1 d2",
+        pipelining: bool = False,
     ) -> None:
+        self.pipelining = pipelining
         self.workers = {Role.PREFILL: prefill.split(), Role.DECODE: decode.split()}
         request = GenerationRequest("r", list(PROMPT), Sampling(max_tokens=max_tokens, logprobs=2), facts)
-        self.pipeline = RequestPipeline(request, self._choose)
+        self.pipeline = RequestPipeline(request, self._choose, self._follow)
         self.actions: list[Action] = []
         self.take(self.pipeline.start())
 
-    def _choose(self, role: Role, avoid: frozenset[str]) -> str | None:
-        return next((worker for worker in self.workers[role] if worker not in avoid), None)
+    def _choose(self, role: Role, avoid: frozenset[str], prefer: str | None) -> str | None:
+        ready = [worker for worker in self.workers[role] if worker not in avoid]
+        return prefer if prefer in ready else next(iter(ready), None)
+
+    def _follow(self, worker_id: str, request: EngineRequest) -> PrefillInProgress | None:
+        return PrefillInProgress(f"source of {worker_id}", 7, request.attempt_id) if self.pipelining else None
 
     def take(self, actions: Sequence[Action]) -> list[Action]:
         self.actions += actions
