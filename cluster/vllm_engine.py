@@ -17,7 +17,7 @@ from cluster.engine import EngineInfo, EngineLoad, EngineOutput, EngineRequest, 
 from cluster.errors import EngineFailed, InvalidRequest
 from cluster.kv_link import KvLink, KvStats
 from cluster.vllm_core import VllmCore, VllmSpec
-from cluster.vllm_messages import check_prompt, from_core_output, to_core_request
+from cluster.vllm_messages import check_prompt, check_seed, from_core_output, to_core_request
 
 _CALL_S = 10.0
 _POKES = 5
@@ -33,6 +33,7 @@ class VllmEngine:
         self._attempts: dict[str, EngineRequest] = {}
         self._load = EngineLoad()
         self._max_model_len = self._vocabulary = 0
+        self._fears_seeds = False
         self._failure: EngineFailed | None = None
 
     async def start(self) -> EngineInfo:
@@ -49,6 +50,8 @@ class VllmEngine:
         if request.attempt_id in self._attempts:
             raise InvalidRequest(f"attempt {request.attempt_id!r} is already here")
         core_request = to_core_request(request)
+        if self._fears_seeds:
+            check_seed(core_request)
         self._attempts[request.attempt_id] = request
         try:
             async with self._call("take a request"):
@@ -112,6 +115,7 @@ class VllmEngine:
         config = self._core.config
         self._max_model_len = config.model_config.max_model_len
         self._vocabulary = config.model_config.get_vocab_size()
+        self._fears_seeds = self._spec.engine.device == "cpu" and config.scheduler_config.enable_chunked_prefill
         source, fingerprint = "", b""
         if self._link is not None:
             async with asyncio.timeout(self._spec.engine.start_deadline_s):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from vllm.sampling_params import SamplingParams
+from vllm.sampling_params import SamplingParams, SamplingType
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
 from vllm.v1.engine import FinishReason as VllmFinishReason
 
@@ -98,6 +98,17 @@ def check_prompt(request: EngineRequest, max_model_len: int, vocabulary: int) ->
         raise InvalidRequest(f"token id {top} is outside the model's vocabulary of {vocabulary}")
     if request.sampling.max_tokens < 1:
         raise InvalidRequest(f"max_tokens must be at least 1, got {request.sampling.max_tokens}")
+
+
+def check_seed(request: EngineCoreRequest) -> None:
+    """For engines that cut prompts into chunks and cannot take the draw of an unfinished prompt back. Raises
+    `InvalidRequest` for a request with its own stream of random numbers."""
+    params = request.sampling_params
+    if params is not None and params.sampling_type is SamplingType.RANDOM_SEED:
+        raise InvalidRequest(
+            "a request with a seed would end this engine, which cuts prompts into chunks on a CPU: it needs a worker "
+            "whose engine_options leave enable_chunked_prefill off"
+        )
 
 
 def _origin(stats: Any) -> PromptOrigin:

@@ -263,6 +263,7 @@ class RequestPipeline:
 
         a prompt to run, more than one token wanted   prefill, else all of it on a decode worker
         a prompt to run, one token wanted             all of it on a prefill worker, else on a decode worker
+        the same with a seed                          the other way round: who cuts prompts into chunks may refuse it
         blocks wait for a reader                      decode; if none is ready, the prefill worker continues itself
         the hand-over is off                          prompt and emitted tokens on a decode worker, else on prefill
         """
@@ -271,7 +272,8 @@ class RequestPipeline:
         if self._prefilled or self._emitted:
             return (Leg.WHOLE, Role.DECODE), (Leg.WHOLE, Role.PREFILL)
         if self.remaining == 1:
-            return (Leg.WHOLE, Role.PREFILL), (Leg.WHOLE, Role.DECODE)
+            whole = (Leg.WHOLE, Role.PREFILL), (Leg.WHOLE, Role.DECODE)
+            return whole[::-1] if self._request.facts.seeded else whole
         return (Leg.PREFILL, Role.PREFILL), (Leg.WHOLE, Role.DECODE)
 
     def _submit(self, leg: Leg, worker_id: str) -> list[Action]:

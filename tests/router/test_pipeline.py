@@ -152,6 +152,11 @@ def test_one_token_is_made_whole_by_a_prefill_worker_without_a_lease() -> None:
     assert not walk.pipeline.handed_over
 
 
+def test_one_seeded_token_is_made_by_a_decode_worker_which_does_not_cut_prompts_into_chunks() -> None:
+    assert legs(Walk(max_tokens=1, facts=SEEDED)) == [("d1", Leg.WHOLE)]
+    assert legs(Walk(max_tokens=1, facts=SEEDED, decode="")) == [("p1", Leg.WHOLE)]
+
+
 def test_without_a_prefill_worker_decode_does_all_of_it() -> None:
     walk = Walk(prefill="")
     assert legs(walk) == [("d1", Leg.WHOLE)]
