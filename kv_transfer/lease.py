@@ -165,8 +165,8 @@ class LeaseTable:
         self, lease_id: str, epoch: int, reader_id: str, rank: int, blocks: int, size: int, now: float
     ) -> tuple[Free, ...]:
         """One rank has read its `size` bytes of `blocks` blocks. Raises `LeaseLost`: they must not be used."""
-        past = self._ended_lease(lease_id)
-        if past is not None and epoch == self._epoch and past.reader_id == reader_id and past.finished.get(rank):
+        known = self._leases.get(lease_id) or self._past.get(lease_id)
+        if known is not None and epoch == self._epoch and known.reader_id == reader_id and known.finished.get(rank):
             return ()  # the answer to the first completion was lost
         lease = self._readable(lease_id, epoch, now)
         if lease.reader_id != reader_id:
@@ -257,10 +257,6 @@ class LeaseTable:
         if lease.deadline <= now:
             raise LeaseLost(f"lease {lease_id} expired {now - lease.deadline:.3f} s ago")
         return lease
-
-    def _ended_lease(self, lease_id: str) -> Lease | None:
-        lease = self._leases.get(lease_id) or self._past.get(lease_id)
-        return lease if lease is not None and lease.ended else None
 
     def _finish(self, lease: Lease, rank: int, landed: bool) -> tuple[Free, ...]:
         lease.finished[rank] = landed
