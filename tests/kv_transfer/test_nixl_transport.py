@@ -286,7 +286,7 @@ def test_nothing_arrives_any_more_once_a_cancelled_read_has_ended(mortal_writer:
 
 
 def test_a_path_over_which_a_peer_would_have_to_send_is_not_taken(writer: Writer) -> None:
-    """UCX aborts a writer whose reader goes away in the middle of such a read: the other transport is for such paths."""
+    """UCX aborts a writer whose reader goes away in the middle of such a read; there is another transport for that."""
     with started_reader(tell_why_probe_fails, writer.endpoint, {"UCX_TLS": "tcp"}) as pipe:
         assert "NIXL cannot read" in pipe.recv()
 
