@@ -15,7 +15,7 @@ from typing import Protocol
 from cluster.engine import PrefillInProgress
 from cluster.errors import BatonError, LeaseLost, TransferFailed
 from kv_transfer.growing_exports import Followed
-from kv_transfer.mover import PullResult, outcome_of
+from kv_transfer.mover import Climb, PullJob, PullResult, outcome_of
 from kv_transfer.source_client import SourceClient
 from kv_transfer.ticket import Ticket, check_prompt, unseal
 from kv_transfer.ticket_writer import Prompt
@@ -43,9 +43,9 @@ class ReadsBlocks(Protocol):
         """For calls to a source; the caller closes it."""
         ...
 
-    async def read(self, ticket: Ticket, source: tuple[int, ...], target: tuple[int, ...]) -> str:
-        """Claims the lease and reads some of its blocks; returns the name of the transport. Does not end the lease.
-        However it ends, nothing can write into `target` any more. Raises `TransferFailed`."""
+    async def read(self, job: PullJob, climb: Climb) -> None:
+        """Claims the lease and reads some of its blocks, over one transport or another. Does not end the lease. However
+        it ends, nothing can write into the target blocks any more. Raises `TransferFailed`."""
         ...
 
     async def complete(self, ticket: Ticket, blocks: int) -> int:
@@ -66,7 +66,7 @@ class _Progress:
     known: int = 0
     read: int = 0
     ahead: int = 0
-    transport: str = "none"
+    climb: Climb = field(default_factory=Climb)
     news_at: float = field(default_factory=time.monotonic)
 
 
@@ -102,17 +102,26 @@ class Follower:
             progress.prompt_done = True
 
     async def _run(self, job: FollowJob, progress: _Progress) -> PullResult:
+        size, outcome, reason = 0, "landed", ""
         try:
             size = await self._follow(job, progress)
         except (asyncio.CancelledError, BatonError) as error:
             outcome, reason = outcome_of(error)
             if outcome != "stale":
                 self.leave(job)
-            return PullResult(job.request_id, progress.transport, outcome, reason=reason)
         finally:
             self._running.pop(job.request_id, None)
-        blocks = len(job.target)
-        return PullResult(job.request_id, progress.transport, "landed", blocks, size, ahead=progress.ahead)
+        landed = outcome == "landed"
+        return PullResult(
+            request_id=job.request_id,
+            transport=progress.climb.transport,
+            outcome=outcome,
+            blocks=len(job.target) if landed else 0,
+            bytes=size,
+            reason=reason,
+            fallen=tuple(progress.climb.fallen),
+            ahead=progress.ahead if landed else 0,
+        )
 
     async def _follow(self, job: FollowJob, progress: _Progress) -> int:
         client = self._reads.client(job.origin.source)
@@ -122,8 +131,8 @@ class Follower:
                 followed = await client.follow(job.origin.attempt_id, job.origin.epoch, progress.known)
                 ticket = None if followed is None else self._opened(job, followed)
                 closed = done or (followed is not None and followed.closed)
-                if ticket is not None and len(ticket.block_ids) > progress.known:
-                    await self._take(job, progress, ticket, ahead=not closed)
+                if followed is not None and ticket is not None and len(ticket.block_ids) > progress.known:
+                    await self._take(job, progress, ticket, followed.ticket, ahead=not closed)
                 elif closed:
                     raise TransferFailed(f"{job.origin.source}: the prompt ended before its blocks were there")
                 else:
@@ -140,12 +149,12 @@ class Follower:
         check_prompt(ticket, job.prompt.token_ids, job.prompt.context)
         return ticket
 
-    async def _take(self, job: FollowJob, progress: _Progress, ticket: Ticket, *, ahead: bool) -> None:
+    async def _take(self, job: FollowJob, progress: _Progress, ticket: Ticket, sealed: bytes, *, ahead: bool) -> None:
         progress.known = len(ticket.block_ids)
         source = ticket.block_ids[job.first + progress.read : job.first + len(job.target)]
         if source:
             target = job.target[progress.read : progress.read + len(source)]
-            progress.transport = await self._reads.read(ticket, source, target)
+            await self._reads.read(PullJob(job.request_id, ticket, sealed, source, target), progress.climb)
             progress.read += len(source)
             progress.ahead += len(source) if ahead else 0
         progress.news_at = time.monotonic()

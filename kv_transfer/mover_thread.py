@@ -133,7 +133,7 @@ class MoverThread:
     def _start(
         self, request_id: str, pull: Callable[[], Coroutine[None, None, PullResult]], leave: Callable[[], None]
     ) -> None:
-        """`leave` is for a pull that is cancelled before it began."""
+        """`leave` is for a pull that is cancelled before it began, or breaks."""
         task = asyncio.create_task(pull())
         self._pulls[request_id] = task
         task.add_done_callback(functools.partial(self._ended, request_id, leave))
@@ -150,6 +150,7 @@ class MoverThread:
             self._results.put(PullResult(request_id, "none", "cancelled"))
         elif (error := task.exception()) is not None:
             _log.error("request %s: its pull broke", request_id, exc_info=error)
+            leave()
             self._results.put(PullResult(request_id, "none", "failed", reason=str(error)))
         else:
             self._results.put(task.result())
