@@ -13,6 +13,9 @@ import sys
 
 from deploy.processes import adopt_orphans, end_descendants
 
+ASK_TO_END = signal.SIGINT
+"""The signal by which a cluster's owner is asked to end it: Ray takes SIGTERM for a crash and ends the process."""
+
 _PR_SET_PDEATHSIG = 1
 _SI_KERNEL = 0x80
 _HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)
@@ -38,10 +41,10 @@ def guard() -> None:
 
 
 def _end_with(guardian: int) -> None:
-    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) != 0:
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, ASK_TO_END, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     if os.getppid() != guardian:  # it died before its death was ours to hear
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), ASK_TO_END)
 
 
 def _keep_watch(worker: int) -> int:
@@ -53,4 +56,4 @@ def _keep_watch(worker: int) -> int:
             if ended:
                 return os.waitstatus_to_exitcode(status)
         elif heard.si_code != _SI_KERNEL:  # a terminal has told both
-            os.kill(worker, heard.si_signo)
+            os.kill(worker, ASK_TO_END)

@@ -17,7 +17,7 @@ from deploy.processes import started_at
 
 ROOT = Path(__file__).parents[2]
 
-# The worker starts a process in a session of its own, tells both ids and waits; a SIGTERM ends it with its own code.
+# The worker starts a process in a session of its own, tells both ids and waits; an interrupt ends it with its own code.
 _WORKER = """
 import os, signal, subprocess, sys
 from deploy.guard import guard
@@ -27,7 +27,6 @@ def stop(number, frame):
     detached.terminate()
     detached.wait()
     sys.exit(7)
-signal.signal(signal.SIGTERM, stop)
 signal.signal(signal.SIGINT, stop)
 print(os.getpid(), detached.pid, flush=True)
 signal.pause()
