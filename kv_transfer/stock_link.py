@@ -143,8 +143,8 @@ class StockLink:
         if load == EngineLoad():
             self._waiting.clear()  # every block is free: all readers are done
         self._expired += len(counters.get("num_kv_expired_reqs", ()))
-        moved = PullResult("", "nixl", "landed", bytes=int(sum(counters.get("bytes_transferred", ()))))
-        self._counts.add(moved, whole_pull=False)
+        if moved := int(sum(counters.get("bytes_transferred", ()))):
+            self._counts.add(PullResult("", "nixl", "landed", bytes=moved), whole_pull=False)
         if late := len(counters.get("num_notifications_after_expiry", ())):
             logger.error(
                 "%d readers were done only after their blocks had been given away, and may have used other requests' "
