@@ -8,6 +8,7 @@ one asked for.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
@@ -62,6 +63,16 @@ def to_core_request(request: EngineRequest) -> EngineCoreRequest:
         priority=request.priority,
         trace_headers=dict(request.trace_headers) or None,
     )
+
+
+def set_connector_params(request: EngineCoreRequest, params: Mapping[str, object] | None) -> None:
+    """Instead of those above, for a connector that has others; None for none."""
+    assert request.sampling_params is not None
+    extra = dict(request.sampling_params.extra_args or {})
+    extra.pop("kv_transfer_params", None)
+    if params is not None:
+        extra["kv_transfer_params"] = dict(params)
+    request.sampling_params.extra_args = extra or None
 
 
 def from_core_output(output: EngineCoreOutput, logprobs: int | None) -> EngineOutput:

@@ -35,10 +35,19 @@ class _Live:
 
 
 class Dispatch:
-    """`now` gives seconds of a monotonic clock; `seed` makes placement's draws repeatable."""
+    """`now` gives seconds of a monotonic clock; `seed` makes placement's draws repeatable. `first_token_from_prefill`
+    is the pipelines'."""
 
-    def __init__(self, config: RouterConfig, post: Post, now: Callable[[], float], seed: int) -> None:
+    def __init__(
+        self,
+        config: RouterConfig,
+        post: Post,
+        now: Callable[[], float],
+        seed: int,
+        first_token_from_prefill: bool = True,
+    ) -> None:
         self._config = config
+        self._first_token_from_prefill = first_token_from_prefill
         self._post = post
         self._now = now
         self._draw = random.Random(seed)
@@ -74,7 +83,7 @@ class Dispatch:
 
     def submit(self, request: GenerationRequest) -> None:
         """Takes the request; every way it can end comes as an emission. Admission is the caller's to ask for first."""
-        pipeline = RequestPipeline(request, self._choose)
+        pipeline = RequestPipeline(request, self._choose, self._first_token_from_prefill)
         live = _Live(pipeline, self._now() + self._config.request_deadline_s)
         self._live[request.request_id] = live
         self._perform(live, pipeline.start())

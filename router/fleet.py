@@ -44,9 +44,18 @@ class WorkerReport:
 
 
 class Fleet:
-    """`dispatch` is where requests go in; `start` and `close` are called once each, on the loop that serves."""
+    """`dispatch` is where requests go in; `start` and `close` are called once each, on the loop that serves.
+    `first_token_from_prefill` is the pipelines'."""
 
-    def __init__(self, config: RouterConfig, directory: Directory, clock: Clock, router_id: str, seed: int) -> None:
+    def __init__(
+        self,
+        config: RouterConfig,
+        directory: Directory,
+        clock: Clock,
+        router_id: str,
+        seed: int,
+        first_token_from_prefill: bool = True,
+    ) -> None:
         self._config = config
         self._directory = directory
         self._clock = clock
@@ -54,7 +63,7 @@ class Fleet:
         self._members: dict[str, _Member] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._changed = asyncio.Event()
-        self.dispatch = Dispatch(config, self._post, clock.now, seed)
+        self.dispatch = Dispatch(config, self._post, clock.now, seed, first_token_from_prefill)
 
     async def start(self) -> None:
         self._tasks = [

@@ -79,7 +79,8 @@ class _Attempt:
 
 @dataclass(frozen=True, slots=True)
 class _Handover:
-    """Blocks of the finished prompt that wait at a prefill worker."""
+    """Blocks of the finished prompt that wait at a prefill worker. Without a lease id nobody but their reader can end
+    their wait."""
 
     ticket: bytes
     lease_id: str
@@ -87,12 +88,16 @@ class _Handover:
 
 
 class RequestPipeline:
-    """One request. After `End` every event is answered with at most a `Release` for a late ticket."""
+    """One request. After `End` every event is answered with at most a `Release` for a late ticket.
 
-    def __init__(self, request: GenerationRequest, choose: Choose) -> None:
+    `first_token_from_prefill`: whether decode can go on behind a token that prefill sampled; if not, decode samples
+    the first token of every request itself.
+    """
+
+    def __init__(self, request: GenerationRequest, choose: Choose, first_token_from_prefill: bool = True) -> None:
         self._request = request
         self._choose = choose
-        self._seeding = prefill_may_sample(request.facts)
+        self._seeding = first_token_from_prefill and prefill_may_sample(request.facts)
         self._attempt: _Attempt | None = None
         self._attempts = 0
         self._prefilled = False
@@ -171,7 +176,7 @@ class RequestPipeline:
         self._note_origin(output)
         self._prefilled = True
         actions = self._leave()
-        if lease_id:
+        if output.ticket:
             self._handover = _Handover(output.ticket, lease_id, attempt.worker_id)
         if not self._seeding:
             return actions + self._advance(_no_decode())
@@ -279,7 +284,7 @@ class RequestPipeline:
 
     def _drop_handover(self) -> list[Action]:
         handover, self._handover = self._handover, None
-        return [Release(handover.worker_id, handover.lease_id)] if handover is not None else []
+        return [Release(handover.worker_id, handover.lease_id)] if handover is not None and handover.lease_id else []
 
     def _failure(self, cause: BatonError) -> list[Action]:
         failed = Emission(self.request_id, [], error=cause)

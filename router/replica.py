@@ -69,7 +69,8 @@ async def start_replica(config: Config, directory: Directory, clock: Clock) -> R
     """Loads the frontend, then joins the fleet. Raises `ConfigError`, `StartFailed`, and then leaves nothing behind."""
     prepare_environment(config.model, config.engine)
     router_id = f"router-{secrets.token_hex(4)}"
-    fleet = Fleet(config.router, directory, clock, router_id, seed=secrets.randbits(32))
+    first_token_from_prefill = config.kv_transfer.first_token_from_prefill
+    fleet = Fleet(config.router, directory, clock, router_id, secrets.randbits(32), first_token_from_prefill)
     frontend = await _frontend(config, fleet)
     edge = GrpcEdge(config.router, frontend.text, AdminService(fleet, router_id, config.model.served_name))
     try:

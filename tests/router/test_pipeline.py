@@ -28,11 +28,16 @@ class Walk:
     """A pipeline over a fleet of names; keeps every action."""
 
     def __init__(
-        self, max_tokens: int = 4, facts: SamplingFacts = NO_HISTORY, prefill: str = "p1 p2", decode: str = "d1 d2"
+        self,
+        max_tokens: int = 4,
+        facts: SamplingFacts = NO_HISTORY,
+        prefill: str = "p1 p2",
+        decode: str = "d1 d2",
+        first_token_from_prefill: bool = True,
     ) -> None:
         self.workers = {Role.PREFILL: prefill.split(), Role.DECODE: decode.split()}
         request = GenerationRequest("r", list(PROMPT), Sampling(max_tokens=max_tokens, logprobs=2), facts)
-        self.pipeline = RequestPipeline(request, self._choose)
+        self.pipeline = RequestPipeline(request, self._choose, first_token_from_prefill)
         self.actions: list[Action] = []
         self.take(self.pipeline.start())
 
@@ -113,6 +118,26 @@ def test_with_state_that_spans_tokens_decode_samples_the_first_token_itself(fact
     assert walk.submitted.sampling.max_tokens == 3
     walk.answer(50, origin=PromptOrigin(3, 0, 2))
     assert walk.emissions == [Emission("r", [50], cached_tokens=1)]
+
+
+def test_a_connector_of_whole_prompts_has_every_first_token_sampled_by_decode() -> None:
+    walk = Walk(max_tokens=3, first_token_from_prefill=False)
+    walk.prefilled(40, origin=PromptOrigin(3, 1, 0), finish_reason=FinishReason.STOP)
+    assert walk.emissions == []
+    assert (walk.worker, walk.submitted.leg, walk.submitted.prompt_token_ids) == ("d1", Leg.DECODE, PROMPT)
+    assert walk.submitted.sampling.max_tokens == 3
+    walk.answer(50, origin=PromptOrigin(3, 0, 3))
+    assert walk.emissions == [Emission("r", [50], cached_tokens=1)]
+
+
+def test_a_ticket_without_a_lease_is_handed_over_and_nothing_is_released_for_it() -> None:
+    stock = kv_pb2.Ticket(stock_params=b"{}").SerializeToString()
+    walk = Walk(first_token_from_prefill=False)
+    walk.answer(40, finish_reason=FinishReason.LENGTH, ticket=stock)
+    assert (walk.submitted.leg, walk.submitted.ticket) == (Leg.DECODE, stock)
+    walk.take(walk.pipeline.on_worker_lost("d1", LOST))
+    assert legs(walk)[-1] == ("d2", Leg.WHOLE)
+    assert walk.of(Release) == []
 
 
 @pytest.mark.parametrize("stop_reason", [None, 40])
