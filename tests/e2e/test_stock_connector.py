@@ -65,8 +65,8 @@ def test_every_way_of_sampling_takes_its_first_token_from_decode(
 ) -> None:
     draw = random.Random(3)
     before = stock_status.totals()
-    free, seeded, penalised = {}, {"seed": 5, "temperature": 1.0}, {"presence_penalty": 1.0}
-    for options in (free, seeded, penalised):
+    ways: list[dict[str, Any]] = [{}, {"seed": 5, "temperature": 1.0}, {"presence_penalty": 1.0}]
+    for options in ways:
         ids = [draw.randrange(300, 4000) for _ in range(100)]
         assert tokens_of(stock_client, ids, 8, **options) == 8
     assert tokens_of(stock_client, [400] * 70, 1) == 1
