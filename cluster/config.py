@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -157,6 +157,12 @@ class RungConfig(Section):
     floor_s: Seconds = 2.0
     ceiling_s: Seconds = 20.0
 
+    @model_validator(mode="after")
+    def _floor_below_ceiling(self) -> Self:
+        if self.floor_s > self.ceiling_s:
+            raise ValueError(f"floor_s {self.floor_s:g} is above ceiling_s {self.ceiling_s:g}")
+        return self
+
 
 class KvTransferConfig(Section):
     """How finished KV blocks move. A lease is held for `lease_s` from its offer and anew from each claim.
@@ -169,7 +175,6 @@ class KvTransferConfig(Section):
     connector: Literal["baton", "vllm-nixl"] = "baton"
     lease_s: Seconds = 30.0
     connect_deadline_s: Seconds = 5.0
-    read_deadline_s: Seconds = 10.0
     prefer: TransportName = "nixl"
     forbid: list[TransportName] = Field(default_factory=list)
     nixl: RungConfig = RungConfig(mib_per_s=512)
@@ -181,6 +186,16 @@ class KvTransferConfig(Section):
     frame_kib: Annotated[int, Field(ge=256, le=4096)] = 1024
     in_flight_mib: Annotated[int, Field(ge=1)] = 64
     chunk_pipelining: bool = False
+
+    @model_validator(mode="after")
+    def _some_way_is_left(self) -> Self:
+        if set(self.forbid) == set(get_args(TransportName)):
+            raise ValueError("forbid names every transport: leave at least one, blocks could never move")
+        if self.prefer in self.forbid:
+            raise ValueError(f"prefer is {self.prefer}, which forbid names: set prefer to what may be used")
+        if self.circuit_most_s < self.circuit_open_s:
+            raise ValueError(f"circuit_most_s {self.circuit_most_s:g} is below circuit_open_s {self.circuit_open_s:g}")
+        return self
 
 
 class StoreConfig(Section):

@@ -129,6 +129,7 @@ class MoverThread:
             self._results.put(PullResult(job.request_id, "none", "cancelled"))
         elif (error := task.exception()) is not None:
             _log.error("request %s: its pull broke", job.request_id, exc_info=error)
+            self._mover.release(job.ticket)
             self._results.put(PullResult(job.request_id, "none", "failed", reason=str(error)))
         else:
             self._results.put(task.result())

@@ -17,12 +17,14 @@ class PullCounts:
         self._bytes: Counter[tuple[str, str]] = Counter()
 
     def add(self, result: PullResult, whole_pull: bool = True) -> None:
-        """`whole_pull`: False for a further rank of a pull that is counted already, which adds only its bytes."""
+        """Also every transport that failed before the last one. `whole_pull`: False for a further rank of a pull that
+        is counted already, which adds only its bytes."""
         key = (result.transport, result.outcome)
         self._bytes[key] += result.bytes
         if whole_pull:
             self._blocks[key] += result.blocks
             self._counts[key] += 1
+            self._counts.update((rung.transport, "failed") for rung in result.fallen)
 
     @property
     def transfers(self) -> tuple[TransferCount, ...]:

@@ -59,9 +59,7 @@ def _simulated_handoff(config: Config, spec: WorkerSpec, key: bytes, clock: Cloc
         secret=key,
         block_size=config.engine.block_size,
         num_blocks=timing.num_blocks,
-        lease_s=transfer.lease_s,
-        connect_deadline_s=transfer.connect_deadline_s,
-        read_deadline_s=transfer.read_deadline_s,
+        transfer=transfer,
         block_s=timing.transfer_block_s,
     )
     return SimulatedHandoff(link, config.model.served_name, clock)

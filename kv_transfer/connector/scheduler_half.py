@@ -118,9 +118,10 @@ class SchedulerHalf:
 
     def _serve_s(self) -> float | None:
         """Readers connect while a lease is open, when an idle engine takes no steps that could carry orders: so serving
-        begins with the prefill, and lasts for the lease and one renewal."""
+        begins with the prefill, and lasts for the lease and one renewal; and then for a probe that a reader may have
+        begun meanwhile."""
         serving = bool(self._exporting) or self._book.live > 0
         if not serving and not self._serving:
             return None
         self._serving = serving
-        return 2 * self._settings.lease_s if serving else 0.0
+        return 2 * (self._settings.lease_s if serving else self._settings.transfer.probe_s)
