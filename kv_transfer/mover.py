@@ -169,7 +169,7 @@ class Mover:
                 await self._read(source, job, name)
                 return
             except (LeaseLost, TicketRefused):
-                raise  # as good as the ticket is no other transport
+                raise  # no other transport mends the ticket
             except BatonError as error:
                 climb.reason = str(error)
                 _log.warning("request %s: %s failed: %s", job.request_id, name, error)
