@@ -6,6 +6,7 @@ Whatever goes wrong ends in a recomputed prompt, and with every block free on bo
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -13,11 +14,13 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+import zmq
 
 from cluster.engine import FinishReason, Leg, Role
+from protos.baton.v1 import kv_pb2 as pb
 from tests.kv_transfer.driven_engine import Pair, count, prompt, started_engine, started_pair
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(240), pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(480), pytest.mark.asyncio(loop_scope="module")]
 
 LENGTHS = (1, 2, 31, 32, 33, 63, 64, 65, 96, 300, 1000, 3000)
 OUTPUT = 12
@@ -165,3 +168,19 @@ async def test_a_writer_that_stands_still_or_is_killed_costs_a_recompute(
     assert after.recomputed_requests == before.recomputed_requests + 2
     again = await pair.prefill.prefill(prompt(90, seed=9))
     assert (await pair.decode.decode(prompt(90, seed=9), 2, again.ticket)).origin.pulled_tokens == 90
+
+
+async def test_garbage_on_the_side_channel_leaves_both_engines_at_work(pair: Pair) -> None:
+    """The last test of this file: the connector has no more than one thread for it, which ends."""
+    first = await pair.prefill.prefill(prompt(70, seed=30))
+    params = pb.Ticket.FromString(first.ticket).stock_params
+    assert (await pair.decode.decode(prompt(70, seed=30), 2, first.ticket)).origin.pulled_tokens == 70
+    with zmq.Context() as context, context.socket(zmq.DEALER) as stranger:
+        stranger.connect(f"tcp://127.0.0.1:{json.loads(params)['remote_port']}")
+        for garbage in ([b"\xff" * 100], [b"", b"\xc1"], [b"", b"\x93\x01\x02"]):
+            stranger.send_multipart(garbage)
+        stranger.setsockopt(zmq.LINGER, 1000)
+    first = await pair.prefill.prefill(prompt(80, seed=31))
+    apart = await pair.decode.decode(prompt(80, seed=31), OUTPUT, first.ticket)
+    assert apart.origin.pulled_tokens == 80
+    assert apart.tokens == await pair.prefill.alone(prompt(80, seed=31), OUTPUT)
