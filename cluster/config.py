@@ -170,7 +170,8 @@ class KvTransferConfig(Section):
     `prefer` is tried first, what `forbid` names never. A transport that failed with a peer is skipped for
     `circuit_open_s`, twice as long after each probe that fails, at most `circuit_most_s`. `net_device` is the network
     interface that NIXL may use; None leaves the choice to UCX. With `vllm-nixl`, vLLM's own connector moves the blocks:
-    of these keys it knows `lease_s` and `net_device`.
+    of these keys it knows `lease_s` and `net_device`. With `chunk_pipelining` decode pulls the blocks of a prompt of at
+    least `pipelining_least_tokens` tokens while prefill still computes the rest of it.
     """
 
     connector: Literal["baton", "vllm-nixl"] = "baton"
@@ -187,6 +188,7 @@ class KvTransferConfig(Section):
     frame_kib: Annotated[int, Field(ge=256, le=4096)] = 1024
     in_flight_mib: Annotated[int, Field(ge=1)] = 64
     chunk_pipelining: bool = False
+    pipelining_least_tokens: Count = 2_048
 
     @property
     def first_token_from_prefill(self) -> bool:

@@ -18,7 +18,7 @@ from cluster.engine import EngineInfo, EngineLoad, EngineOutput, EngineRequest, 
 from cluster.errors import EngineFailed, InvalidRequest
 from cluster.kv_link import ConnectorDialect, KvLink, KvStats
 from cluster.vllm_core import VllmCore, VllmSpec
-from cluster.vllm_messages import check_prompt, from_core_output, set_connector_params, to_core_request
+from cluster.vllm_messages import check_prompt, check_seed, from_core_output, set_connector_params, to_core_request
 
 _CALL_S = 10.0
 _POKES = 5
@@ -36,6 +36,7 @@ class VllmEngine:
         self._attempts: dict[str, EngineRequest] = {}
         self._load = EngineLoad()
         self._max_model_len = self._vocabulary = 0
+        self._fears_seeds = False
         self._failure: EngineFailed | None = None
 
     async def start(self) -> EngineInfo:
@@ -54,6 +55,8 @@ class VllmEngine:
         core_request = to_core_request(request)
         if self._dialect is not None:
             set_connector_params(core_request, self._dialect.ask(request))
+        if self._fears_seeds:
+            check_seed(core_request)
         self._attempts[request.attempt_id] = request
         try:
             async with self._call("take a request"):
@@ -119,6 +122,7 @@ class VllmEngine:
         config = self._core.config
         self._max_model_len = config.model_config.max_model_len
         self._vocabulary = config.model_config.get_vocab_size()
+        self._fears_seeds = self._spec.engine.device == "cpu" and config.scheduler_config.enable_chunked_prefill
         source, fingerprint = "", b""
         if self._link is not None:
             async with asyncio.timeout(self._spec.engine.start_deadline_s):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cluster.clock import Clock
 from cluster.config import Config, PoolConfig, secret
-from cluster.engine import Engine
+from cluster.engine import Engine, Role
 from cluster.simulated_engine import SimulatedEngine
 from cluster.vllm_environment import prepare_environment
 from cluster.worker import WorkerSpec
@@ -46,7 +46,7 @@ def _vllm_engine(config: Config, pool: PoolConfig, spec: WorkerSpec, folder: Pat
     vllm_spec = VllmSpec(
         model=config.model,
         engine=config.engine,
-        options=config.engine.options | pool.engine_options,
+        options=_options(config, pool, spec.role),
         gpus=pool.gpus_per_replica,
         kv_transfer=kv_transfer_config(settings, spec.role),
     )
@@ -76,6 +76,12 @@ def _stock_engine(config: Config, pool: PoolConfig, spec: WorkerSpec, key: bytes
     )
     link = StockLink(identity, channel)
     return VllmEngine(vllm_spec, link, link)
+
+
+def _options(config: Config, pool: PoolConfig, role: Role) -> dict[str, object]:
+    """Blocks can be pulled while a prompt is computed only where it is computed in chunks."""
+    pipelined = config.kv_transfer.chunk_pipelining and role is Role.PREFILL
+    return ({"enable_chunked_prefill": True} if pipelined else {}) | config.engine.options | pool.engine_options
 
 
 def _simulated_handoff(config: Config, spec: WorkerSpec, key: bytes, clock: Clock) -> SimulatedHandoff:

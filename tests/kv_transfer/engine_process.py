@@ -13,7 +13,7 @@ import traceback
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from cluster.config import KvTransferConfig
 from cluster.engine import Role
@@ -46,12 +46,14 @@ class Generated:
 
 
 class EngineProcess:
-    """Commands are the public methods of `_Child`."""
+    """Commands are the public methods of its `child`."""
 
-    def __init__(self, model: Path, role: Role, worker_id: str, folder: Path, **transfer: object) -> None:
+    child: type[EngineChild]
+
+    def __init__(self, model: Path, role: Role, worker_id: str, folder: Path, **transfer: Any) -> None:
         spawn = multiprocessing.get_context("spawn")
         self._pipe, there = spawn.Pipe()
-        arguments = (there, str(model), role, worker_id, str(folder / f"{worker_id}.json"), transfer)
+        arguments = (there, self.child, str(model), role, worker_id, str(folder / f"{worker_id}.json"), transfer)
         self.process = spawn.Process(target=_run, args=arguments, name=worker_id, daemon=True)
         self.process.start()
         there.close()
@@ -94,10 +96,12 @@ class EngineProcess:
         self.process.join()
 
 
-def _run(pipe: Connection, model: str, role: Role, worker_id: str, announce_path: str, transfer: Any) -> None:
+def _run(
+    pipe: Connection, kind: type[EngineChild], model: str, role: Role, worker_id: str, announce_path: str, transfer: Any
+) -> None:
     os.environ |= _ENVIRONMENT
     try:
-        child = _Child(model, role, worker_id, announce_path, transfer)
+        child = kind(model, role, worker_id, announce_path, transfer)
         pipe.send(("ok", None))
     except BaseException:
         pipe.send(("error", traceback.format_exc()))
@@ -110,7 +114,11 @@ def _run(pipe: Connection, model: str, role: Role, worker_id: str, announce_path
             pipe.send(("error", traceback.format_exc()))
 
 
-class _Child:
+class EngineChild:
+    """`engine_options`: further arguments of the engine."""
+
+    engine_options: ClassVar[dict[str, Any]] = {}
+
     def __init__(self, model: str, role: Role, worker_id: str, announce_path: str, transfer: Any) -> None:
         from vllm import LLM
 
@@ -131,6 +139,7 @@ class _Child:
             block_size=BLOCK_SIZE,
             kv_cache_memory_bytes=256 << 20,
             kv_transfer_config=kv_transfer_config(settings, role),
+            **self.engine_options,
         )
         self.core: Any = self.llm.llm_engine.engine_core.engine_core
         self.scheduler = self.core.scheduler
@@ -231,6 +240,9 @@ class _Child:
 
         extra = {"kv_transfer_params": transfer} if transfer else None
         return SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, extra_args=extra, detokenize=False)
+
+
+EngineProcess.child = EngineChild
 
 
 def _generated(output: Any) -> Generated:

@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 
-from cluster.engine import EngineOutput, EngineRequest, FinishReason, Leg, PromptOrigin, Role, Sampling
+from cluster.engine import (
+    EngineOutput,
+    EngineRequest,
+    FinishReason,
+    Leg,
+    PrefillInProgress,
+    PromptOrigin,
+    Role,
+    Sampling,
+)
 from cluster.errors import DeadlineExceeded, EngineFailed, NoWorker, TicketRefused, WorkerLost
 from protos.baton.v1 import kv_pb2
 from router.generation import Emission, GenerationRequest, Outcome
@@ -34,15 +43,21 @@ class Walk:
         prefill: str = "p1 p2",
         decode: str = "d1 d2",
         first_token_from_prefill: bool = True,
+        pipelining: bool = False,
     ) -> None:
+        self.pipelining = pipelining
         self.workers = {Role.PREFILL: prefill.split(), Role.DECODE: decode.split()}
         request = GenerationRequest("r", list(PROMPT), Sampling(max_tokens=max_tokens, logprobs=2), facts)
-        self.pipeline = RequestPipeline(request, self._choose, first_token_from_prefill)
+        self.pipeline = RequestPipeline(request, self._choose, self._follow, first_token_from_prefill)
         self.actions: list[Action] = []
         self.take(self.pipeline.start())
 
-    def _choose(self, role: Role, avoid: frozenset[str]) -> str | None:
-        return next((worker for worker in self.workers[role] if worker not in avoid), None)
+    def _choose(self, role: Role, avoid: frozenset[str], prefer: str | None) -> str | None:
+        ready = [worker for worker in self.workers[role] if worker not in avoid]
+        return prefer if prefer in ready else next(iter(ready), None)
+
+    def _follow(self, worker_id: str, request: EngineRequest) -> PrefillInProgress | None:
+        return PrefillInProgress(f"source of {worker_id}", 7, request.attempt_id) if self.pipelining else None
 
     def take(self, actions: Sequence[Action]) -> list[Action]:
         self.actions += actions
@@ -156,6 +171,11 @@ def test_one_token_is_made_whole_by_a_prefill_worker_without_a_lease() -> None:
     walk.answer(40, finish_reason=FinishReason.LENGTH, origin=PromptOrigin(3, 0, 0))
     assert walk.ended() is Outcome.COMPLETED
     assert not walk.pipeline.handed_over
+
+
+def test_one_seeded_token_is_made_by_a_decode_worker_which_does_not_cut_prompts_into_chunks() -> None:
+    assert legs(Walk(max_tokens=1, facts=SEEDED)) == [("d1", Leg.WHOLE)]
+    assert legs(Walk(max_tokens=1, facts=SEEDED, decode="")) == [("p1", Leg.WHOLE)]
 
 
 def test_without_a_prefill_worker_decode_does_all_of_it() -> None:
