@@ -17,6 +17,10 @@ from tests.two_hosts import move_in
 
 _PAUSE_S = 0.001
 
+# Forked from a process that has imported what takes seconds to import, and has started nothing: tests start many.
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["tests.kv_transfer.byte_reader"])
+
 
 class Stepping(Protocol):
     def step(self) -> None:
@@ -36,10 +40,9 @@ class CommandedProcess:
         environment: Mapping[str, str] | None = None,
         namespace: str = "",
     ) -> None:
-        spawn = multiprocessing.get_context("spawn")
-        self._pipe, there = spawn.Pipe()
+        self._pipe, there = _CONTEXT.Pipe()
         target = (there, make, arguments, dict(environment or {}), namespace)
-        self.process = spawn.Process(target=_run, args=target, name=name, daemon=True)
+        self.process = _CONTEXT.Process(target=_run, args=target, name=name, daemon=True)
         self.process.start()
         there.close()
 

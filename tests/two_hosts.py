@@ -10,6 +10,7 @@ import ctypes
 import os
 import shutil
 import subprocess
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,8 +20,11 @@ from pathlib import Path
 FAST, SLOW = "fast0", "slow0"
 _NETS = {FAST: "10.77.1", SLOW: "10.77.2"}
 _NOWHERE = "02:00:00:00:00:00"  # a hardware address that neither end has
-_CLONE_NEWNET = 0x40000000
+# Of the kernel's headers.
+_CLONE_NEWNET, _CLONE_NEWNS = 0x40000000, 0x00020000
+_MS_REC, _MS_SLAVE, _MNT_DETACH = 0x4000, 0x80000, 2
 _TOOLS = ("ip", "tc")
+_CARRIER_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,10 @@ class Host:
 
     def ip(self, *arguments: str) -> None:
         _run("ip", "-n", self.namespace, *arguments)
+
+    def link(self, cable: str) -> str:
+        """As the kernel describes it."""
+        return _run("ip", "-n", self.namespace, "link", "show", "dev", cable)
 
     def tc(self, *arguments: str) -> None:
         _run("tc", "-n", self.namespace, *arguments)
@@ -68,6 +76,14 @@ class TwoHosts:
                 host.ip("neigh", "replace", peer.address(cable), "dev", cable, "nud", "none")
                 host.ip("neigh", "flush", "dev", cable)
                 _run("tc", "-n", host.namespace, "qdisc", "del", "dev", cable, "root", may_fail=True)
+        self.wait_for_carrier()
+
+    def wait_for_carrier(self) -> None:
+        """The kernel takes its time to say that an interface is up, and UCX does not see it before."""
+        give_up = time.monotonic() + _CARRIER_S
+        while not all("state UP" in host.link(cable) for host in (self.left, self.right) for cable in (FAST, SLOW)):
+            assert time.monotonic() < give_up, "a cable between the two hosts does not come up"
+            time.sleep(0.01)
 
 
 def why_not() -> str:
@@ -101,6 +117,7 @@ def two_hosts() -> Iterator[TwoHosts]:
             for host in made:
                 host.ip("addr", "add", f"{host.address(cable)}/24", "dev", cable)
                 host.ip("link", "set", cable, "up")
+        hosts.wait_for_carrier()
         yield hosts
     finally:
         for host in made:
@@ -110,14 +127,23 @@ def two_hosts() -> Iterator[TwoHosts]:
 def move_in(namespace: str) -> None:
     """This thread and all that it will start go to live on that host; threads that run already stay where they are."""
     with Path("/run/netns", namespace).open() as door:
-        if ctypes.CDLL(None, use_errno=True).setns(door.fileno(), _CLONE_NEWNET):
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), namespace)
+        _system_call("setns", door.fileno(), _CLONE_NEWNET)
+    # The list of network interfaces under /sys is that of the host on which it was mounted.
+    _system_call("unshare", _CLONE_NEWNS)
+    _system_call("mount", b"none", b"/", None, _MS_REC | _MS_SLAVE, None)
+    _system_call("umount2", b"/sys", _MNT_DETACH)
+    _system_call("mount", namespace.encode(), b"/sys", b"sysfs", 0, None)
+
+
+def _system_call(name: str, *arguments: object) -> None:
+    if getattr(ctypes.CDLL(None, use_errno=True), name)(*arguments):
+        number = ctypes.get_errno()
+        raise OSError(number, f"{name}: {os.strerror(number)}")
 
 
 def _new_name() -> str:
     return f"baton-{uuid.uuid4().hex[:12]}"
 
 
-def _run(*command: str, may_fail: bool = False) -> None:
-    subprocess.run(command, check=not may_fail, capture_output=True, text=True, timeout=10)
+def _run(*command: str, may_fail: bool = False) -> str:
+    return subprocess.run(command, check=not may_fail, capture_output=True, text=True, timeout=10).stdout
