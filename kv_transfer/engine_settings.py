@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from pydantic import ValidationError
+
 from cluster.config import KvTransferConfig
 from cluster.engine import Role
 from cluster.errors import ConfigError
@@ -57,7 +59,10 @@ class ConnectorSettings:
         if extra.keys() != names:
             differ = ", ".join(sorted(extra.keys() ^ names))
             raise ConfigError(f"kv_connector_extra_config: missing or unknown: {differ}; it is written by Baton only")
-        transfer = KvTransferConfig.model_validate(extra["transfer"])
+        try:
+            transfer = KvTransferConfig.model_validate(extra["transfer"])
+        except ValidationError as error:
+            raise ConfigError(f"kv_connector_extra_config: transfer: {error}; it is written by Baton only") from error
         return cls(**{**extra, "transfer": transfer})
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Sequence
+import time
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,13 +81,20 @@ class _Climb:
 
 
 class Mover:
-    """All pulls of one rank over the given transports, which are closed with it."""
+    """All pulls of one rank over the given transports, which are closed with it. `now`: monotonic seconds, for what is
+    remembered of transports that failed."""
 
-    def __init__(self, transports: Sequence[Transport[Any]], reader: Reader, rules: LadderRules) -> None:
+    def __init__(
+        self,
+        transports: Sequence[Transport[Any]],
+        reader: Reader,
+        rules: LadderRules,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._transports = transports
         self._reader = reader
         self._rules = rules
-        self._reach = Reachability(rules)
+        self._reach = Reachability(rules, now)
         self._connections = Connections(transports, reader, rules.connect_s, self._reach.forget)
         self._farewells: set[asyncio.Task[None]] = set()
 
@@ -161,7 +169,7 @@ class Mover:
                 await self._read(source, job, name)
                 return
             except (LeaseLost, TicketRefused):
-                raise  # as good as the ticket is no other transport
+                raise  # no other transport mends the ticket
             except BatonError as error:
                 climb.reason = str(error)
                 _log.warning("request %s: %s failed: %s", job.request_id, name, error)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -26,7 +25,7 @@ Probe = asyncio.Task[str]
 class Reachability:
     """For one rank. `now`: monotonic seconds."""
 
-    def __init__(self, rules: LadderRules, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, rules: LadderRules, now: Callable[[], float]) -> None:
         self._rules = rules
         self._now = now
         self._circuits = Circuits(rules.circuits)

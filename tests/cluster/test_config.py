@@ -64,6 +64,15 @@ def test_what_is_parsed_survives_being_written_and_read_again() -> None:
         ("engine.options", {"model": "x"}, ["engine", "model: set by Baton from other keys"]),
         ("decode.engine_options", {"dtype": "x"}, ["decode", "dtype: set by Baton from other keys"]),
         ("engine.device", "gpu", ["prefill.gpus_per_replica is 0", "engine.device is gpu"]),
+        ("kv_transfer.forbid", ["nixl", "grpc"], ["kv_transfer", "forbid names every transport: leave at least one"]),
+        ("kv_transfer.forbid", ["nixl"], ["kv_transfer", "prefer is nixl, which forbid names"]),
+        ("kv_transfer.forbid", ["tcp"], ["kv_transfer.forbid.0", "'nixl' or 'grpc'"]),
+        ("kv_transfer.circuit_most_s", 1.0, ["kv_transfer", "circuit_most_s 1 is below circuit_open_s 5"]),
+        (
+            "kv_transfer.grpc",
+            {"mib_per_s": 1.0, "floor_s": 30.0},
+            ["kv_transfer.grpc", "floor_s 30 is above ceiling_s"],
+        ),
         ("decode.gpus_per_replica", 1, ["decode.gpus_per_replica is 1", "engine.device is cpu"]),
     ],
 )

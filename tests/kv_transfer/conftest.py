@@ -1,5 +1,5 @@
-"""A source as an engine would run it, without an engine: lease book, KvSource over gRPC; and transports that do what the
-test says."""
+"""A source as an engine would run it, without an engine: lease book, KvSource over gRPC; and transports that do what
+the test says."""
 
 from __future__ import annotations
 
@@ -163,8 +163,8 @@ def rules(
 
 @dataclass
 class ScriptedTransport:
-    """Reads succeed at once, unless told otherwise. While `lingering`, a read does not end however it is told to: as one
-    whose bytes may still arrive."""
+    """Reads succeed at once, unless told otherwise. While `lingering`, a read does not end however it is told to: as
+    one whose bytes may still arrive."""
 
     name: str = "fast"
     connect_fault: bool = False
@@ -213,7 +213,7 @@ class ScriptedTransport:
     async def _meet(self, fault: Callable[[], Fault | None]) -> None:
         self.at_work += 1
         try:
-            while fault() is Fault.STALL:
+            while fault() is Fault.STALL:  # noqa: ASYNC110 (set from other threads as well)
                 await asyncio.sleep(0.001)
         finally:
             self.at_work -= 1

@@ -10,13 +10,14 @@ import os
 import signal
 import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, ClassVar
 
 from cluster.config import KvTransferConfig
 from cluster.engine import Role
+from cluster.errors import TransferFailed
 from cluster.kv_link import KvStats
 from kv_transfer.engine_settings import connector_settings, kv_transfer_config
 from tests.two_hosts import move_in
@@ -205,6 +206,43 @@ class EngineChild:
             assert self.pool.get_num_free_blocks() == self.all_blocks, "blocks are held that nobody leases"
         return stats
 
+    def break_transports(self, *faults: tuple[str, float]) -> None:
+        """From now on a read over each of these brings such a share of its blocks and then fails. A fresh start for
+        all: what was learnt before is forgotten."""
+        worker = self._worker_half()
+        for transport in worker.transports:
+            vars(transport).pop("read", None)
+            if (share := dict(faults).get(transport.name)) is not None:
+                transport.read = _half_read(transport.read, share)
+        worker._mover._mover._reach._circuits._circuits.clear()
+
+    def use_only(self, *transports: str) -> None:
+        """From now on pulls know of these transports alone; of all, without any."""
+        mover = self._worker_half()._mover._mover
+        forbid = {"nixl", "grpc"}.difference(transports) if transports else set()
+        mover._rules = mover._reach._rules = replace(mover._rules, forbid=frozenset(forbid))
+
+    def check_idle(self) -> None:
+        """Waits until nothing is left of pulls and reads that have ended, on either side."""
+        worker, end = self._worker_half(), time.monotonic() + 10
+        while True:
+            try:
+                worker._mover._mover.check_idle()
+                for transport in worker.transports:
+                    told = repr(getattr(transport, "_server", transport)) + repr(transport)
+                    assert "streams=" not in told or "streams=0" in told, told
+                    assert "reads=" not in told or "reads=0" in told, told
+                return
+            except AssertionError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.01)
+
+    def _worker_half(self) -> Any:
+        from vllm.distributed.kv_transfer import get_kv_transfer_group
+
+        return get_kv_transfer_group().worker
+
     def flip_byte(self, layer: int, block_id: int, offset: int) -> None:
         runner = self.core.model_executor.driver_worker.worker.model_runner
         runner.kv_caches[layer][block_id].view(-1).view(_byte_type())[offset] ^= 0x40
@@ -232,6 +270,16 @@ EngineProcess.child = EngineChild
 def _generated(output: Any) -> Generated:
     ticket = (output.kv_transfer_params or {}).get("ticket", b"")
     return Generated(list(output.outputs[0].token_ids), output.num_cached_tokens or 0, ticket)
+
+
+def _half_read(read: Any, share: float) -> Any:
+    async def broken(peer: Any, blocks: Any) -> None:
+        some = int(len(blocks.source) * share)
+        if some:
+            await read(peer, replace(blocks, source=blocks.source[:some], target=blocks.target[:some]))
+        raise TransferFailed(f"broken by the test after {some} blocks")
+
+    return broken
 
 
 def _byte_type() -> Any:

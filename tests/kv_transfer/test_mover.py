@@ -233,9 +233,7 @@ async def test_a_worker_that_came_back_gets_a_new_connection_and_the_old_one_is_
     again.close()
 
 
-async def test_a_completion_that_was_heard_but_not_answered_ends_the_lease_once(
-    mover: Mover, source: Source
-) -> None:
+async def test_a_completion_that_was_heard_but_not_answered_ends_the_lease_once(mover: Mover, source: Source) -> None:
     """The engine may have taken the blocks already when the reader, who heard nothing, says goodbye."""
     ticket = source.offer()
     assert (await mover.pull(job(ticket))).outcome == "landed"

@@ -9,10 +9,11 @@ from collections.abc import AsyncIterator
 import pytest
 
 from kv_transfer.mover import Mover
-from tests.kv_transfer.conftest import EPOCH, READER, Fault, ScriptedTransport, Source, job, rules
+from tests.kv_transfer.conftest import EPOCH, READER, Fault, HandClock, ScriptedTransport, Source, job, rules
 from tests.waiting import eventually
 
 PROBE_S = 0.3
+OPEN_S = 5.0
 
 
 @pytest.fixture
@@ -26,8 +27,13 @@ def slow() -> ScriptedTransport:
 
 
 @pytest.fixture
-async def mover(fast: ScriptedTransport, slow: ScriptedTransport) -> AsyncIterator[Mover]:
-    made = Mover([fast, slow], READER, rules(probe_s=PROBE_S, read_s=2.0, open_s=0.5))
+def clock() -> HandClock:
+    return HandClock()
+
+
+@pytest.fixture
+async def mover(fast: ScriptedTransport, slow: ScriptedTransport, clock: HandClock) -> AsyncIterator[Mover]:
+    made = Mover([fast, slow], READER, rules(probe_s=PROBE_S, read_s=2.0, open_s=OPEN_S), clock)
     yield made
     await made.close()
     made.check_idle()
@@ -66,12 +72,12 @@ async def test_the_second_request_does_not_pay_for_what_failed_with_the_first(
 
 
 async def test_a_transport_that_failed_is_probed_beside_a_later_pull_and_used_again(
-    mover: Mover, fast: ScriptedTransport, source: Source
+    mover: Mover, fast: ScriptedTransport, source: Source, clock: HandClock
 ) -> None:
     fast.read_fault = Fault.ERROR
     assert await transport_of_next(mover, source) == "slow"
     fast.read_fault = None
-    await asyncio.sleep(0.5)  # until the circuit may be probed
+    clock.time += OPEN_S
     fast.probe_fault = Fault.STALL
     started = time.monotonic()
     assert [await transport_of_next(mover, source) for _ in range(3)] == ["slow"] * 3
@@ -84,15 +90,15 @@ async def test_a_transport_that_failed_is_probed_beside_a_later_pull_and_used_ag
 
 
 async def test_a_probe_that_fails_again_keeps_pulls_away_for_longer(
-    mover: Mover, fast: ScriptedTransport, source: Source
+    mover: Mover, fast: ScriptedTransport, source: Source, clock: HandClock
 ) -> None:
     fast.probe_fault = Fault.ERROR
     assert await transport_of_next(mover, source) == "slow"
-    await asyncio.sleep(0.5)
+    clock.time += OPEN_S
     await transport_of_next(mover, source)
     await eventually(lambda: fast.probes == 2 and "probes=0" in repr(mover))
     fast.probe_fault = None
-    await asyncio.sleep(0.6)  # the first time is over again, twice of it is not
+    clock.time += 1.9 * OPEN_S
     assert await transport_of_next(mover, source) == "slow"
     assert fast.probes == 2
 
