@@ -214,7 +214,7 @@ def stop_in_mid_read(pipe: Connection, endpoint: Endpoint, environment: dict[str
         pipe.recv()
         end = time.monotonic() + 0.5
         while time.monotonic() < end:
-            transport.progress()
+            transport._current().agent.progress()  # what is still under way arrives only with progress
             await asyncio.sleep(0.001)
         return before, int(cache.sum())
 
