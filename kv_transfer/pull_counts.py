@@ -20,8 +20,9 @@ class PullCounts:
         """`whole_pull`: False for a further rank of a pull that is counted already, which adds only its bytes."""
         key = (result.transport, result.outcome)
         self._bytes[key] += result.bytes
-        self._blocks[key] += result.blocks if whole_pull else 0
-        self._counts[key] += whole_pull
+        if whole_pull:
+            self._blocks[key] += result.blocks
+            self._counts[key] += 1
 
     @property
     def transfers(self) -> tuple[TransferCount, ...]:

@@ -75,18 +75,17 @@ def test_a_mistake_names_its_key_and_what_is_valid(path: str, value: object, say
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "says"),
+    ("transfer", "says"),
     [
-        ("chunk_pipelining", True, "chunk_pipelining"),
-        ("prefer", "grpc", "prefer: grpc"),
-        ("forbid", ["nixl"], "forbid: [nixl]"),
+        ({"chunk_pipelining": True}, "chunk_pipelining"),
+        ({"prefer": "grpc"}, "prefer: grpc"),
+        ({"prefer": "grpc", "forbid": ["nixl"]}, "prefer: grpc, forbid: [nixl]"),
     ],
 )
-def test_what_the_stock_connector_cannot_do_is_refused(key: str, value: object, says: str) -> None:
-    raw = with_key(f"kv_transfer.{key}", value)
-    assert parse_config(raw).kv_transfer.first_token_from_prefill
-    raw["kv_transfer"]["connector"] = "vllm-nixl"
-    assert f"kv_transfer: connector vllm-nixl cannot do {says}:" in refusal(raw)
+def test_what_the_stock_connector_cannot_do_is_refused(transfer: dict[str, Any], says: str) -> None:
+    assert parse_config(SMALLEST | {"kv_transfer": transfer}).kv_transfer.first_token_from_prefill
+    text = refusal(SMALLEST | {"kv_transfer": transfer | {"connector": "vllm-nixl"}})
+    assert f"kv_transfer: connector vllm-nixl cannot do {says}:" in text
 
 
 def test_keys_that_the_stock_connector_has_no_use_for_do_no_harm() -> None:
