@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from cluster.engine import EngineLoad, EngineRequest, Leg, PromptOrigin
+from cluster.engine import EngineLoad, EngineRequest, Leg, PromptOrigin, TransferCount
 from cluster.errors import LeaseLost, TicketRefused
 from cluster.kv_link import KvStats
-from kv_transfer.mover import PullResult
-from kv_transfer.pull_counts import PullCounts
 from kv_transfer.stock_settings import SideChannel
 from kv_transfer.stock_ticket import StockTicket, check_reader, open_stock, seal_stock
 from kv_transfer.ticket import prompt_digest
 
 logger = logging.getLogger(__name__)
 
+_LANDED = ("nixl", "landed")
 _USABLE_SHARE = 0.75
 """Of a lease, for the ticket to find its reader; the rest is for the reader to reach the writer, which renews it."""
 
@@ -67,7 +66,8 @@ class StockLink:
         self._offered = self._expired = self._recomputed = 0
         self._waiting: deque[float] = deque()  # when the blocks of each ticket are given away at the latest
         self._pulling: set[str] = set()
-        self._counts = PullCounts()
+        self._pulls: Counter[tuple[str, str]] = Counter()  # by transport and outcome
+        self._blocks = self._bytes = 0
 
     # The line to the connector
 
@@ -86,7 +86,7 @@ class StockLink:
             leases_released=max(0, self._offered - self._expired - leases),
             leases_expired=self._expired,
             recomputed_requests=self._recomputed,
-            transfers=self._counts.transfers,
+            transfers=self._transfers(),
         )
 
     async def release(self, lease_id: str) -> None:
@@ -131,10 +131,11 @@ class StockLink:
         if origin.pulled_tokens:
             block_size = self._identity.block_size
             last = -(-(origin.cached_tokens + origin.pulled_tokens) // block_size)
-            self._count("nixl", "landed", last - origin.cached_tokens // block_size)
+            self._blocks += last - origin.cached_tokens // block_size
+            self._pulls[_LANDED] += 1
             return
         self._recomputed += 1
-        self._count("nixl", "failed")
+        self._pulls["nixl", "failed"] += 1
 
     def ended(self, attempt_id: str) -> None:
         self._pulling.discard(attempt_id)
@@ -143,8 +144,7 @@ class StockLink:
         if load == EngineLoad():
             self._waiting.clear()  # every block is free: all readers are done
         self._expired += len(counters.get("num_kv_expired_reqs", ()))
-        if moved := int(sum(counters.get("bytes_transferred", ()))):
-            self._counts.add(PullResult("", "nixl", "landed", bytes=moved), whole_pull=False)
+        self._bytes += int(sum(counters.get("bytes_transferred", ())))
         if late := len(counters.get("num_notifications_after_expiry", ())):
             logger.error(
                 "%d readers were done only after their blocks had been given away, and may have used other requests' "
@@ -160,14 +160,17 @@ class StockLink:
             check_reader(ticket, request.prompt_token_ids, identity.fingerprint, int(self._wall() * 1000))
         except (TicketRefused, LeaseLost) as error:
             self._recomputed += 1
-            self._count("none", "stale" if isinstance(error, LeaseLost) else "refused")
+            self._pulls["none", "stale" if isinstance(error, LeaseLost) else "refused"] += 1
             logger.warning("attempt %s computes its prompt: %s", request.attempt_id, error)
             return None
         self._pulling.add(request.attempt_id)
         return ticket.params
 
-    def _count(self, transport: str, outcome: str, blocks: int = 0) -> None:
-        self._counts.add(PullResult("", transport, outcome, blocks))
+    def _transfers(self) -> tuple[TransferCount, ...]:
+        """Bytes are the connector's own count, also of the one token that is pulled in vain."""
+        landed = TransferCount(*_LANDED, self._pulls[_LANDED], self._blocks, self._bytes)
+        others = [TransferCount(*key, count, 0, 0) for key, count in sorted(self._pulls.items()) if key != _LANDED]
+        return (*([landed] if landed.bytes or landed.count else []), *others)
 
     def _forget_expired(self) -> None:
         while self._waiting and self._waiting[0] <= self._now():

@@ -17,6 +17,7 @@ from kv_transfer.fingerprint import Fingerprint
 
 CONNECTOR = "NixlConnector"
 _ROLES = {Role.PREFILL: "kv_producer", Role.DECODE: "kv_consumer"}
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _CPU_INFO = Path("/proc/cpuinfo")
 
 
@@ -58,11 +59,11 @@ class SideChannel:
         self.port: int = self._socket.getsockname()[1]
 
     def environment(self, config: KvTransferConfig) -> dict[str, str]:
-        """What the engine's processes need; vLLM reads it when its connector is made."""
+        """What the engine's processes need; vLLM reads it when its connector is made. NIXL itself listens on every
+        network interface unless it is given one: with a loopback host it stays on that."""
         wanted = {"VLLM_NIXL_SIDE_CHANNEL_HOST": self.host, "VLLM_NIXL_SIDE_CHANNEL_PORT": str(self.port)}
-        if config.net_device is not None:
-            wanted["UCX_NET_DEVICES"] = config.net_device
-        return wanted
+        device = config.net_device or ("lo" if self.host in _LOOPBACK else None)
+        return wanted if device is None else wanted | {"UCX_NET_DEVICES": device}
 
     def close(self) -> None:
         """May be called twice."""

@@ -34,10 +34,12 @@ def test_the_side_channel_reaches_the_environment_of_the_engine() -> None:
     assert environment["UCX_NET_DEVICES"] == "eth1"
 
 
-def test_without_a_network_device_the_choice_is_left_to_ucx() -> None:
+@pytest.mark.parametrize(("host", "device"), [("127.0.0.1", "lo"), ("10.1.2.3", None)])
+def test_without_a_network_device_loopback_stays_loopback_and_else_ucx_chooses(host: str, device: str | None) -> None:
     channel = SideChannel("127.0.0.1")
     channel.close()
-    assert "UCX_NET_DEVICES" not in channel.environment(KvTransferConfig())
+    channel.host = host
+    assert channel.environment(KvTransferConfig()).get("UCX_NET_DEVICES") == device
 
 
 def test_a_port_that_is_kept_can_be_bound_by_the_connector_and_by_nobody_else() -> None:
