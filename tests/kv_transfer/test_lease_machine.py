@@ -67,6 +67,7 @@ class LeaseMachine(RuleBasedStateMachine):
         self.waiting: list[Free] = []  # ended, but not given back yet
         self.held = [0] * BLOCKS
         self.offer(0, 2, growing=False)
+        self.offer(1, 2, growing=True)
 
     # The writer
 
@@ -285,4 +286,4 @@ class LeaseMachine(RuleBasedStateMachine):
 
 
 TestLeaseMachine = LeaseMachine.TestCase
-TestLeaseMachine.settings = settings(max_examples=250, stateful_step_count=40)
+TestLeaseMachine.settings = settings(max_examples=300, stateful_step_count=40)
