@@ -111,9 +111,7 @@ def two_hosts() -> Iterator[TwoHosts]:
             made.append(host)
             host.ip("link", "set", "lo", "up")
         for cable in (FAST, SLOW):
-            hosts.left.ip(
-                "link", "add", cable, "type", "veth", "peer", "name", cable, "netns", hosts.right.namespace
-            )
+            hosts.left.ip("link", "add", cable, "type", "veth", "peer", "name", cable, "netns", hosts.right.namespace)
             for host in made:
                 host.ip("addr", "add", f"{host.address(cable)}/24", "dev", cable)
                 host.ip("link", "set", cable, "up")

@@ -36,6 +36,8 @@ from tests.commanded_process import CommandedProcess
 from tests.kv_transfer.byte_writer import BLOCK_TOKENS, FINGERPRINT, SECRET, Offered
 from tests.kv_transfer.marked_blocks import SIZE, MarkedCache
 
+_TASKS_OF_A_THREAD = 3  # of a MoverThread: it serves, it waits for its end, and what does both
+_IDLE_S = 10.0
 _FOREIGN_MARKS = 0xFFFF << 32  # of blocks that are not a pull's target now
 
 # fail: at once. half: after half of the blocks. hang: after half of the blocks, until it is cancelled. slow: with a pause
@@ -86,19 +88,16 @@ class ReaderState:
     pulling: int
     foreign_writes: int
     rss: int
-    transports: str
 
 
 @dataclass(frozen=True)
 class Remains:
-    """What is left of a reader that was closed. `sockets`: connections and listeners."""
+    """What is left of a reader that was closed. `sockets`: connections and listeners. `files`: that are open, more than
+    before it was made."""
 
     threads: list[str]
     sockets: list[str]
-    transports: str
-    tasks: int
     files: int
-    native_threads: int
 
 
 class ByteReader:
@@ -167,9 +166,10 @@ class ReaderProcess:
         self._thread = MoverThread(self._make_mover, self._nixl.progress)
 
     def _make_mover(self) -> Mover:
-        self._grpc = GrpcTransport(self._cache.layout, self._limits, self._server)
+        grpc = GrpcTransport(self._cache.layout, self._limits, self._server)
         self._loop = asyncio.get_running_loop()
-        return Mover((self._scripted, self._grpc), self._reader, self._rules)
+        self._mover = Mover((self._scripted, grpc), self._reader, self._rules)
+        return self._mover
 
     def step(self) -> None:
         now = time.monotonic()
@@ -195,26 +195,35 @@ class ReaderProcess:
 
     def state(self) -> ReaderState:
         rss = psutil.Process().memory_info().rss
-        return ReaderState(len(self._pulls), self._foreign_writes, rss, f"{self._nixl!r} {self._grpc!r}")
+        return ReaderState(len(self._pulls), self._foreign_writes, rss)
 
     def close(self) -> Remains:
+        assert not self._pulls, f"pulls are under way: {list(self._pulls)}"
+        self._wait_until_idle()
         self._look_at_foreign(list(self._foreign))
         assert not self._foreign_writes, f"{self._foreign_writes} blocks were written after their pull"
-        tasks = len(asyncio.all_tasks(self._loop))
         self._thread.close()
-        self._nixl.close()
-        self._grpc.close()
-        transports = f"{self._nixl!r} {self._grpc!r}"
         gc.collect()
         mine = psutil.Process()
         return Remains(
             threads=[thread.name for thread in threading.enumerate() if thread is not threading.main_thread()],
             sockets=[f"{c.laddr} {c.raddr} {c.status}" for c in mine.net_connections("tcp")],
-            transports=transports,
-            tasks=tasks,
             files=len(os.listdir("/proc/self/fd")) - self._files,
-            native_threads=mine.num_threads(),
         )
+
+    def _wait_until_idle(self) -> None:
+        """Releases and probes that were begun come to their end; then the loop has the tasks of its thread only."""
+        give_up = time.monotonic() + _IDLE_S
+        while True:
+            try:
+                self._mover.check_idle()
+                tasks = asyncio.all_tasks(self._loop)
+                assert len(tasks) == _TASKS_OF_A_THREAD, f"tasks of no pull: {tasks}"
+                return
+            except AssertionError:
+                if time.monotonic() > give_up:
+                    raise
+                time.sleep(0.01)
 
     def _take(self, count: int) -> list[int]:
         taken = self._free[:count]

@@ -143,7 +143,11 @@ class FaultyFront:
         if kind == "Connect":
             with self._lock:
                 return self._connects.pop(0) if self._connects else "pass"
-        parsers: dict[str, Any] = {"Claim": pb.ClaimRequest, "Complete": pb.CompleteRequest, "Release": pb.ReleaseRequest}
+        parsers: dict[str, Any] = {
+            "Claim": pb.ClaimRequest,
+            "Complete": pb.CompleteRequest,
+            "Release": pb.ReleaseRequest,
+        }
         if kind not in parsers:
             return "pass"
         lease_id = parsers[kind].FromString(request).lease_id
@@ -181,9 +185,7 @@ class FaultyFront:
                 end -= 0.02
         context.abort(grpc.StatusCode.UNAVAILABLE, "the test stalled this call")
 
-    def _pass_on(
-        self, channel: grpc.Channel, method: str, request: bytes, context: grpc.ServicerContext
-    ) -> bytes:
+    def _pass_on(self, channel: grpc.Channel, method: str, request: bytes, context: grpc.ServicerContext) -> bytes:
         call = channel.unary_unary(method).future(request, timeout=context.time_remaining())
         context.add_callback(call.cancel)
         try:

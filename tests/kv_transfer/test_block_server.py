@@ -135,7 +135,9 @@ def test_a_huge_request_is_refused_before_it_is_read(read_blocks: ReadBlocks) ->
     assert sizes(read_blocks(request((1,)), timeout=DEADLINE_S))
 
 
-@pytest.mark.parametrize("garbage", [b"GET / HTTP/1.1\r\n\r\n", bytes(range(256)) * 64, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff"])
+@pytest.mark.parametrize(
+    "garbage", [b"GET / HTTP/1.1\r\n\r\n", bytes(range(256)) * 64, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff"]
+)
 def test_garbage_on_the_port_costs_that_connection_only(
     server: BlockServer, read_blocks: ReadBlocks, garbage: bytes
 ) -> None:

@@ -65,7 +65,9 @@ POISONS = (garbage, zeros, http2_nonsense, half_a_preface, silence, reset)
 
 
 @pytest.fixture(scope="module")
-def engines(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[EngineProcess, EngineProcess]]:
+def engines(
+    demo_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[EngineProcess, EngineProcess]]:
     folder = tmp_path_factory.mktemp("engines")
     made = [
         EngineProcess(demo_model, role, f"{role.value}-0", folder, net_device="lo")
@@ -110,7 +112,10 @@ def test_an_engine_serves_on_whatever_comes_to_its_ports(
     prefill, decode = engines
     ids = [random.Random(poison.__name__).randrange(4, 4096) for _ in range(8 * BLOCK_SIZE + 3)]
     with ExitStack() as held:
-        warm, first = prefill.prefill(ids), prefill.prefill(ids)  # leases are open: all of the engine's ports are served
+        warm, first = (
+            prefill.prefill(ids),
+            prefill.prefill(ids),
+        )  # leases are open: all of the engine's ports are served
         for address in (*listening(prefill), *listening(decode)):
             for _ in range(4):
                 _send(poison, address, held)
