@@ -1,4 +1,4 @@
-"""Two prefill and two decode workers: every prefill hands over to every decode, over each transport, token for token."""
+"""Two prefill and two decode workers: each prefill hands over to each decode, token for token, over both transports."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ class Pairs:
     def _moved(self) -> Moved:
         workers = [worker.description for worker in self.status.read().workers]
         return Moved(
-            sent={w.worker_id: w.counters.blocks_sent for w in workers if w.role == worker_pb2.PREFILL},
-            pulled={w.worker_id: self._landed(w.counters) for w in workers if w.role == worker_pb2.DECODE},
+            sent={w.worker_id: w.counters.blocks_sent for w in workers if w.role == worker_pb2.ROLE_PREFILL},
+            pulled={w.worker_id: self._landed(w.counters) for w in workers if w.role == worker_pb2.ROLE_DECODE},
         )
 
     def _landed(self, counters: worker_pb2.Counters) -> int:

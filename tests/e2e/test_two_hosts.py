@@ -10,6 +10,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from tests.kv_transfer.byte_writer import ByteWriter, WriterSpec
 from tests.kv_transfer.engine_process import EngineProcess, Place
 from tests.kv_transfer.marked_blocks import SIZE
 from tests.kv_transfer.soak import longest_pull_s
+from tests.kv_transfer.test_listeners import listening
 from tests.two_hosts import FAST, SLOW, Host, TwoHosts, two_hosts, why_not
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300), pytest.mark.skipif(bool(why_not()), reason=why_not())]
@@ -197,17 +199,15 @@ def test_without_any_way_a_pull_fails_in_time_and_nixl_is_used_again_afterwards(
     pair.look_at_the_end()
 
 
-class _soon:  # noqa: N801 (reads as a statement)
+@contextmanager
+def _soon(act: Callable[[], None], after_s: float) -> Iterator[None]:
     """Does something so many seconds after the block has begun; the block ends after it."""
-
-    def __init__(self, act: Callable[[], None], after_s: float) -> None:
-        self._timer = threading.Timer(after_s, act)
-
-    def __enter__(self) -> None:
-        self._timer.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._timer.join()
+    timer = threading.Timer(after_s, act)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.join()
 
 
 @dataclass(frozen=True)
@@ -278,6 +278,14 @@ def test_two_engines_on_two_hosts_say_what_one_says_over_grpc_and_then_over_nixl
     for engine in (engines.prefill, engines.decode):
         stats = engine.stats()
         assert (stats.leases, stats.pinned_blocks, stats.pending_releases) == (0, 0, 0)
+
+
+def test_each_port_of_an_engine_is_bound_to_the_interface_meant_for_it(engines: Engines) -> None:
+    """Of Baton to that of `listen_host`, of NIXL to `net_device`, and what vLLM has of its own to loopback."""
+    for engine, host in ((engines.prefill, engines.hosts.left), (engines.decode, engines.hosts.right)):
+        bound = {address.removeprefix("::ffff:") for address, _ in listening(engine)}
+        assert {host.address(SLOW), host.address(FAST)} <= bound
+        assert bound <= {host.address(SLOW), host.address(FAST), "127.0.0.1"}
 
 
 def _place(host: Host) -> Place:

@@ -40,8 +40,7 @@ _TASKS_OF_A_THREAD = 3  # of a MoverThread: it serves, it waits for its end, and
 _IDLE_S = 10.0
 _FOREIGN_MARKS = 0xFFFF << 32  # of blocks that are not a pull's target now
 
-# fail: at once. half: after half of the blocks. hang: after half of the blocks, until it is cancelled. slow: with a pause
-# in the middle.
+# fail: at once. half: after half of the blocks. hang: as half, but when it is cancelled. slow: pauses in the middle.
 NixlFault = Literal["pass", "fail", "half", "hang", "slow"]
 
 

@@ -23,7 +23,7 @@ from kv_transfer.lease import Free, LeaseTable
 from kv_transfer.lease_book import LeaseBook
 from kv_transfer.nixl_transport import NixlTransport
 from kv_transfer.source_server import KvSource, KvSourceServer
-from kv_transfer.ticket import Ticket, prompt_digest, seal
+from kv_transfer.ticket import Ticket, prompt_digest
 from kv_transfer.transport import Endpoint
 from tests.commanded_process import CommandedProcess
 from tests.kv_transfer.marked_blocks import MarkedCache
@@ -31,6 +31,7 @@ from tests.kv_transfer.marked_blocks import MarkedCache
 SECRET = b"a secret that only the tests know"
 FINGERPRINT = Fingerprint.of({"model": "marked blocks", "block_size": "32"})
 BLOCK_TOKENS = 32
+_LIMITS = StreamLimits(256 << 10, 8 << 20)
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,6 @@ class WriterSpec:
     num_blocks: int = 1024
     host: str = "127.0.0.1"
     net_device: str | None = None
-    limits: StreamLimits = StreamLimits(256 << 10, 8 << 20)
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Writer:
         self._book = LeaseBook(LeaseTable(spec.epoch, spec.lease_s), time.monotonic)
         layout = self._cache.layout
         rule = TicketRule(SECRET, spec.epoch, BLOCK_TOKENS)
-        self._blocks = BlockServer(layout, rule, spec.limits, spec.host, spec.host)
+        self._blocks = BlockServer(layout, rule, _LIMITS, spec.host, spec.host)
         self._nixl = NixlTransport(layout, spec.net_device)
         offers = {"nixl": self._nixl.offer(), "grpc": self._blocks.address.encode()}
         self._server = KvSourceServer(spec.host, spec.host)

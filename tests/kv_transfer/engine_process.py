@@ -40,8 +40,8 @@ _ANSWER_S = 60.0
 
 @dataclass(frozen=True)
 class Place:
-    """Where an engine lives: the address on which it listens, the namespace of its host if that is not this one, and what
-    its environment has besides."""
+    """Where an engine lives: the address on which it listens, the namespace of its host if that is not this one, and
+    what its environment has besides."""
 
     host: str = "127.0.0.1"
     namespace: str = ""

@@ -22,9 +22,9 @@ _THREADS = 96
 _STALL_S = 30.0
 _MOST_BYTES = 16 << 20
 
-# refuse: UNAVAILABLE, nobody hears of the call. stall: neither passed on nor answered. lose: passed on, but the answer is lost.
+# refuse: UNAVAILABLE, nobody hears of it. stall: neither passed on nor answered. lose: passed on, but not answered.
 CallFault = Literal["pass", "refuse", "stall", "lose"]
-# `refuse` and `stall` as above. Of the frame at `at`: corrupt: a byte differs. truncate: the stream ends well before it.
+# refuse and stall as above. Of the frame at `at`: corrupt: a byte differs. truncate: the stream ends well before it.
 # cut: the stream breaks before it. hang: nothing comes from it on. skip: it is left out. repeat: it comes twice.
 StreamFault = Literal["pass", "refuse", "stall", "corrupt", "truncate", "cut", "hang", "skip", "repeat"]
 
@@ -112,8 +112,8 @@ class FaultyFront:
             self._stall(context)
         if plan.fault == "refuse":
             context.abort(grpc.StatusCode.UNAVAILABLE, "refused by the test")
-        call = self._channel_to(method).unary_stream(method)(request, timeout=context.time_remaining())
-        context.add_callback(call.cancel)
+        call: Any = _streaming(self._channel_to(method), method)(request, timeout=context.time_remaining())
+        context.add_callback(lambda: call.cancel())
         try:
             for number, frame in enumerate(call):
                 if number != plan.at or plan.fault == "pass":
@@ -186,8 +186,8 @@ class FaultyFront:
         context.abort(grpc.StatusCode.UNAVAILABLE, "the test stalled this call")
 
     def _pass_on(self, channel: grpc.Channel, method: str, request: bytes, context: grpc.ServicerContext) -> bytes:
-        call = channel.unary_unary(method).future(request, timeout=context.time_remaining())
-        context.add_callback(call.cancel)
+        call: Any = _calling(channel, method).future(request, timeout=context.time_remaining())
+        context.add_callback(lambda: call.cancel())
         try:
             answer: bytes = call.result()
         except grpc.RpcError as error:
@@ -227,6 +227,14 @@ class _Every(grpc.GenericRpcHandler):
         if "KvBlocks" in method:
             return grpc.unary_stream_rpc_method_handler(lambda r, c: self._front.stream(method, r, c))
         return grpc.unary_unary_rpc_method_handler(lambda r, c: self._front.unary(method, r, c))
+
+
+def _streaming(channel: grpc.Channel, method: str) -> grpc.UnaryStreamMultiCallable[bytes, bytes]:
+    return channel.unary_stream(method)
+
+
+def _calling(channel: grpc.Channel, method: str) -> grpc.UnaryUnaryMultiCallable[bytes, bytes]:
+    return channel.unary_unary(method)
 
 
 def _at(faults: tuple[Any, ...], turn: int, well: Any) -> Any:

@@ -1,5 +1,5 @@
-"""KV caches whose every byte says which filling of which block it belongs to, so that a stale, damaged or misplaced byte
-shows.
+"""KV caches whose every byte says which filling of which block it belongs to: one that is stale, damaged or in a wrong
+place shows.
 
 Each time a block is filled it gets a new mark, unique among all writers; words of eight bytes count on from the mark.
 """

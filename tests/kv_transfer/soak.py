@@ -1,7 +1,7 @@
 """A reader, writers and fronts under random faults from a seed: which pull suffers what, and what its end may be.
 
-Writers are stopped, killed and started anew while pulls from them are under way; so is the reader stopped. The faults of
-single pulls are on the wire, between the product's own parts.
+Writers are stopped, killed and started anew while pulls from them are under way; the reader is stopped, too. The faults
+of single pulls are on the wire, between the product's own parts.
 """
 
 from __future__ import annotations

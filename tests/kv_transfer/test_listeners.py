@@ -10,7 +10,7 @@ import random
 import socket
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,7 +39,7 @@ def zeros(connection: socket.socket) -> None:
 
 
 def http2_nonsense(connection: socket.socket) -> None:
-    """A good preface and settings, then frames of unknown types on streams that nobody opened, then a frame of 16 MiB."""
+    """A good preface and settings, then frames of strange types on streams that nobody opened, then one of 16 MiB."""
     settings = struct.pack(">IBI", 0, 4, 0)[1:]
     strange = b"".join(struct.pack(">IBBI", 8, kind, 0xFF, 77)[1:] + b"whatever" for kind in (0, 1, 3, 9, 200))
     endless = struct.pack(">IBBI", 0xFFFFFF, 0, 0, 1)[1:]
@@ -69,10 +69,7 @@ def engines(
     demo_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[EngineProcess, EngineProcess]]:
     folder = tmp_path_factory.mktemp("engines")
-    made = [
-        EngineProcess(demo_model, role, f"{role.value}-0", folder, net_device="lo")
-        for role in (Role.PREFILL, Role.DECODE)
-    ]
+    made = [EngineProcess(demo_model, role, f"{role.value}-0", folder) for role in (Role.PREFILL, Role.DECODE)]
     try:
         for engine in made:
             engine.wait_until_ready()
@@ -138,10 +135,8 @@ def test_the_poison_reaches_every_port_of_ours(engines: tuple[EngineProcess, Eng
 def _send(poison: Poison, address: tuple[str, int], held: ExitStack) -> None:
     """The connection stays open, as far as we are concerned, until the pulls are over."""
     connection = held.enter_context(closing(socket.create_connection(address, _CONNECT_S)))
-    try:
+    with suppress(OSError):  # it was thrown out before it had said everything
         poison(connection)
-    except OSError:
-        pass  # it was thrown out before it had said everything
 
 
 def _pull_lands(decode: EngineProcess, ids: list[int], first: list[int], ticket: bytes, transport: str) -> None:

@@ -14,7 +14,6 @@ import pytest
 
 from cluster.config import KvTransferConfig
 from kv_transfer.ladder import LadderRules
-from tests.kv_transfer.byte_reader import Remains
 from tests.kv_transfer.byte_writer import ByteWriter, WriterState
 from tests.kv_transfer.soak import OUTCOMES, TRANSFER, Soak, longest_pull_s
 
