@@ -54,7 +54,7 @@ def engines(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
     folder = tmp_path_factory.mktemp("engines")
     writer = SteppedEngine(demo_model, Role.PREFILL, "prefill-0", folder, chunk_pipelining=True)
-    reader = SteppedEngine(demo_model, Role.DECODE, "decode-0", folder, chunk_pipelining=True, read_deadline_s=2.0)
+    reader = SteppedEngine(demo_model, Role.DECODE, "decode-0", folder, chunk_pipelining=True)
     try:
         for engine in (writer, reader):
             engine.wait_until_ready()
