@@ -16,7 +16,8 @@ Values = npt.NDArray[np.uint32]
 Slots = npt.NDArray[np.intp]
 
 _WAYS = 8
-_HAND_SLOTS = 8_192
+_HAND_LINES = 8_192
+_SETTLE = 64
 ABSENT, NO_SLOT = -1, -2
 _FILL = 4  # entries for each line at capacity: with twice the space, about 1 in 150 finds its line full
 
@@ -35,6 +36,7 @@ class BlockTable:
         self._values: Values = np.zeros(self._keys.size, np.uint32)
         self._fresh = np.zeros(self._keys.size, np.bool_)  # spoken of again since the hand last passed
         self._overflow: dict[int, int] = {}
+        self._unsettled: list[int] = []
         self._hand = 0
         self._count = 0
         # The same memory once more: single elements are read faster so.
@@ -126,17 +128,20 @@ class BlockTable:
 
     def pass_hand(self) -> tuple[Slots, Values, npt.NDArray[np.bool_]]:
         """Moves the hand of a clock a little further. The entries there, their values, and which of them nobody spoke
-        of again since the hand last came by; the others lose their mark. Only what has a slot is passed."""
-        if self._hand >= self._values.size:
-            self._hand = 0
-            self._settle_overflow()
-        slots = max(_WAYS, min(_HAND_SLOTS, self._values.size // 64))
-        part = slice(self._hand, self._hand + slots)
+        of again since the hand last came by; the others lose their mark. Only what has a slot is passed.
+
+        It takes one of the eight places of every line before it takes the next: if it emptied whole lines, those that
+        it comes to last would overflow.
+        """
+        self._settle_some()
+        lines = len(self._keys)
+        place, start = divmod(self._hand, lines)
+        part = slice(start * _WAYS + place, (start + _HAND_LINES) * _WAYS, _WAYS)
+        self._hand = (place * lines + min(start + _HAND_LINES, lines)) % self._values.size
         taken = np.flatnonzero(self._values[part])
         stale = ~self._fresh[part][taken]
         self._fresh[part] = False
-        self._hand += slots
-        return taken + part.start, self._values[part][taken], stale
+        return taken * _WAYS + part.start, self._values[part][taken], stale
 
     def check_integrity(self) -> None:
         """Raises AssertionError where the table contradicts itself."""
@@ -158,12 +163,13 @@ class BlockTable:
         line = self._one_key[start * _WAYS : start * _WAYS + _WAYS].tolist()
         return start * _WAYS + line.index(key) if key in line else -1
 
-    def _settle_overflow(self) -> None:
-        """Gives a slot to those that lie beside the table and have room in their line by now."""
-        for key, value in self.overflow():
-            if (slot := self._slot(0, near=key)) >= 0:
-                del self._overflow[key]
-                self._one_key[slot], self._one_value[slot], self._one_fresh[slot] = key, value, False
+    def _settle_some(self) -> None:
+        """Gives a slot to those that lie beside the table and have room in their line by now; a few at a time."""
+        self._unsettled = self._unsettled or list(self._overflow)
+        for key in self._unsettled[-_SETTLE:]:
+            if key in self._overflow and (slot := self._slot(0, near=key)) >= 0:
+                self._one_key[slot], self._one_value[slot], self._one_fresh[slot] = key, self._overflow.pop(key), False
+        del self._unsettled[-_SETTLE:]
 
     def _find_overflow(self, keys: Keys, values: Values, slots: Slots) -> None:
         missing = np.flatnonzero(values == 0)
