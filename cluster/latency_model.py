@@ -74,8 +74,13 @@ class LatencyModel:
 
     def prefill_s(self, rows: Rows, uncached: Amounts, prompt: Amounts | float) -> Seconds:
         """From the moment when nothing is ahead to the first token."""
+        seconds: Seconds = self._prefill[rows, 0] + self.compute_s(rows, uncached, prompt)
+        return seconds
+
+    def compute_s(self, rows: Rows, uncached: Amounts, prompt: Amounts | float) -> Seconds:
+        """What of a prefill keeps the worker busy: all but the cost of asking."""
         cost = self._prefill[rows]
-        return cost[:, 0] + uncached / _TOKENS * cost[:, 1] + _pairs(uncached, prompt) * cost[:, 2]
+        return uncached / _TOKENS * cost[:, 1] + _pairs(uncached, prompt) * cost[:, 2]
 
     def token_s(self, rows: Rows, running: Amounts, kv_tokens: Amounts) -> Seconds:
         """Between two tokens of one sequence, beside `running` sequences with so many tokens in their KV cache."""
