@@ -45,8 +45,8 @@ class LatencyModel:
         self._pools: dict[str, _Fits] = {}
         self._workers: dict[int, _Fits] = {}
         self._pool_of: dict[int, str] = {}
-        self._prefill: Seconds = np.zeros((0, 3))
-        self._step: Seconds = np.zeros((0, 3))
+        self._prefill: Seconds = np.zeros((3, 0))
+        self._step: Seconds = np.zeros((3, 0))
         # How much slower than usual it is from one worker (first index) to another.
         self._pair = np.ones((0, 0), np.float32)
         self._transfer = _fit([start.transfer_s, 1.0 / start.transfer_mib_per_s], half_life_s)
@@ -69,29 +69,35 @@ class LatencyModel:
 
     def queue_s(self, rows: Rows, ahead: Amounts) -> Seconds:
         """Until so many prompt tokens of others are computed."""
-        seconds: Seconds = ahead / _TOKENS * self._prefill[rows, 1]
+        seconds: Seconds = ahead * self._prefill[1].take(rows) / _TOKENS
         return seconds
 
-    def prefill_s(self, rows: Rows, uncached: Amounts, prompt: Amounts | float) -> Seconds:
-        """From the moment when nothing is ahead to the first token."""
-        seconds: Seconds = self._prefill[rows, 0] + self.compute_s(rows, uncached, prompt)
+    def asking_s(self, rows: Rows) -> Seconds:
+        """What of a prefill keeps nobody busy: it comes on top of the queue and the computing."""
+        seconds: Seconds = self._prefill[0].take(rows)
         return seconds
 
     def compute_s(self, rows: Rows, uncached: Amounts, prompt: Amounts | float) -> Seconds:
-        """What of a prefill keeps the worker busy: all but the cost of asking."""
-        cost = self._prefill[rows]
-        return uncached / _TOKENS * cost[:, 1] + _pairs(uncached, prompt) * cost[:, 2]
+        """What of a prefill keeps the worker busy: `uncached` tokens at the end of a prompt."""
+        each, pair = self._prefill[1].take(rows) / _TOKENS, self._prefill[2].take(rows) / _PAIRS
+        seconds: Seconds = uncached * (each + (prompt - uncached / 2) * pair)
+        return seconds
 
     def token_s(self, rows: Rows, running: Amounts, kv_tokens: Amounts) -> Seconds:
         """Between two tokens of one sequence, beside `running` sequences with so many tokens in their KV cache."""
-        cost = self._step[rows]
-        return cost[:, 0] + running * cost[:, 1] + kv_tokens / _TOKENS * cost[:, 2]
+        once, each, kv = (part.take(rows) for part in self._step)
+        seconds: Seconds = once + running * each + kv_tokens * kv / _TOKENS
+        return seconds
 
-    def transfer_s(self, sources: Rows | int, targets: Rows | int, size_bytes: Amounts | float) -> Seconds:
-        """Of so many bytes; nothing takes no time."""
-        once, each_mib = self._transfer.coefficients
-        usual = np.where(np.asarray(size_bytes) > 0, once + np.asarray(size_bytes) / _MIB * each_mib, 0.0)
-        seconds: Seconds = usual * self._pair[sources, targets]
+    def transfer_to(self, sources: Rows, target: int, size_bytes: float) -> Seconds:
+        """Of so many bytes from each of these workers to one; nothing takes no time."""
+        seconds: Seconds = self._usual_transfer_s(np.array([size_bytes])) * self._pair[:, target].take(sources)
+        return seconds
+
+    def transfer_from(self, source: int | None, targets: Rows, size_bytes: Amounts) -> Seconds:
+        """Of so many bytes each, from one worker, or from any where that is None."""
+        usual = self._usual_transfer_s(size_bytes)
+        seconds: Seconds = usual if source is None else usual * self._pair[source].take(targets)
         return seconds
 
     # Measurements: those of workers that are gone are left out
@@ -99,7 +105,8 @@ class LatencyModel:
     def observe_prefill(self, row: int, prefill: Prefill, seconds: float, now: float) -> None:
         """From its submission to its first token."""
         tokens = (prefill.ahead + prefill.uncached) / _TOKENS
-        features = (1.0, tokens, float(_pairs(np.array(prefill.uncached), prefill.prompt)))
+        pairs = prefill.uncached * (prefill.prompt - prefill.uncached / 2) / _PAIRS
+        features = (1.0, tokens, pairs)
         if row in self._workers:
             for fits in (self._workers[row], self._pools[self._pool_of[row]]):
                 fits.prefill.observe(features, seconds, now)
@@ -126,16 +133,21 @@ class LatencyModel:
     # Inside
 
     def _publish(self, row: int) -> None:
-        self._prefill[row] = self._workers[row].prefill.coefficients
-        self._step[row] = self._workers[row].step.coefficients
+        self._prefill[:, row] = self._workers[row].prefill.coefficients
+        self._step[:, row] = self._workers[row].step.coefficients
+
+    def _usual_transfer_s(self, size_bytes: Amounts) -> Seconds:
+        once, each_mib = self._transfer.coefficients
+        seconds: Seconds = (size_bytes > 0) * once + size_bytes * (each_mib / _MIB)
+        return seconds
 
     def _grow(self, rows: int) -> None:
         have = len(self._pair)
         if rows <= have:
             return
         more = max(rows, 2 * have) - have
-        self._prefill = np.vstack([self._prefill, np.zeros((more, 3))])
-        self._step = np.vstack([self._step, np.zeros((more, 3))])
+        self._prefill = np.hstack([self._prefill, np.zeros((3, more))])
+        self._step = np.hstack([self._step, np.zeros((3, more))])
         self._pair = np.pad(self._pair, (0, more), constant_values=1.0)
 
 
@@ -169,9 +181,3 @@ def _fit(start: Sequence[float], half_life_s: float) -> OnlineFit:
     """A part that starts at nothing is held to be small beside the others."""
     some = max(max(start), 1e-6)
     return OnlineFit(start, [max(_DOUBT * value, 0.01 * some) for value in start], half_life_s)
-
-
-def _pairs(uncached: Amounts, prompt: Amounts | float) -> Amounts:
-    """Each token computed attends to all before it; in millions."""
-    pairs: Amounts = uncached * (prompt - uncached / 2) / _PAIRS
-    return pairs

@@ -57,7 +57,7 @@ class OnlineFit:
         passed = 0.0 if self._last is None else max(0.0, now - self._last)
         self._last = now if self._last is None else max(self._last, now)
         longest = _LONGEST_MEMORY if self._usual_error < _BAD_ERROR else _BAD_MEMORY
-        return min(longest, max(_SHORTEST_MEMORY, 0.5 ** (passed / self._half_life_s)))
+        return min(longest, max(_SHORTEST_MEMORY, math.exp2(-passed / self._half_life_s)))
 
     def _learn(self, features: Sequence[float], error: float, weight: float, remembered: float) -> None:
         spread, size = self._spread, range(len(features))

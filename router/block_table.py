@@ -80,13 +80,16 @@ class BlockTable:
         """The value of each key, 0 where it is not there, and its slot: `ABSENT` where it is not there, `NO_SLOT` where
         it lies beside the table."""
         lines = self._lines_of(keys)
-        hits = np.flatnonzero(self._keys.take(lines, axis=0) == keys[:, None])
+        hits = (self._keys.take(lines, axis=0) == keys[:, None]).ravel().nonzero()[0]
         found = hits // _WAYS
+        places = lines.take(found) * _WAYS + hits % _WAYS
+        if len(found) == len(keys):
+            return self._values.take(places), places
         slots = np.full(len(keys), ABSENT, np.intp)
-        slots[found] = lines[found] * _WAYS + hits % _WAYS
+        slots[found] = places
         values = np.zeros(len(keys), np.uint32)
-        values[found] = self._values[slots[found]]
-        if self._overflow and len(found) < len(keys):
+        values[found] = self._values.take(places)
+        if self._overflow:
             self._find_overflow(keys, values, slots)
         return values, slots
 

@@ -5,7 +5,6 @@ Records only; a journal keeps them, `predicted_placement` makes them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -38,12 +37,12 @@ class Candidate:
 
     worker_id: str
     cached_tokens: int
-    queue_s: float
-    prefill_s: float
-    transfer_s: float
-    decode_s: float
-    room_s: float
-    harm_s: float
+    queue_s: float = 0.0
+    prefill_s: float = 0.0
+    transfer_s: float = 0.0
+    decode_s: float = 0.0
+    room_s: float = 0.0
+    harm_s: float = 0.0
 
     @property
     def total_s(self) -> float:
@@ -52,58 +51,79 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CostTable:
-    """The costs of all candidates for one leg, by column; what does not apply is 0. `total` is the sum."""
+    """The costs of all candidates for one leg, by column; a cost that does not apply has none. Made once by `of` and
+    left alone from then on. `names` are the workers' ids by row, as they were."""
 
     leg: Leg
+    names: tuple[str, ...]
     rows: npt.NDArray[np.intp]
     cached_tokens: Column
-    queue_s: Column | float = 0.0
-    prefill_s: Column | float = 0.0
-    transfer_s: Column | float = 0.0
-    decode_s: Column | float = 0.0
-    room_s: Column | float = 0.0
-    harm_s: Column | float = 0.0
+    costs: dict[str, Column]
+    total: Column
 
-    @property
-    def total(self) -> Column:
-        parts = (self.queue_s, self.prefill_s, self.transfer_s, self.decode_s, self.room_s, self.harm_s)
-        total = np.zeros(len(self.rows))
-        for part in parts:
-            total += part
-        return total
+    @classmethod
+    def of(
+        cls,
+        leg: Leg,
+        names: tuple[str, ...],
+        rows: npt.NDArray[np.intp],
+        cached_tokens: Column,
+        **costs: Column,
+    ) -> CostTable:
+        """`costs` are named as in `Candidate`, at least one."""
+        first, *others = costs.values()
+        total = first
+        for cost in others:
+            total = total + cost
+        return cls(leg, names, rows, cached_tokens, costs, total)
 
-    def candidate(self, at: int, names: Sequence[str]) -> Candidate:
-        """The record of one candidate; `names` are the workers' ids by row."""
+    def __len__(self) -> int:
+        return len(self.rows)
 
-        def of(column: Column | float) -> float:
-            return column if isinstance(column, float) else float(column[at])
+    def candidate(self, at: int) -> Candidate:
+        """The record of the candidate at this place of the columns."""
+        costs = {name: float(column[at]) for name, column in self.costs.items()}
+        return Candidate(self.names[self.rows[at]], int(self.cached_tokens[at]), **costs)
 
-        return Candidate(
-            worker_id=names[self.rows[at]],
-            cached_tokens=int(self.cached_tokens[at]),
-            queue_s=of(self.queue_s),
-            prefill_s=of(self.prefill_s),
-            transfer_s=of(self.transfer_s),
-            decode_s=of(self.decode_s),
-            room_s=of(self.room_s),
-            harm_s=of(self.harm_s),
-        )
+    def best(self, count: int) -> list[int]:
+        """The places of the candidates with the smallest totals, smallest first."""
+        near = np.arange(len(self)) if len(self) <= count else np.argpartition(self.total, count)[:count]
+        order: list[int] = near[np.argsort(self.total[near], kind="stable")].tolist()
+        return order
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Decision:
-    """`leg` is what the chosen worker is to do. `candidates`: the best of those for the same leg, the chosen one among
-    them, best first; `considered`: how many there were. `instead`: the best candidate for the leg that was not taken,
-    where whether to disaggregate was a choice."""
+    """`table`: the candidates for the leg that the chosen one is to do; `instead`: those for the leg that was not
+    taken, where whether to disaggregate was a choice. Cheap to make; a record of it is made when somebody asks."""
 
-    leg: Leg
     why: Why
     chosen: Candidate
-    candidates: tuple[Candidate, ...]
-    considered: int
-    instead: Candidate | None = None
+    table: CostTable
+    at: int
+    instead: CostTable | None = None
+
+    @property
+    def leg(self) -> Leg:
+        """What the chosen worker is to do."""
+        return self.table.leg
+
+    @property
+    def considered(self) -> int:
+        """How many workers could have been chosen for this leg."""
+        return len(self.table)
+
+    def candidates(self, count: int) -> list[Candidate]:
+        """The chosen one, then the best of the others; at most `count`."""
+        others = [at for at in self.table.best(count) if at != self.at]
+        return [self.chosen, *map(self.table.candidate, others[: count - 1])]
 
     @property
     def runner_up(self) -> Candidate | None:
         """The best of those for the same leg that were not chosen."""
-        return next((candidate for candidate in self.candidates if candidate is not self.chosen), None)
+        return next(iter(self.candidates(2)[1:]), None)
+
+    @property
+    def best_instead(self) -> Candidate | None:
+        """The best candidate for the leg that was not taken."""
+        return None if self.instead is None else self.instead.candidate(int(self.instead.total.argmin()))

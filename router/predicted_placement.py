@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from cluster.config_placement import PlacementConfig
 from cluster.engine import Leg, Role
@@ -20,10 +19,9 @@ from cluster.latency_model import LatencyModel
 from router.decision import Column, CostTable, Decision, Why
 from router.prefix_index import PrefixIndex
 from router.session_pins import SessionPins
-from router.worker_loads import Load, Rows, WorkerFacts, WorkerLoads
+from router.worker_loads import Load, Loads, Rows, WorkerFacts, WorkerLoads
 
 _TIE_S = 1e-4  # predictions are not so exact that less would tell two workers apart
-_RECORDED = 8
 _NOBODY: frozenset[str] = frozenset()
 
 
@@ -43,6 +41,20 @@ class Demand:
 class BlockShape:
     tokens: int
     size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Pool:
+    """The workers that can take one request: their rows and loads, how many of its first blocks they have, and how many
+    of its tokens they need not compute."""
+
+    rows: Rows
+    loads: Loads
+    held: Column
+    cached_tokens: Column
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
 
 class Placement:
@@ -77,18 +89,18 @@ class Placement:
         self, demand: Demand, now: float, draw: random.Random, avoid: frozenset[str] = _NOBODY
     ) -> Decision | None:
         """The worker for `Leg.PREFILL`, or for `Leg.WHOLE` where prefill apart does not pay or cannot be."""
-        prefill = self.loads.usable(Role.PREFILL, demand.needs, avoid, now)
-        decode = self.loads.usable(Role.DECODE, demand.needs, avoid, now)
         held = self._held(demand)
-        if not len(prefill) or not len(decode):
-            return self._pick(self._whole(demand, held, prefill if len(prefill) else decode), demand, now, draw)
-        after = self._decode(demand, held, decode, None)
+        prefill = self._pool(Role.PREFILL, demand, held, now, avoid)
+        decode = self._pool(Role.DECODE, demand, held, now, avoid)
+        if not prefill or not decode:
+            return self._pick(self._whole(demand, prefill or decode), demand, now, draw)
+        after = self._decode(demand, decode, None)
         best = int(after.total.argmin())
-        apart = self._apart(demand, held, prefill, int(decode[best]))
+        apart = self._apart(demand, prefill, int(decode.rows[best]), float(decode.held[best]))
         if self._config.disaggregate == "always":
             return self._pick(apart, demand, now, draw)
-        rest = np.asarray(after.decode_s) + np.asarray(after.room_s)
-        together = self._whole(demand, held, decode, rest - rest[best])
+        rest = after.costs["decode_s"] + after.costs["room_s"]
+        together = self._whole(demand, decode, np.maximum(rest - rest[best], 0.0))
         if self._config.disaggregate == "never":
             return self._pick(together, demand, now, draw)
         taken, other = (apart, together) if apart.total.min() <= together.total.min() else (together, apart)
@@ -98,8 +110,8 @@ class Placement:
         self, demand: Demand, source: str, now: float, draw: random.Random, avoid: frozenset[str] = _NOBODY
     ) -> Decision | None:
         """The worker for `Leg.DECODE` of a prompt whose blocks are at the worker `source`, which may be gone."""
-        rows = self.loads.usable(Role.DECODE, demand.needs, avoid, now)
-        return self._pick(self._decode(demand, self._held(demand), rows, self.loads.row(source)), demand, now, draw)
+        pool = self._pool(Role.DECODE, demand, self._held(demand), now, avoid)
+        return self._pick(self._decode(demand, pool, self.loads.row(source)), demand, now, draw)
 
     def take(self, attempt_id: str, demand: Demand, decision: Decision, now: float) -> None:
         """Reserves what was decided, expects the prompt's blocks there, and pins the session. `loads.computed` and
@@ -115,52 +127,49 @@ class Placement:
 
     # Predictions
 
-    def _apart(self, demand: Demand, held: Column, rows: Rows, target: int) -> CostTable:
-        cached = self._cached_tokens(demand, held, rows)
-        size_bytes = self._lacking(demand, held[target]) * self._block.size_bytes
-        return CostTable(
+    def _apart(self, demand: Demand, pool: _Pool, target: int, held: float) -> CostTable:
+        """`target`: the decode worker that the prompt is likely to go on to, which has `held` of its blocks."""
+        size_bytes = max(self._prompt_blocks(demand) - held, 0.0) * self._block.size_bytes
+        return self._table(
             Leg.PREFILL,
-            rows,
-            cached,
-            queue_s=self.latency.queue_s(rows, self.loads.prefill_tokens(rows)),
-            prefill_s=self.latency.prefill_s(rows, demand.prompt_tokens - cached, demand.prompt_tokens),
-            transfer_s=self.latency.transfer_s(rows, target, size_bytes),
+            pool,
+            queue_s=self.latency.queue_s(pool.rows, pool.loads.prefill_tokens),
+            prefill_s=self.latency.asking_s(pool.rows) + self._compute_s(demand, pool),
+            transfer_s=self.latency.transfer_to(pool.rows, target, size_bytes),
         )
 
-    def _whole(self, demand: Demand, held: Column, rows: Rows, slower_s: Column | float = 0.0) -> CostTable:
+    def _whole(self, demand: Demand, pool: _Pool, slower_s: Column | None = None) -> CostTable:
         """`slower_s`: how much slower tokens come there than on the best decode worker."""
-        cached = self._cached_tokens(demand, held, rows)
-        uncached = demand.prompt_tokens - cached
-        return CostTable(
+        compute_s = self._compute_s(demand, pool)
+        return self._table(
             Leg.WHOLE,
-            rows,
-            cached,
-            queue_s=self.latency.queue_s(rows, self.loads.prefill_tokens(rows)),
-            prefill_s=self.latency.prefill_s(rows, uncached, demand.prompt_tokens),
-            decode_s=np.maximum(slower_s, 0.0),
-            harm_s=self._config.stream_harm
-            * self.loads.sequences(rows)
-            * self.latency.compute_s(rows, uncached, demand.prompt_tokens),
+            pool,
+            queue_s=self.latency.queue_s(pool.rows, pool.loads.prefill_tokens),
+            prefill_s=self.latency.asking_s(pool.rows) + compute_s,
+            decode_s=np.zeros(len(pool)) if slower_s is None else slower_s,
+            harm_s=self._config.stream_harm * pool.loads.sequences * compute_s,
         )
 
-    def _decode(self, demand: Demand, held: Column, rows: Rows, source: int | None) -> CostTable:
+    def _decode(self, demand: Demand, pool: _Pool, source: int | None) -> CostTable:
         """Where blocks are short, some request must wait until others give theirs back: as if those that hold blocks
         now ended evenly over the time that this request takes."""
-        lacking, output = self._lacking(demand, held[rows]), self._output_tokens(demand)
-        used = self.loads.blocks(rows)
-        token_s = self.latency.token_s(rows, self.loads.sequences(rows), used * self._block.tokens)
-        needed = lacking + _blocks(output, self._block.tokens)
-        short = np.maximum(needed - (self.loads.num_blocks(rows) - used), 0.0)
-        # A worker's way to itself stands for the usual way where the source is not known.
-        way = rows if source is None else np.full(len(rows), source)
-        return CostTable(
+        lacking, output = np.maximum(self._prompt_blocks(demand) - pool.held, 0.0), self._output_tokens(demand)
+        used = pool.loads.blocks
+        decode_s = output * self.latency.token_s(pool.rows, pool.loads.sequences, used * self._block.tokens)
+        short = np.maximum(lacking + _blocks(output, self._block.tokens) + used - pool.loads.num_blocks, 0.0)
+        return self._table(
             Leg.DECODE,
-            rows,
-            self._cached_tokens(demand, held, rows),
-            transfer_s=self.latency.transfer_s(way, rows, lacking * self._block.size_bytes),
-            decode_s=output * token_s,
-            room_s=output * token_s * short / np.maximum(used, 1.0),
+            pool,
+            transfer_s=self.latency.transfer_from(source, pool.rows, lacking * self._block.size_bytes),
+            decode_s=decode_s,
+            room_s=decode_s * short / np.maximum(used, 1.0),
         )
+
+    def _table(self, leg: Leg, pool: _Pool, **costs: Column) -> CostTable:
+        return CostTable.of(leg, self.loads.names, pool.rows, pool.cached_tokens, **costs)
+
+    def _compute_s(self, demand: Demand, pool: _Pool) -> Column:
+        return self.latency.compute_s(pool.rows, demand.prompt_tokens - pool.cached_tokens, demand.prompt_tokens)
 
     def _held(self, demand: Demand) -> Column:
         """By row, how many of the prompt's first blocks each worker has."""
@@ -169,15 +178,15 @@ class Placement:
         held[: len(counts)] = counts
         return held
 
-    def _cached_tokens(self, demand: Demand, held: Column, rows: Rows) -> Column:
-        """An engine always computes the last token, and whole blocks only."""
-        most = (demand.prompt_tokens - 1) // self._block.tokens
-        cached: Column = np.minimum(held[rows], most) * self._block.tokens
-        return cached
+    def _pool(self, role: Role, demand: Demand, held: Column, now: float, avoid: frozenset[str]) -> _Pool:
+        rows = self.loads.usable(role, demand.needs, avoid, now)
+        held_there = held.take(rows)
+        # An engine takes whole blocks from its cache, and always computes the last token.
+        cached = np.minimum(held_there, (demand.prompt_tokens - 1) // self._block.tokens) * self._block.tokens
+        return _Pool(rows, self.loads.of(rows), held_there, cached)
 
-    def _lacking(self, demand: Demand, held: Column) -> Column:
-        lacking: Column = np.maximum(_blocks(demand.prompt_tokens, self._block.tokens) - held, 0.0)
-        return lacking
+    def _prompt_blocks(self, demand: Demand) -> int:
+        return _blocks(demand.prompt_tokens, self._block.tokens)
 
     def _output_tokens(self, demand: Demand) -> int:
         return min(demand.max_tokens, self._config.expected_output_tokens)
@@ -185,26 +194,17 @@ class Placement:
     # The pick
 
     def _pick(
-        self, table: CostTable, demand: Demand, now: float, draw: random.Random, other: CostTable | None = None
+        self, table: CostTable, demand: Demand, now: float, draw: random.Random, instead: CostTable | None = None
     ) -> Decision | None:
-        count = len(table.rows)
-        if not count:
+        if not len(table):
             return None
-        total = table.total
-        at, why = self._choice(table, total, demand, now, draw)
-        best_first = _smallest(total, _RECORDED)
-        if at not in best_first:
-            best_first = [*best_first[:-1], at]
-        names = self.loads.names
-        candidates = {i: table.candidate(i, names) for i in best_first}
-        instead = None if other is None else other.candidate(int(other.total.argmin()), names)
-        return Decision(table.leg, why, candidates[at], tuple(candidates.values()), count, instead)
+        at, why = self._choice(table, demand, now, draw)
+        return Decision(why, table.candidate(at), table, at, instead)
 
-    def _choice(
-        self, table: CostTable, total: Column, demand: Demand, now: float, draw: random.Random
-    ) -> tuple[int, Why]:
-        if len(total) == 1:
+    def _choice(self, table: CostTable, demand: Demand, now: float, draw: random.Random) -> tuple[int, Why]:
+        if len(table) == 1:
             return 0, Why.ONLY
+        total = table.total
         best = float(total.min())
         pinned = self._pinned(table, demand, now)
         if pinned is not None and total[pinned] - best <= self._margin_s(best):
@@ -233,10 +233,3 @@ def _role_of(leg: Leg) -> Role:
 
 def _blocks(tokens: int, block_tokens: int) -> int:
     return -(-tokens // block_tokens)
-
-
-def _smallest(total: Column, count: int) -> list[int]:
-    """Positions of the smallest, smallest first."""
-    near: npt.NDArray[np.intp] = np.argpartition(total, count)[:count] if len(total) > count else np.arange(len(total))
-    order: list[int] = near[np.argsort(total[near], kind="stable")].tolist()
-    return order

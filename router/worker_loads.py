@@ -40,6 +40,16 @@ class Load:
     blocks: float = 0.0
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Loads:
+    """The loads of many workers, as `Load`, and how many blocks they have in all."""
+
+    prefill_tokens: Column
+    sequences: Column
+    blocks: Column
+    num_blocks: Column
+
+
 @dataclass(slots=True)
 class _Reserved:
     row: int
@@ -51,7 +61,7 @@ class WorkerLoads:
     """Gives each worker a row: its place in every array with one element for each worker."""
 
     def __init__(self) -> None:
-        self.names: list[str] = []  # by row; empty where the row is free
+        self.names: tuple[str, ...] = ()  # by row; empty where the row is free
         self._facts: dict[int, WorkerFacts] = {}
         self._row: dict[str, int] = {}
         self._free: list[int] = []
@@ -69,7 +79,7 @@ class WorkerLoads:
         """A new worker, ready and without load; its row. A known one begins anew."""
         self.remove(facts.worker_id)
         row = self._free.pop() if self._free else self._new_row()
-        self.names[row] = facts.worker_id
+        self._name(row, facts.worker_id)
         self._row[facts.worker_id], self._facts[row] = row, facts
         self._own[row] = self._others[row] = 0.0
         self._closed_until[row], self._num_blocks[row] = 0.0, facts.num_blocks
@@ -83,7 +93,7 @@ class WorkerLoads:
         row = self._row.pop(worker_id, None)
         if row is None:
             return
-        self.names[row] = ""
+        self._name(row, "")
         facts = self._facts.pop(row)
         self._ready[facts.role][row] = False
         for skill in facts.can:
@@ -144,19 +154,12 @@ class WorkerLoads:
         for worker_id in avoid:
             if (row := self._row.get(worker_id)) is not None:
                 flags[row] = False
-        return np.flatnonzero(flags)
+        return flags.nonzero()[0]
 
-    def prefill_tokens(self, rows: Rows) -> Column:
-        return self._of(rows, _TOKENS)
-
-    def sequences(self, rows: Rows) -> Column:
-        return self._of(rows, _SEQUENCES)
-
-    def blocks(self, rows: Rows) -> Column:
-        return self._of(rows, _BLOCKS)
-
-    def num_blocks(self, rows: Rows) -> Column:
-        return self._num_blocks[rows]
+    def of(self, rows: Rows) -> Loads:
+        own, others = self._own.take(rows, axis=0), self._others.take(rows, axis=0)
+        tokens, sequences, blocks = (own + others).T
+        return Loads(tokens, sequences, blocks, self._num_blocks.take(rows))
 
     def check_integrity(self) -> None:
         """Recounts what is reserved. Raises AssertionError where it differs from the columns."""
@@ -168,13 +171,13 @@ class WorkerLoads:
 
     # Inside
 
-    def _of(self, rows: Rows, column: int) -> Column:
-        load: Column = self._own[rows, column] + self._others[rows, column]
-        return load
+    def _name(self, row: int, worker_id: str) -> None:
+        """Decisions refer to the names as they were, so they are replaced, not changed."""
+        self.names = (*self.names[:row], worker_id, *self.names[row + 1 :])
 
     def _new_row(self) -> int:
         row = len(self.names)
-        self.names.append("")
+        self.names = (*self.names, "")
         if row >= len(self._num_blocks):
             more = max(8, row)
             self._own = np.vstack([self._own, np.zeros((more, 3))])

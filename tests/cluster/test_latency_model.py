@@ -36,7 +36,14 @@ def one(row: int) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
 
 
 def prefill_s(made: LatencyModel, row: int, uncached: float, prompt: float | None = None) -> float:
-    return float(made.prefill_s(one(row), np.array([uncached]), uncached if prompt is None else prompt)[0])
+    compute_s = made.compute_s(one(row), np.array([uncached]), uncached if prompt is None else prompt)
+    return float((made.asking_s(one(row)) + compute_s)[0])
+
+
+def transfer_s(made: LatencyModel, source: int, target: int, size_bytes: float) -> float:
+    either = made.transfer_from(source, one(target), np.array([size_bytes]))
+    assert either == pytest.approx(made.transfer_to(one(source), target, size_bytes))
+    return float(either[0])
 
 
 def token_s(made: LatencyModel, row: int, running: float, kv_tokens: float = 0.0) -> float:
@@ -55,11 +62,11 @@ def test_it_starts_from_the_configuration() -> None:
     assert prefill_s(made, 0, 2_000) == pytest.approx(0.01 + 0.2)
     assert token_s(made, 0, 5) == pytest.approx(0.015)
     assert made.queue_s(one(0), np.array([3_000.0]))[0] == pytest.approx(0.3)
-    assert made.transfer_s(0, one(0), 50 * MIB)[0] == pytest.approx(0.505)
+    assert transfer_s(made, 0, 0, 50 * MIB) == pytest.approx(0.505)
 
 
 def test_a_transfer_of_nothing_takes_no_time() -> None:
-    assert model("p").transfer_s(0, one(0), 0.0)[0] == 0.0
+    assert transfer_s(model("p"), 0, 0, 0.0) == 0.0
 
 
 def test_each_worker_is_learnt_by_itself() -> None:
@@ -83,12 +90,12 @@ def test_a_row_that_is_used_again_forgets_its_last_worker() -> None:
     for i in range(50):
         made.observe_transfer(0, 1, 10 * MIB, 2.0, i)
     teach_prefill(made, 0, 1e-3)
-    slow = made.transfer_s(0, one(1), 10 * MIB)[0]
+    slow = transfer_s(made, 0, 1, 10 * MIB)
     made.remove(0)
     made.observe_prefill(0, Prefill(0, 1, 1), 100.0, 0.0)
     made.add(0, "decode")
     assert prefill_s(made, 0, 4_000) == pytest.approx(0.41)
-    assert made.transfer_s(0, one(1), 10 * MIB)[0] <= slow
+    assert transfer_s(made, 0, 1, 10 * MIB) <= slow
 
 
 def test_attention_over_a_long_cached_prefix_is_learnt_where_it_costs() -> None:
@@ -119,9 +126,9 @@ def test_a_slow_pair_is_told_from_the_rest() -> None:
     for i in range(200):
         made.observe_transfer(0, 1, 10 * MIB, 0.1, i)
         made.observe_transfer(0, 2, 10 * MIB, 0.4, i)
-    fast, slow = made.transfer_s(0, np.array([1, 2], np.intp), 10 * MIB).tolist()
-    assert fast == pytest.approx(0.1, rel=0.25)
-    assert slow == pytest.approx(0.4, rel=0.25)
+    assert transfer_s(made, 0, 1, 10 * MIB) == pytest.approx(0.1, rel=0.25)
+    assert transfer_s(made, 0, 2, 10 * MIB) == pytest.approx(0.4, rel=0.25)
+    assert 0.1 < made.transfer_from(None, one(1), np.array([10 * MIB]))[0] < 0.4
 
 
 @given(
@@ -141,9 +148,11 @@ def test_no_measurement_makes_a_prediction_absurd(measured: list[tuple[str, int,
             made.observe_transfer(row, (row + 1) % 3, amount, seconds, now)
     rows = np.arange(3)
     for times in (
-        made.prefill_s(rows, np.full(3, 1e4), 1e5),
+        made.asking_s(rows),
+        made.compute_s(rows, np.full(3, 1e4), 1e5),
         made.queue_s(rows, np.full(3, 1e5)),
         made.token_s(rows, np.full(3, 64.0), np.full(3, 1e6)),
-        made.transfer_s(0, rows, 1e9),
+        made.transfer_to(rows, 0, 1e9),
+        made.transfer_from(0, rows, np.full(3, 1e9)),
     ):
         assert all(0 <= seconds < math.inf for seconds in times.tolist())

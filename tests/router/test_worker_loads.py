@@ -30,10 +30,8 @@ def usable(
 def load(loads: WorkerLoads, name: str) -> Load:
     row = loads.row(name)
     assert row is not None
-    rows = np.array([row])
-    return Load(
-        float(loads.prefill_tokens(rows)[0]), float(loads.sequences(rows)[0]), float(loads.blocks(rows)[0])
-    )  # fmt: skip
+    of = loads.of(np.array([row]))
+    return Load(float(of.prefill_tokens[0]), float(of.sequences[0]), float(of.blocks[0]))
 
 
 def test_a_reservation_counts_at_once_and_is_given_back_in_two_steps() -> None:
@@ -92,7 +90,7 @@ def test_a_row_that_is_used_again_is_clean() -> None:
     loads.settle("1")
     loads.computed("1")
     assert load(loads, "z") == Load()
-    assert loads.num_blocks(np.array([row])).tolist() == [50]
+    assert loads.of(np.array([row])).num_blocks.tolist() == [50]
 
 
 def test_what_is_said_of_unknown_workers_is_left_out() -> None:
