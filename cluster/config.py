@@ -12,18 +12,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from cluster.config_placement import PlacementConfig
+from cluster.config_section import Count, Port, Seconds, Section
 from cluster.errors import ConfigError
-
-Seconds = Annotated[float, Field(gt=0)]
-Port = Annotated[int, Field(ge=0, le=65535)]
-Count = Annotated[int, Field(ge=1)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class ModelConfig(Section):
@@ -242,6 +236,7 @@ class Config(Section):
     prefill: PoolConfig = PoolConfig()
     decode: PoolConfig = PoolConfig()
     router: RouterConfig = RouterConfig()
+    placement: PlacementConfig = PlacementConfig()
     kv_transfer: KvTransferConfig = KvTransferConfig()
     store: StoreConfig = StoreConfig()
     security: SecurityConfig = SecurityConfig()
