@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 
 import xxhash
 
+from cluster.block_changes import BlockChanges
+
 
 def block_hashes(tokens: Sequence[int], block_size: int, salt: str) -> list[int]:
     """The chained hash of every full block: equal hashes mean equal tokens up to there, under the same salt."""
@@ -37,6 +39,12 @@ class BlockPool:
         self._free: OrderedDict[int, None] = OrderedDict()  # longest free first
         self._content: dict[int, int] = {}
         self._where: dict[int, int] = {}
+        self.changes = BlockChanges()
+
+    @property
+    def contents(self) -> frozenset[int]:
+        """The hashes of all known prefixes. A copy: for inspection."""
+        return frozenset(self._where)
 
     @property
     def used(self) -> int:
@@ -87,6 +95,7 @@ class BlockPool:
         if content not in self._where and block not in self._content:
             self._where[content] = block
             self._content[block] = content
+            self.changes.store(content)
 
     def check_integrity(self) -> None:
         """Recounts from a second source; raises `AssertionError` on a difference."""
@@ -103,5 +112,6 @@ class BlockPool:
         content = self._content.pop(block, None)
         if content is not None:
             del self._where[content]
+            self.changes.remove(content)
         self._holders[block] = 1
         return block
