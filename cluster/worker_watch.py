@@ -123,8 +123,9 @@ class WatchFeed:
 
     @property
     def most_behind(self) -> int:
-        """Hashes that may wait for one router: where more wait, a snapshot is shorter."""
-        return max(len(self._held), PART)
+        """Hashes that may wait for one router: the whole cache turned over once, and some more. Where more wait, a
+        snapshot is shorter."""
+        return 2 * (len(self._held) + PART)
 
     def snapshot(self) -> Iterator[pb.WatchReply]:
         """Everything as of now, however much later the parts are taken."""
@@ -155,6 +156,7 @@ class Watcher:
         self._behind = len(self._waiting) > MESSAGES_BEHIND or self._hashes_waiting > self._feed.most_behind
         if self._behind:
             self._waiting.clear()
+            self._hashes_waiting = 0
         self._more.set()
 
     def close(self) -> None:
@@ -173,8 +175,7 @@ class Watcher:
 
     def _next(self) -> pb.WatchReply | None:
         if self._behind:
-            self._snapshot = self._feed.snapshot()
-            self._hashes_waiting, self._behind = 0, False
+            self._snapshot, self._behind = self._feed.snapshot(), False
         if (part := next(self._snapshot, None)) is not None:
             return part
         if not self._waiting:
