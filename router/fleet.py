@@ -194,9 +194,9 @@ class Fleet:
     @asynccontextmanager
     async def _watching(self, link: WorkerLink) -> AsyncIterator[None]:
         """Watches the worker for as long as its session lasts, which alone says whether it is there."""
-        watch = WorkerWatch(link.record, self._sinks, self._turns, self._clock, self._config.worker_deadline_s)
-        name = f"watch of {link.record.worker_id}"
-        task = asyncio.create_task(watch.run(link.stub, self._router_id, self._jitter), name=name)
+        worker_id = link.record.worker_id
+        watch = WorkerWatch(worker_id, self._sinks, self._turns, self._clock, self._config.worker_deadline_s)
+        task = asyncio.create_task(watch.run(link.watch, self._jitter), name=f"watch of {worker_id}")
         try:
             yield
         finally:

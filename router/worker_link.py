@@ -53,14 +53,14 @@ class _Outgoing:
 
 
 class WorkerLink:
-    """`deadline_s` bounds the connect and every unary call. `stub` is for other calls over the same connection."""
+    """`deadline_s` bounds the connect and every unary call."""
 
     def __init__(self, record: WorkerRecord, router_id: str, deadline_s: float) -> None:
         self.record = record
         self._router_id = router_id
         self._deadline_s = deadline_s
         self._channel = grpc.aio.insecure_channel(record.address, options=CHANNEL_OPTIONS)
-        self.stub = worker_pb2_grpc.WorkerStub(self._channel)
+        self._stub = worker_pb2_grpc.WorkerStub(self._channel)
         self._outgoing = _Outgoing()
         self._call: grpc.aio.StreamStreamCall[worker_pb2.SessionRequest, worker_pb2.SessionReply] | None = None
         self._replies: AsyncIterator[worker_pb2.SessionReply] | None = None
@@ -70,7 +70,7 @@ class WorkerLink:
         """Starts the session. Raises `WorkerLost`: not reachable in time, another epoch, or not ready for work."""
         hello = worker_pb2.Hello(router_id=self._router_id, epoch=self.record.epoch)
         self._outgoing.put(worker_pb2.SessionRequest(hello=hello))
-        self._call = self.stub.Session(aiter(self._outgoing))
+        self._call = self._stub.Session(aiter(self._outgoing))
         self._replies = aiter(self._call)
         try:
             async with asyncio.timeout(self._deadline_s):
@@ -107,10 +107,14 @@ class WorkerLink:
             raise self._lost("it does not read its messages") from None
         raise self._lost("it ended the session")
 
+    def watch(self) -> grpc.aio.UnaryStreamCall[worker_pb2.WatchRequest, worker_pb2.WatchReply]:
+        """A Watch stream over the same connection, to be read and cancelled by the caller."""
+        return self._stub.Watch(worker_pb2.WatchRequest(router_id=self._router_id, epoch=self.record.epoch))
+
     async def describe(self) -> worker_pb2.WorkerDescription:
         """Raises `WorkerLost` when the worker does not answer within the deadline."""
         try:
-            return await self.stub.Describe(worker_pb2.DescribeRequest(), timeout=self._deadline_s)
+            return await self._stub.Describe(worker_pb2.DescribeRequest(), timeout=self._deadline_s)
         except grpc.aio.AioRpcError as error:
             raise self._lost(_reason(error)) from error
 

@@ -9,22 +9,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import grpc
 
 from cluster.clock import Clock
-from cluster.membership import WorkerRecord
 from protos.baton.v1 import worker_pb2 as pb
-from protos.baton.v1.worker_pb2_grpc import WorkerStub
 
 logger = logging.getLogger(__name__)
 
 RETRY_S = 0.1
 RETRY_LIMIT_S = 5.0
 _FEW_HASHES = 64
+
+WatchCall = grpc.aio.UnaryStreamCall[pb.WatchRequest, pb.WatchReply]
 
 
 class BlockSink(Protocol):
@@ -92,11 +92,10 @@ class MessageMissing(Exception):
 
 
 class WorkerWatch:
-    """`deadline_s` bounds the wait for a snapshot to begin, and for each of its parts. `jitter` in [0, 1): routers do
-    not come back in step."""
+    """`deadline_s` bounds the wait for a snapshot to begin, and for each of its parts."""
 
-    def __init__(self, record: WorkerRecord, sinks: Sinks, turns: Turns, clock: Clock, deadline_s: float) -> None:
-        self._record = record
+    def __init__(self, worker_id: str, sinks: Sinks, turns: Turns, clock: Clock, deadline_s: float) -> None:
+        self._worker_id = worker_id
         self._sinks = sinks
         self._turns = turns
         self._clock = clock
@@ -107,26 +106,25 @@ class WorkerWatch:
 
     @property
     def complete(self) -> bool:
-        """Whether the sink knows all that the worker has told."""
+        """Whether the sinks know all that the worker holds, and not a part of it."""
         return self._complete
 
-    async def run(self, stub: WorkerStub, router_id: str, jitter: random.Random) -> None:
-        """Until cancelled; the worker's entry in the sink stays as it was told last."""
-        request = pb.WatchRequest(router_id=router_id, epoch=self._record.epoch)
+    async def run(self, open_stream: Callable[[], WatchCall], jitter: random.Random) -> None:
+        """Until cancelled; what the sinks were told last stands until then. Routers do not come back in step:
+        `jitter`."""
         wait_s = RETRY_S
         while True:
-            reason = await self._follow(stub, request)
+            reason = await self._follow(open_stream())
             wait_s = RETRY_S if self._complete else min(2 * wait_s, RETRY_LIMIT_S)
             self._complete = False
-            logger.warning("watch of %s begins anew: %s", self._record.worker_id, reason)
+            logger.warning("watch of %s begins anew: %s", self._worker_id, reason)
             await self._clock.sleep(wait_s * (0.5 + jitter.random()))
 
-    async def _follow(self, stub: WorkerStub, request: pb.WatchRequest) -> str:
+    async def _follow(self, call: WatchCall) -> str:
         """One stream to its end; why it ended."""
-        call = stub.Watch(request)
         self._started = self._complete = False
         try:
-            replies: AsyncIterator[pb.WatchReply] = call.__aiter__()
+            replies: AsyncIterator[pb.WatchReply] = aiter(call)
             while True:
                 async with asyncio.timeout(None if self._complete else self._deadline_s):
                     reply = await anext(replies, None)
@@ -140,27 +138,24 @@ class WorkerWatch:
         except MessageMissing as error:
             return str(error)
         except Exception as error:
-            logger.exception("a message of %s was not taken in", self._record.worker_id)
+            logger.exception("a message of %s was not taken in", self._worker_id)
             return repr(error)
         finally:
             call.cancel()
 
     async def _take(self, reply: pb.WatchReply) -> None:
-        self._check(reply)
-        if len(reply.stored) + len(reply.removed) <= _FEW_HASHES:
-            self._tell(reply)
-            return
-        async with self._turns:
-            self._tell(reply)
-
-    def _check(self, reply: pb.WatchReply) -> None:
         expected = self._number + 1 if self._complete else self._number
         if not reply.cleared and (not self._started or reply.number != expected):
             raise MessageMissing(f"message {reply.number} came where {expected} was due")
+        if len(reply.stored) + len(reply.removed) <= _FEW_HASHES:
+            self._tell(reply)
+        else:
+            async with self._turns:
+                self._tell(reply)
         self._number, self._complete, self._started = reply.number, reply.complete, True
 
     def _tell(self, reply: pb.WatchReply) -> None:
-        worker_id = self._record.worker_id
+        worker_id = self._worker_id
         if reply.cleared:
             self._sinks.blocks.blocks_cleared(worker_id)
         if reply.removed:
