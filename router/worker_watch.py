@@ -114,7 +114,9 @@ class WorkerWatch:
         `jitter`."""
         wait_s = RETRY_S
         while True:
-            reason = await self._follow(open_stream())
+            async with self._turns:  # a whole cluster's streams are not opened at once either
+                call = open_stream()
+            reason = await self._follow(call)
             wait_s = RETRY_S if self._complete else min(2 * wait_s, RETRY_LIMIT_S)
             self._complete = False
             logger.warning("watch of %s begins anew: %s", self._worker_id, reason)
