@@ -5,30 +5,10 @@ Pure state. A free block keeps its content until it is given away; the block tha
 
 from __future__ import annotations
 
-from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
-import xxhash
-
 from cluster.block_changes import BlockChanges
-
-
-def block_hashes(tokens: Sequence[int], block_size: int, salt: str) -> list[int]:
-    """The chained hash of every full block: equal hashes mean equal tokens up to there, under the same salt."""
-    parent, hashes = chain_start(salt), []
-    for end in range(block_size, len(tokens) + 1, block_size):
-        parent = extend_chain(parent, tokens[end - block_size : end])
-        hashes.append(parent)
-    return hashes
-
-
-def chain_start(salt: str) -> int:
-    return xxhash.xxh3_64_intdigest(salt.encode())
-
-
-def extend_chain(parent: int, block: Sequence[int]) -> int:
-    return xxhash.xxh3_64_intdigest(array("I", block).tobytes(), seed=parent)
 
 
 class BlockPool:

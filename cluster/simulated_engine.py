@@ -32,7 +32,7 @@ class SimulatedEngine:
         self._timing = engine.simulated
         self._clock = clock
         self._handoff = handoff
-        self._batch = SimulatedBatch(engine.simulated, engine.block_size, self._max_model_len)
+        self._batch = SimulatedBatch(model.served_name, engine.simulated, engine.block_size, self._max_model_len)
         self._pulls: dict[str, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()
         self._blocks_changed = asyncio.Event()

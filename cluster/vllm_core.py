@@ -25,6 +25,7 @@ from cluster.config import EngineConfig, ModelConfig
 from cluster.engine_voice import EngineVoice
 from cluster.errors import EngineFailed
 from cluster.vllm_environment import prepare_environment
+from cluster.vllm_events import EventSockets
 from cluster.vllm_plugin import OWNER_VARIABLE, VOICE_VARIABLE
 
 _POLL_S = 0.1
@@ -35,13 +36,15 @@ _GIVE_UP_S = 15.0
 @dataclass(frozen=True, slots=True)
 class VllmSpec:
     """`options` are engine arguments handed over unread. `gpus` is the tensor parallelism, 0 on CPU. `kv_transfer` is
-    vLLM's own `kv_transfer_config`, made by whoever owns the connector; None runs without one."""
+    vLLM's own `kv_transfer_config`, made by whoever owns the connector; None runs without one. `events`: where the
+    engine core tells what its prefix cache holds; None keeps it to itself."""
 
     model: ModelConfig
     engine: EngineConfig
     options: Mapping[str, Any] = field(default_factory=dict)
     gpus: int = 0
     kv_transfer: Mapping[str, Any] | None = None
+    events: EventSockets | None = None
 
 
 def engine_arguments(spec: VllmSpec) -> dict[str, Any]:
@@ -57,6 +60,8 @@ def engine_arguments(spec: VllmSpec) -> dict[str, Any]:
     }
     if spec.kv_transfer is not None:
         arguments["kv_transfer_config"] = dict(spec.kv_transfer)
+    if spec.events is not None:
+        arguments["kv_events_config"] = spec.events.kv_events_config()
     if spec.engine.device == "cpu":
         arguments["kv_cache_memory_bytes"] = spec.engine.kv_cache_mib << 20
         arguments["distributed_executor_backend"] = "uni"
