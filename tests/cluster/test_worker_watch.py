@@ -276,6 +276,18 @@ async def test_a_router_that_leaves_is_forgotten_and_closing_ends_the_others() -
         await closing
 
 
+async def test_a_router_that_does_not_read_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.worker_watch._WRITE_S", 0.2)
+    async with Bench().running() as bench:
+        bench.worker.feed.apply(BlockDelta(stored=tuple(range(10**6))))  # more than fits on the way
+        call = bench.stub.Watch(pb.WatchRequest(router_id="r1", epoch=EPOCH))
+        await eventually(lambda: bench.worker.feed.watchers == 1)
+        await eventually(lambda: bench.worker.feed.watchers == 0)
+        with pytest.raises(grpc.aio.AioRpcError, match="has not read for"):
+            while await call.read() is not grpc.aio.EOF:
+                pass
+
+
 async def test_a_dead_engine_is_told_to_who_watches() -> None:
     async with Bench().running() as bench, watching(bench) as reader:
         bench.engine.fail("power cut")
