@@ -177,7 +177,7 @@ async def test_the_blocks_of_a_prompt_are_told_under_the_hashes_that_everybody_c
             told.update((await engine.block_changes()).stored)
 
 
-def test_a_client_cannot_make_the_engine_tell_its_blocks_twice() -> None:
+async def test_a_client_cannot_make_the_engine_tell_its_blocks_twice() -> None:
     from cluster.vllm_messages import to_core_request
 
     asked = to_core_request(request("m1", extra_args={"kv_cache_report_mode": "full", "theirs": 1}))

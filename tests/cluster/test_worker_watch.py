@@ -284,8 +284,7 @@ async def test_a_router_that_does_not_read_is_ended(monkeypatch: pytest.MonkeyPa
         await eventually(lambda: bench.worker.feed.watchers == 1)
         await eventually(lambda: bench.worker.feed.watchers == 0)
         with pytest.raises(grpc.aio.AioRpcError, match="has not read for"):
-            while await call.read() is not grpc.aio.EOF:
-                pass
+            _ = [message async for message in call]
 
 
 async def test_a_dead_engine_is_told_to_who_watches() -> None:
