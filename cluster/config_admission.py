@@ -48,8 +48,8 @@ class QueueConfig(Section):
 class ReorderConfig(Section):
     """A tenant's own requests may swap places for the sake of cached prefixes.
 
-    The one with the most cached tokens among the first `window` goes first; none is overtaken more than `most_overtakes`
-    times.
+    The one with the most cached tokens among the first `window` goes first; none is overtaken more often than
+    `most_overtakes`.
     """
 
     window: Annotated[int, Field(ge=1, le=64)] = 8
@@ -69,7 +69,9 @@ class AdmissionConfig(Section):
     running_tokens: Count | None = None
     quantum_tokens: Count = 256
     cold_tokens_per_s: _Rate = 10_000.0
-    classes: Annotated[list[_Name], Field(min_length=1, max_length=16)] = ["interactive", "standard", "batch"]
+    classes: Annotated[list[_Name], Field(min_length=1, max_length=16)] = Field(
+        default_factory=lambda: ["interactive", "standard", "batch"]
+    )
     default_class: str = "standard"
     tenants: dict[_Name, TenantConfig] = Field(default_factory=dict)
     default_tenant: TenantConfig = TenantConfig()
@@ -90,7 +92,7 @@ class AdmissionConfig(Section):
                 raise ValueError(f"{name}: {', '.join(unknown)} is no class; {valid}")
         if self.queue.class_reserve * len(self.classes) > 1:
             raise ValueError(
-                f"queue.class_reserve: {self.queue.class_reserve:g} for each of {len(self.classes)} classes is more than "
-                "the whole queue"
+                f"queue.class_reserve: {self.queue.class_reserve:g} for each of {len(self.classes)} classes is more "
+                "than the whole queue"
             )
         return self

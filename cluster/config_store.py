@@ -30,6 +30,7 @@ class StoreConfig(Section):
     deadline_s: Seconds = 0.25
     lease_s: Seconds = 5.0
     pin_s: Seconds = 3_600.0
+    max_pins: Count = 100_000
     journal_records: Count = 10_000
     max_pending: Count = 10_000
 
@@ -45,7 +46,9 @@ class StoreConfig(Section):
         elif self.password_env is not None:
             raise ValueError("password_env: memory:// needs none; set url to redis:// or leave it out")
         if self.lease_s < 3 * self.period_s:
-            raise ValueError(f"lease_s {self.lease_s:g} is less than 3 times period_s {self.period_s:g}: leases would lapse")
+            raise ValueError(
+                f"lease_s {self.lease_s:g} is less than 3 times period_s {self.period_s:g}: leases would lapse"
+            )
         return self
 
 

@@ -59,7 +59,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Returned:
-    """A claim has ended. What it did not use goes back to the tenant: a request that was not served counts not at all."""
+    """A claim has ended. What it did not use goes back to the tenant; a request that was not served does not count."""
 
     tenant: str
     claim_id: str
@@ -110,6 +110,10 @@ class _Tenant:
     held: dict[str, float] = field(default_factory=dict)  # claim id -> expiry
     earliest: float = float("inf")  # no claim lapses before; a lower bound, renewals do not raise it
 
+    def hold(self, claim_id: str, expiry: float) -> None:
+        self.held[claim_id] = expiry
+        self.earliest = min(self.earliest, expiry)
+
     def drop_lapsed(self, now: float) -> None:
         if now < self.earliest:
             return
@@ -133,15 +137,19 @@ class QuotaTable:
             self._take(tenant, claim, now)
         return denied or Granted()
 
-    def note(self, claim: Claim, now: float) -> None:
-        """The claim was granted elsewhere: it counts here too, whatever the limits."""
+    def note(self, claim: Claim, now: float, *, charge: bool = True) -> None:
+        """The claim was granted elsewhere: it counts here too, whatever the limits. Without `charge` it only counts as
+        one at once, not against a rate."""
         tenant = self._refilled(claim.tenant, claim.limits, now)
-        if claim.claim_id not in tenant.held:
+        if not charge:
+            tenant.hold(claim.claim_id, now + self._lease_s)
+        elif claim.claim_id not in tenant.held:
             self._take(tenant, claim, now)
 
     def renew(self, tenant: str, claim_id: str, now: float) -> None:
-        if (held := self._tenants.get(tenant)) and claim_id in held.held:
-            held.held[claim_id] = now + self._lease_s
+        """The claim lives on, also when it had lapsed; it is not charged again."""
+        if known := self._tenants.get(tenant):
+            known.hold(claim_id, now + self._lease_s)
 
     def give_back(self, returned: Returned, now: float) -> None:
         """Ends the claim. An unknown one, or one that has lapsed, changes nothing."""
@@ -176,8 +184,7 @@ class QuotaTable:
         return tenant
 
     def _take(self, tenant: _Tenant, claim: Claim, now: float) -> None:
-        tenant.held[claim.claim_id] = now + self._lease_s
-        tenant.earliest = min(tenant.earliest, now + self._lease_s)
+        tenant.hold(claim.claim_id, now + self._lease_s)
         tenant.requests.level -= 1 if claim.limits.requests_per_s else 0
         tenant.tokens.level -= claim.tokens if claim.limits.tokens_per_s else 0
 
