@@ -46,7 +46,7 @@ class RedisStore:
             protocol=2,
             max_connections=_CONNECTIONS,
             timeout=config.deadline_s,
-            socket_timeout=config.deadline_s,
+            socket_timeout=None,  # ours is `_deadline`; the client's own way, `wait_for`, can lose a cancellation
             socket_connect_timeout=config.deadline_s,
             retry=Retry(NoBackoff(), 0),
             client_name="baton-router",
