@@ -37,7 +37,7 @@ class Outbox:
     def pin(self, pin: Pin) -> None:
         self._pins.pop(pin.session_id, None)
         self._pins[pin.session_id] = pin
-        self._bound_pins()
+        self._bound_names(self._pins)
 
     def record(self, record: Record) -> None:
         self._records.append(record)
@@ -45,12 +45,13 @@ class Outbox:
 
     def give_back(self, returned: Returned) -> None:
         """Dropped, if it must be: the claim's lease then ends by itself."""
-        self._noted.pop(returned.claim_id, None)
         self._returned.append(returned)
         self._bound(self._returned)
 
     def note(self, claim: Claim) -> None:
+        """Said before the end of the same claim; so one that came and went during an outage is charged, too."""
         self._noted[claim.claim_id] = claim
+        self._bound_names(self._noted)
 
     @property
     def noted(self) -> Container[str]:
@@ -81,16 +82,16 @@ class Outbox:
         self._pins = {pin.session_id: pin for pin in batch.pins} | self._pins
         self._bound(self._records)
         self._bound(self._returned)
-        self._bound_pins()
+        self._bound_names(self._pins)
 
     def _bound(self, queue: deque[Record] | deque[Returned]) -> None:
         while len(queue) > self._most:
             queue.popleft()
             self.dropped += 1
 
-    def _bound_pins(self) -> None:
-        while len(self._pins) > self._most:
-            del self._pins[next(iter(self._pins))]
+    def _bound_names(self, named: dict[str, Pin] | dict[str, Claim]) -> None:
+        while len(named) > self._most:
+            del named[next(iter(named))]
             self.dropped += 1
 
 

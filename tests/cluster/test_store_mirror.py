@@ -200,6 +200,22 @@ async def test_a_claim_that_ended_during_the_outage_is_not_held_against_the_tena
     assert await granted(world.b, "b1", "b2") == [True, True]
 
 
+@pytest.mark.parametrize("ended", [False, True], ids=["still runs", "has ended"])
+async def test_tokens_taken_during_the_outage_are_charged_after_it_once(world: World, ended: bool) -> None:
+    slow = Limits(tokens_per_s=0.001, token_depth=100)
+    await world.exchange()
+    await world.b.claim(Claim("acme", "0", 0, slow))  # the store has heard of the tenant
+    world.link.cut = True
+    assert isinstance(await world.a.claim(Claim("acme", "1", 60, slow)), Granted)
+    if ended:
+        world.a.give_back(Returned("acme", "1", slow, unused_tokens=10))
+    world.link.cut = False
+    await world.pass_time(3.0)
+    left = 50 if ended else 40
+    assert isinstance(await world.b.claim(Claim("acme", "2", left + 1, slow)), Denied)
+    assert isinstance(await world.b.claim(Claim("acme", "3", left, slow)), Granted)
+
+
 async def test_claims_are_renewed_while_they_live_and_lapse_when_their_router_dies(world: World) -> None:
     assert await granted(world.a, "1", "2", "3") == [True, True, False]
     await world.pass_time(20.0)
