@@ -9,11 +9,10 @@ import uuid
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
 
 from cluster.config_store import StoreConfig
 from cluster.quota import Claim, QuotaTable, Verdict
-from cluster.store import NOTHING, PINS_AT_ONCE, Changes, DrainMark, Pin, Record, Reserved, Shared
+from cluster.store import PINS_AT_ONCE, Changes, DrainMark, Pin, Record, Reserved, Shared
 
 _FORGET_TENANTS_S = 3_600.0
 
@@ -101,8 +100,9 @@ class MemoryStore:
 
 def total(shares: Sequence[Mapping[str, Reserved]]) -> dict[str, Reserved]:
     """The sum by worker."""
-    workers = {worker_id for share in shares for worker_id in share}
-    return {
-        worker_id: reduce(Reserved.__add__, (share.get(worker_id, NOTHING) for share in shares))
-        for worker_id in workers
-    }
+    sums: dict[str, Reserved] = {}
+    for share in shares:
+        for worker_id, reserved in share.items():
+            known = sums.get(worker_id)
+            sums[worker_id] = reserved if known is None else known + reserved
+    return sums
