@@ -30,6 +30,9 @@ class StubRouter(admin_pb2_grpc.AdminServicer, inference_pb2_grpc.InferenceServi
         await self._refuse_or_stall(context)
         return self.status
 
+    async def Explain(self, request: admin_pb2.ExplainRequest, context: Any) -> admin_pb2.Explanation:
+        raise NotImplementedError
+
     async def Generate(
         self, request: inference_pb2.GenerateRequest, context: Any
     ) -> AsyncIterator[inference_pb2.GenerateResponse]:
