@@ -1,6 +1,6 @@
 """Section `placement`: where requests go, and what is assumed of workers before anything is measured.
 
-Only values and their checks; `router/placement.py` gives them their meaning.
+Only values and their checks; `router/predicted_placement.py` gives them their meaning.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ class Placement:
 
     def __init__(self, config: PlacementConfig, block: BlockShape) -> None:
         self._config = config
-        self._block = block
+        self.block = block
         self.loads = WorkerLoads()
         self.index = PrefixIndex(config.index_blocks, config.guess_s)
         self.latency = LatencyModel(config.start, config.half_life_s)
@@ -113,29 +113,48 @@ class Placement:
         pool = self._pool(Role.DECODE, demand, self._held(demand), now, avoid)
         return self._pick(self._decode(demand, pool, self.loads.row(source)), demand, now, draw)
 
+    def one(
+        self, leg: Leg, role: Role, demand: Demand, source: str, now: float, draw: random.Random, avoid: frozenset[str]
+    ) -> Decision | None:
+        """The worker of this pool for this leg, whatever else would be better. `source`: as in `second`, empty where
+        no worker has the blocks yet."""
+        pool = self._pool(role, demand, self._held(demand), now, avoid)
+        match leg:
+            case Leg.PREFILL:
+                table = self._apart(demand, pool, None, 0.0)
+            case Leg.WHOLE:
+                table = self._whole(demand, pool)
+            case Leg.DECODE | Leg.PREFETCH:
+                table = self._decode(demand, pool, self.loads.row(source), leg)
+        return self._pick(table, demand, now, draw)
+
     def take(self, attempt_id: str, demand: Demand, decision: Decision, now: float) -> None:
         """Reserves what was decided, expects the prompt's blocks there, and pins the session. `loads.computed` and
         `loads.settle` give the reservation back."""
         chosen, leg = decision.chosen, decision.leg
-        output = 0 if leg is Leg.PREFILL else self._output_tokens(demand)
-        uncached = 0 if leg is Leg.DECODE else demand.prompt_tokens - chosen.cached_tokens
-        blocks = _blocks(demand.prompt_tokens + output, self._block.tokens)
-        self.loads.reserve(attempt_id, chosen.worker_id, Load(uncached, 1, blocks))
+        output = self.output_tokens(demand) if leg in (Leg.DECODE, Leg.WHOLE) else 0
+        uncached = demand.prompt_tokens - chosen.cached_tokens if leg in (Leg.PREFILL, Leg.WHOLE) else 0
+        blocks = _blocks(demand.prompt_tokens + output, self.block.tokens)
+        sequences = 0 if leg is Leg.PREFETCH else 1
+        self.loads.reserve(attempt_id, chosen.worker_id, Load(uncached, sequences, blocks))
         self.index.expect(chosen.worker_id, demand.hashes)
         if demand.session:
             self.pins.pin(demand.session, _role_of(leg), chosen.worker_id, now)
 
     # Predictions
 
-    def _apart(self, demand: Demand, pool: _Pool, target: int, held: float) -> CostTable:
-        """`target`: the decode worker that the prompt is likely to go on to, which has `held` of its blocks."""
-        size_bytes = max(self._prompt_blocks(demand) - held, 0.0) * self._block.size_bytes
+    def _apart(self, demand: Demand, pool: _Pool, target: int | None, held: float) -> CostTable:
+        """`target`: the decode worker that the prompt is likely to go on to, which has `held` of its blocks; None: it
+        is not known."""
+        size_bytes = max(self._prompt_blocks(demand) - held, 0.0) * self.block.size_bytes
         return self._table(
             Leg.PREFILL,
             pool,
             queue_s=self.latency.queue_s(pool.rows, pool.loads.prefill_tokens),
             prefill_s=self.latency.asking_s(pool.rows) + self._compute_s(demand, pool),
-            transfer_s=self.latency.transfer_to(pool.rows, target, size_bytes),
+            transfer_s=self.latency.transfer_to(pool.rows, target, size_bytes)
+            if target is not None
+            else np.zeros(len(pool)),
         )
 
     def _whole(self, demand: Demand, pool: _Pool, slower_s: Column | None = None) -> CostTable:
@@ -150,17 +169,17 @@ class Placement:
             harm_s=self._config.stream_harm * pool.loads.sequences * compute_s,
         )
 
-    def _decode(self, demand: Demand, pool: _Pool, source: int | None) -> CostTable:
+    def _decode(self, demand: Demand, pool: _Pool, source: int | None, leg: Leg = Leg.DECODE) -> CostTable:
         """Where blocks are short, some request must wait until others give theirs back: as if those that hold blocks
         now ended evenly over the time that this request takes."""
-        lacking, output = np.maximum(self._prompt_blocks(demand) - pool.held, 0.0), self._output_tokens(demand)
+        lacking, output = np.maximum(self._prompt_blocks(demand) - pool.held, 0.0), self.output_tokens(demand)
         used = pool.loads.blocks
-        decode_s = output * self.latency.token_s(pool.rows, pool.loads.sequences, used * self._block.tokens)
-        short = np.maximum(lacking + _blocks(output, self._block.tokens) + used - pool.loads.num_blocks, 0.0)
+        decode_s = output * self.latency.token_s(pool.rows, pool.loads.sequences, used * self.block.tokens)
+        short = np.maximum(lacking + _blocks(output, self.block.tokens) + used - pool.loads.num_blocks, 0.0)
         return self._table(
-            Leg.DECODE,
+            leg,
             pool,
-            transfer_s=self.latency.transfer_from(source, pool.rows, lacking * self._block.size_bytes),
+            transfer_s=self.latency.transfer_from(source, pool.rows, lacking * self.block.size_bytes),
             decode_s=decode_s,
             room_s=decode_s * short / np.maximum(used, 1.0),
         )
@@ -182,13 +201,14 @@ class Placement:
         rows = self.loads.usable(role, demand.needs, avoid, now)
         held_there = held.take(rows)
         # An engine takes whole blocks from its cache, and always computes the last token.
-        cached = np.minimum(held_there, (demand.prompt_tokens - 1) // self._block.tokens) * self._block.tokens
+        cached = np.minimum(held_there, (demand.prompt_tokens - 1) // self.block.tokens) * self.block.tokens
         return _Pool(rows, self.loads.of(rows), held_there, cached)
 
     def _prompt_blocks(self, demand: Demand) -> int:
-        return _blocks(demand.prompt_tokens, self._block.tokens)
+        return _blocks(demand.prompt_tokens, self.block.tokens)
 
-    def _output_tokens(self, demand: Demand) -> int:
+    def output_tokens(self, demand: Demand) -> int:
+        """How many the request is expected to generate."""
         return min(demand.max_tokens, self._config.expected_output_tokens)
 
     # The pick

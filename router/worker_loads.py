@@ -144,6 +144,11 @@ class WorkerLoads:
         if held := self._reserved.pop(attempt_id, None):
             self._own[held.row] -= (held.prefill_tokens, held.load.sequences, held.load.blocks)
 
+    @property
+    def reserved(self) -> set[str]:
+        """The attempts that have a reservation."""
+        return set(self._reserved)
+
     # Columns
 
     def usable(self, role: Role, needs: frozenset[str], avoid: frozenset[str], now: float) -> Rows:
