@@ -18,7 +18,7 @@ from grpc_reflection.v1alpha import reflection
 from cluster.config import RouterConfig
 from cluster.errors import BatonError, InvalidRequest, StartFailed, answer_for
 from protos.baton.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc
-from router.session_id import HEADER, serving_session
+from router.session_id import HEADER, enter_session
 from router.text_generation import (
     ChatMessage,
     ChatPrompt,
@@ -49,10 +49,10 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         request_id = request.request_id or f"grpc-{uuid.uuid4().hex}"
         try:
             prompt, sampling = prompt_of(request), sampling_of(request.sampling, self._config.max_choices)
-            with serving_session(_session_of(context)):
-                async with aclosing(self._text.generate(request.model, prompt, sampling, request_id)) as chunks:
-                    async for chunk in chunks:
-                        yield response_of(chunk, request_id, self._text.model, sampling.logprobs or 0)
+            enter_session(_session_of(context))
+            async with aclosing(self._text.generate(request.model, prompt, sampling, request_id)) as chunks:
+                async for chunk in chunks:
+                    yield response_of(chunk, request_id, self._text.model, sampling.logprobs or 0)
         except BatonError as error:
             await context.abort(answer_for(error).grpc, str(error))
         except Exception:

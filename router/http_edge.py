@@ -18,7 +18,7 @@ from cluster.config import RouterConfig
 from cluster.errors import Answer, BatonError, InvalidRequest, RequestTooLarge
 from router.http_answer import SafeSend, error_body
 from router.http_body import checked_body
-from router.session_id import HEADER, serving_session
+from router.session_id import HEADER, enter_session
 
 logger = logging.getLogger(__name__)
 
@@ -61,8 +61,8 @@ class HttpEdge:
             if scope["method"] == "POST":
                 receive = await self._checked(scope, receive)
             headers = [(name, value) for name, value in scope["headers"] if name.lower() not in DROPPED_HEADERS]
-            with serving_session(_session_of(scope)):
-                await self._app(dict(scope, headers=headers), receive, send)
+            enter_session(_session_of(scope))
+            await self._app(dict(scope, headers=headers), receive, send)
         except BatonError as error:
             await send.fail(error)
         except Exception as error:

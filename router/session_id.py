@@ -1,13 +1,11 @@
 """Which conversation the request that is being served belongs to, as its client names it.
 
-The edges set it for the task of one call; whatever runs in that task can read it, so the frontend in between need not
+The edges set it for the task of each call; whatever runs in that task can read it, so the frontend in between need not
 know it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 
 from cluster.errors import InvalidRequest
@@ -24,13 +22,8 @@ def current_session() -> str:
     return _session.get()
 
 
-@contextmanager
-def serving_session(name: str) -> Iterator[None]:
-    """Raises `InvalidRequest` for a name that no client should use."""
+def enter_session(name: str) -> None:
+    """For the rest of this task; empty: in none. Raises `InvalidRequest` for a name that no client should use."""
     if len(name) > _LONGEST or not (name.isascii() and name.isprintable()):
         raise InvalidRequest(f"{HEADER}: at most {_LONGEST} printable ASCII characters, got {len(name)}")
-    before = _session.set(name)
-    try:
-        yield
-    finally:
-        _session.reset(before)
+    _session.set(name)
