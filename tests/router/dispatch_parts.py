@@ -18,12 +18,18 @@ MODEL, BLOCK_TOKENS = "demo", 16
 
 
 def parts(
-    now: Callable[[], float], rules: HandoverRules = DEFAULT_RULES, seed: int = 1, **placement: object
+    now: Callable[[], float],
+    rules: HandoverRules = DEFAULT_RULES,
+    seed: int = 1,
+    journal: Journal | None = None,
+    **placement: object,
 ) -> DispatchParts:
     """`placement`: keys of its section. Prefill is apart from decode unless they say otherwise."""
     config = PlacementConfig.model_validate({"disaggregate": "always"} | placement)
     placing = Placing(PlacementSetup(config, MODEL, BLOCK_TOKENS, 64 << 20), now, seed)
-    return DispatchParts(placing, RequestJournal(new_journal(), now, lambda: 1_700_000_000.0), rules)
+    return DispatchParts(
+        placing, RequestJournal(new_journal() if journal is None else journal, now, lambda: 1_700_000_000.0), rules
+    )
 
 
 def new_journal() -> Journal:
