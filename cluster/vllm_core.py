@@ -25,6 +25,7 @@ from cluster.config import EngineConfig, ModelConfig
 from cluster.engine_voice import EngineVoice
 from cluster.errors import EngineFailed
 from cluster.vllm_environment import prepare_environment
+from cluster.vllm_events import EventSockets
 from cluster.vllm_plugin import OWNER_VARIABLE, VOICE_VARIABLE
 
 _POLL_S = 0.1
@@ -36,7 +37,7 @@ _GIVE_UP_S = 15.0
 class VllmSpec:
     """`options` are engine arguments handed over unread. `gpus` is the tensor parallelism, 0 on CPU. `kv_transfer` is
     vLLM's own `kv_transfer_config`, made by whoever owns the connector; None runs without one. `environment` is what
-    that connector needs."""
+    that connector needs. `events`: where the engine core tells what its prefix cache holds; None keeps it to itself."""
 
     model: ModelConfig
     engine: EngineConfig
@@ -44,6 +45,7 @@ class VllmSpec:
     gpus: int = 0
     kv_transfer: Mapping[str, Any] | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
+    events: EventSockets | None = None
 
 
 def engine_arguments(spec: VllmSpec) -> dict[str, Any]:
@@ -59,6 +61,8 @@ def engine_arguments(spec: VllmSpec) -> dict[str, Any]:
     }
     if spec.kv_transfer is not None:
         arguments["kv_transfer_config"] = dict(spec.kv_transfer)
+    if spec.events is not None:
+        arguments["kv_events_config"] = spec.events.kv_events_config()
     if spec.engine.device == "cpu":
         arguments["kv_cache_memory_bytes"] = spec.engine.kv_cache_mib << 20
         arguments["distributed_executor_backend"] = "uni"

@@ -14,10 +14,12 @@ from typing import Any
 
 from vllm.v1.engine.exceptions import EngineDeadError
 
+from cluster.block_changes import BlockDelta
 from cluster.engine import EngineInfo, EngineLoad, EngineOutput, EngineRequest, EngineStats, Leg
 from cluster.errors import EngineFailed, InvalidRequest
 from cluster.kv_link import ConnectorDialect, KvLink, KvStats
 from cluster.vllm_core import VllmCore, VllmSpec
+from cluster.vllm_events import VllmEvents
 from cluster.vllm_messages import check_prompt, check_seed, from_core_output, set_connector_params, to_core_request
 
 _CALL_S = 10.0
@@ -33,6 +35,8 @@ class VllmEngine:
         self._link = link
         self._dialect = dialect
         self._core = VllmCore(spec)
+        self._events: VllmEvents | None = None
+        self._closed = asyncio.Event()
         self._attempts: dict[str, EngineRequest] = {}
         self._load = EngineLoad()
         self._max_model_len = self._vocabulary = 0
@@ -84,6 +88,13 @@ class VllmEngine:
                 self._dialect.stepped(self._load, stats.kv_connector_stats or {})
         return [self._translate(output) for output in outputs.outputs if output.request_id in self._attempts]
 
+    async def block_changes(self) -> BlockDelta:
+        self._raise_failure()
+        if self._events is not None:
+            return await self._events.changes()
+        await self._closed.wait()
+        raise await self._fail()
+
     def load(self) -> EngineLoad:
         return self._load
 
@@ -112,6 +123,9 @@ class VllmEngine:
     async def close(self) -> None:
         if self._failure is None:
             self._failure = EngineFailed("the engine was closed")
+        self._closed.set()
+        if self._events is not None:
+            self._events.close()
         try:
             if self._link is not None:
                 await self._link.close()
@@ -127,6 +141,10 @@ class VllmEngine:
         if self._link is not None:
             async with asyncio.timeout(self._spec.engine.start_deadline_s):
                 source, fingerprint = await self._link.address(), await self._link.fingerprint()
+        if self._spec.events is not None:
+            num_blocks = config.cache_config.num_gpu_blocks
+            self._events = VllmEvents(self._spec.events, self._spec.model.served_name, num_blocks)
+            await self._events.start()
         return EngineInfo(
             engine="vllm",
             model=self._spec.model.served_name,

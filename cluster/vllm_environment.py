@@ -24,6 +24,7 @@ def environment_for(
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # our process has threads: a fork of it could dead-lock
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
+        "VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES": "1",  # as `vllm_events` reads them
     }
     if "VLLM_LOGGING_LEVEL" not in inherited:
         wanted["VLLM_LOGGING_LEVEL"] = "WARNING"

@@ -32,6 +32,7 @@ async def build_engine(config: Config, pool: PoolConfig, clock: Clock, spec: Wor
 def _vllm_engine(config: Config, pool: PoolConfig, spec: WorkerSpec, folder: Path) -> Engine:
     from cluster.vllm_core import VllmSpec  # takes many seconds, and a prepared environment
     from cluster.vllm_engine import VllmEngine
+    from cluster.vllm_events import EventSockets
 
     announce_path = folder / "connector.json"
     settings = connector_settings(
@@ -49,6 +50,7 @@ def _vllm_engine(config: Config, pool: PoolConfig, spec: WorkerSpec, folder: Pat
         options=_options(config, pool, spec.role),
         gpus=pool.gpus_per_replica,
         kv_transfer=kv_transfer_config(settings, spec.role),
+        events=EventSockets(folder),
     )
     return VllmEngine(vllm_spec, EngineLink(announce_path))
 

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import grpc
+
 from cluster.engine import Role
+from cluster.errors import BatonError, answer_for
 from cluster.wire import role_to_wire
 from protos.baton.v1 import admin_pb2, admin_pb2_grpc, worker_pb2
+from router.explanation import explanation_of
 from router.fleet import Fleet, WorkerReport
+from router.journal import Journal
+
+_ExplainContext = grpc.aio.ServicerContext[admin_pb2.ExplainRequest, admin_pb2.Explanation]
 
 
 class AdminService(admin_pb2_grpc.AdminServicer):
-    """`model`: the name that clients use."""
+    """`model`: the name that clients use. Without a `journal` nothing can be explained."""
 
-    def __init__(self, fleet: Fleet, router_id: str, model: str) -> None:
+    def __init__(self, fleet: Fleet, router_id: str, model: str, journal: Journal | None = None) -> None:
         self._fleet = fleet
         self._router_id = router_id
         self._model = model
+        self._journal = journal
 
     async def Status(self, request: admin_pb2.StatusRequest, context: object) -> admin_pb2.StatusResponse:
         reports = await self._fleet.describe()
@@ -25,6 +33,22 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             workers=[_worker(report) for report in reports],
             router=self._fleet.dispatch.counters(),
         )
+
+    async def Explain(self, request: admin_pb2.ExplainRequest, context: _ExplainContext) -> admin_pb2.Explanation:
+        if self._journal is None or request.WhichOneof("what") == "dry_run":
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this router explains nothing of that kind")
+        if not request.request_id:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "name the request: set request_id")
+        try:
+            record = await self._journal.look_up(request.request_id)
+        except BatonError as error:
+            await context.abort(answer_for(error).grpc, str(error))
+        if record is None:
+            await context.abort(
+                grpc.StatusCode.NOT_FOUND,
+                f"request {request.request_id} is in no journal: it is too long ago, or never was",
+            )
+        return explanation_of(record)
 
 
 def _pool(role: Role, reports: list[WorkerReport]) -> admin_pb2.PoolStatus:

@@ -7,31 +7,23 @@ counters and the deadlines; it must not know how a message gets to a worker.
 from __future__ import annotations
 
 import logging
-import random
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from cluster.config import RouterConfig
-from cluster.engine import EngineOutput, EngineRequest, FinishReason, Leg, PrefillInProgress, Role
+from cluster.engine import EngineOutput, EngineRequest, FinishReason, Leg, PrefillInProgress
 from cluster.errors import BatonError, DeadlineExceeded, InvalidRequest, NoWorker, Overloaded, WorkerLost
 from cluster.wire import output_from_wire, request_to_wire, role_from_wire
 from protos.baton.v1 import admin_pb2, worker_pb2
+from router.actions import Action, Cancel, Emit, End, Release, Settle, Submit
 from router.fleet_view import FleetView
 from router.generation import Emission, GenerationRequest, Outcome, Sink
 from router.handover_rules import DEFAULT_RULES, HandoverRules
-from router.pipeline import (
-    Action,
-    Cancel,
-    Emit,
-    End,
-    Release,
-    RequestPipeline,
-    Settle,
-    Submit,
-    stray_ticket,
-)
-from router.placement import place
+from router.pipeline import RequestPipeline, stray_ticket
+from router.placing import Placing
+from router.request_choices import RequestChoices
+from router.request_journal import RequestJournal
 
 logger = logging.getLogger(__name__)
 
@@ -40,27 +32,37 @@ Post = Callable[[str, worker_pb2.SessionRequest], bool]
 
 
 @dataclass(frozen=True, slots=True)
+class DispatchParts:
+    """What a dispatch decides by and writes to."""
+
+    placing: Placing
+    journal: RequestJournal
+    rules: HandoverRules = DEFAULT_RULES
+
+
+@dataclass(frozen=True, slots=True)
 class _Live:
     pipeline: RequestPipeline
+    choices: RequestChoices
     deadline: float
 
 
 class Dispatch:
-    """`now` gives seconds of a monotonic clock; `seed` makes placement's draws repeatable."""
+    """`now` gives seconds of a monotonic clock."""
 
     def __init__(
         self,
         config: RouterConfig,
         post: Post,
         now: Callable[[], float],
-        seed: int,
-        rules: HandoverRules = DEFAULT_RULES,
+        parts: DispatchParts,
     ) -> None:
         self._config = config
-        self._rules = rules
+        self._rules = parts.rules
         self._post = post
         self._now = now
-        self._draw = random.Random(seed)
+        self.placing = parts.placing
+        self._journal = parts.journal
         self._sink: Sink | None = None
         self._live: dict[str, _Live] = {}  # in order of arrival, hence of deadline
         self._attempts: dict[str, _Live] = {}
@@ -93,9 +95,12 @@ class Dispatch:
 
     def submit(self, request: GenerationRequest) -> None:
         """Takes the request; every way it can end comes as an emission. Admission is the caller's to ask for first."""
-        pipeline = RequestPipeline(request, self._choose, self._follow, self._rules.first_token_from_prefill)
-        live = _Live(pipeline, self._now() + self._config.request_deadline_s)
+        choices = self.placing.choices(request)
+        seeding = self._rules.first_token_from_prefill
+        pipeline = RequestPipeline(request, choices.choose, self._follow, seeding, choices.whole_pays)
+        live = _Live(pipeline, choices, self._now() + self._config.request_deadline_s)
         self._live[request.request_id] = live
+        self._journal.begin(request)
         self._perform(live, pipeline.start())
         self._flush()
 
@@ -116,7 +121,8 @@ class Dispatch:
     def worker_up(self, worker: worker_pb2.WorkerDescription) -> None:
         """Raises `InvalidRequest` for a role that is not a pool's."""
         role = role_from_wire(worker.role)
-        self.view.add(worker.worker_id, role, worker.source, worker.epoch).report(worker.load)
+        self.view.add(worker.worker_id, role, worker.source, worker.epoch, worker.num_blocks)
+        self.placing.worker_up(worker)
 
     def worker_down(self, worker_id: str, cause: BatonError) -> None:
         """The worker is gone with all that it had of ours. Unknown ids are no error."""
@@ -124,20 +130,31 @@ class Dispatch:
         if worker is None:
             return
         self.view.remove(worker_id)
-        for attempt_id in worker.attempts:
+        self.placing.worker_gone(worker_id)
+        for attempt_id in tuple(worker.attempts):
             if live := self._attempts.get(attempt_id):
                 self._perform(live, live.pipeline.on_worker_lost(worker_id, cause))
         self._flush()
 
+    def set_ready(self, worker_id: str, ready: bool) -> None:
+        """Whether it gets new attempts; those that it has go on. Unknown ids are no error."""
+        if worker := self.view.get(worker_id):
+            worker.leaving = not ready
+            self.placing.set_ready(worker_id, ready)
+
+    def on_load(self, worker_id: str, load: worker_pb2.Load) -> None:
+        """Unknown ids are no error."""
+        if worker := self.view.get(worker_id):
+            self.placing.report(worker_id, load, worker.num_blocks)
+
     def on_step(self, worker_id: str, step: worker_pb2.StepOutputs) -> None:
         """One message of a worker: all outputs go to the frontend as one batch."""
-        worker = self.view.get(worker_id)
         for wire in step.outputs:
-            if worker is not None:
-                worker.computed(wire.attempt_id)
-            self._on_output(worker_id, _decoded(wire))
-        if worker is not None and step.HasField("load"):
-            worker.report(step.load)
+            output = _decoded(wire)
+            self.placing.answered(wire.attempt_id, len(output.token_ids), output.origin)
+            self._on_output(worker_id, output)
+        if step.HasField("load"):
+            self.on_load(worker_id, step.load)
         self._flush()
 
     def on_time(self) -> None:
@@ -150,6 +167,7 @@ class Dispatch:
         for live in [live for live in self._live.values() if live.deadline <= now]:
             late = DeadlineExceeded(f"the request took longer than {self._config.request_deadline_s:g} s")
             self._perform(live, live.pipeline.fail(late))
+        self.placing.on_time()
         self._flush()
 
     # Counts
@@ -166,14 +184,12 @@ class Dispatch:
         """Counts live attempts from both sides; raises AssertionError where they differ."""
         reserved = {attempt_id for worker in self.view for attempt_id in worker.attempts}
         assert reserved == set(self._attempts), (reserved, set(self._attempts))
+        self.placing.check_integrity(reserved)
         assert set(self._prefill_deadlines) <= set(self._attempts)
         assert all(live.pipeline.request_id in self._live for live in self._attempts.values())
         assert not self._emissions
 
     # Inside
-
-    def _choose(self, role: Role, avoid: frozenset[str], prefer: str | None) -> str | None:
-        return place(self.view, role, avoid, self._draw, prefer)
 
     def _follow(self, worker_id: str, request: EngineRequest) -> PrefillInProgress | None:
         worker = self.view.get(worker_id)
@@ -201,11 +217,12 @@ class Dispatch:
                 case Emit(emission):
                     if emission.error is not None:
                         logger.warning("request %s failed: %s", emission.request_id, emission.error)
+                    self._journal.emitted(emission)
                     self._emissions.append(emission)
                 case Submit() as submit if live is not None:
                     queue.extend(self._submit(live, submit))
-                case Settle(worker_id, attempt_id):
-                    self._settle(worker_id, attempt_id)
+                case Settle() as settle if live is not None:
+                    self._settle(live, settle)
                 case Cancel(worker_id, attempt_id):
                     self._post(worker_id, worker_pb2.SessionRequest(abort=worker_pb2.Abort(attempt_ids=[attempt_id])))
                 case Release(worker_id, lease_id):
@@ -216,9 +233,7 @@ class Dispatch:
     def _submit(self, live: _Live, submit: Submit) -> list[Action]:
         request = submit.request
         self._attempts[request.attempt_id] = live
-        if worker := self.view.get(submit.worker_id):
-            computes = request.leg in (Leg.PREFILL, Leg.WHOLE)
-            worker.reserve(request.attempt_id, len(request.prompt_token_ids) if computes else 0)
+        self._reserve(live, submit)
         if request.leg is Leg.PREFILL:
             self._prefill_deadlines[request.attempt_id] = self._now() + self._config.prefill_deadline_s
         if self._post(submit.worker_id, worker_pb2.SessionRequest(submit=request_to_wire(request))):
@@ -227,15 +242,27 @@ class Dispatch:
             submit.worker_id, WorkerLost(f"worker {submit.worker_id} cannot be reached")
         )
 
-    def _settle(self, worker_id: str, attempt_id: str) -> None:
-        self._attempts.pop(attempt_id, None)
-        self._prefill_deadlines.pop(attempt_id, None)
-        if worker := self.view.get(worker_id):
-            worker.settle(attempt_id)
+    def _reserve(self, live: _Live, submit: Submit) -> None:
+        request, request_id = submit.request, live.pipeline.request_id
+        decision = live.choices.made(request.leg, submit.worker_id)
+        self._journal.decided(request_id, decision, self.placing.placement.output_tokens(live.choices.demand))
+        self._journal.submitted(request_id, request)
+        if worker := self.view.get(submit.worker_id):
+            worker.attempts.add(request.attempt_id)
+            self.placing.take(request, live.choices, decision)
+
+    def _settle(self, live: _Live, settle: Settle) -> None:
+        self._attempts.pop(settle.attempt_id, None)
+        self._prefill_deadlines.pop(settle.attempt_id, None)
+        self.placing.settle(settle.attempt_id)
+        self._journal.settled(live.pipeline.request_id, settle)
+        if worker := self.view.get(settle.worker_id):
+            worker.attempts.discard(settle.attempt_id)
 
     def _end(self, pipeline: RequestPipeline, outcome: Outcome) -> None:
         del self._live[pipeline.request_id]
         self._outcomes[outcome.value] += 1
+        self._journal.end(pipeline.request_id, outcome)
         if pipeline.handed_over:
             self._disaggregated += 1
         elif outcome is Outcome.COMPLETED:

@@ -18,6 +18,7 @@ from grpc_reflection.v1alpha import reflection
 from cluster.config import RouterConfig
 from cluster.errors import BatonError, InvalidRequest, StartFailed, answer_for
 from protos.baton.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc
+from router.session_id import HEADER, enter_session
 from router.text_generation import (
     ChatMessage,
     ChatPrompt,
@@ -48,6 +49,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         request_id = request.request_id or f"grpc-{uuid.uuid4().hex}"
         try:
             prompt, sampling = prompt_of(request), sampling_of(request.sampling, self._config.max_choices)
+            enter_session(_session_of(context))
             async with aclosing(self._text.generate(request.model, prompt, sampling, request_id)) as chunks:
                 async for chunk in chunks:
                     yield response_of(chunk, request_id, self._text.model, sampling.logprobs or 0)
@@ -110,6 +112,13 @@ class GrpcEdge:
         if server is not None:
             await self._health.enter_graceful_shutdown()
             await server.stop(grace_s)
+
+
+def _session_of(context: _Context) -> str:
+    """Metadata that is not text names no session."""
+    given = (value for name, value in context.invocation_metadata() or () if name == HEADER)
+    name = next(given, "")
+    return name if isinstance(name, str) else ""
 
 
 def prompt_of(request: inference_pb2.GenerateRequest) -> Prompt:

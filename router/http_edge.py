@@ -18,6 +18,7 @@ from cluster.config import RouterConfig
 from cluster.errors import Answer, BatonError, InvalidRequest, RequestTooLarge
 from router.http_answer import SafeSend, error_body
 from router.http_body import checked_body
+from router.session_id import HEADER, enter_session
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ class HttpEdge:
             if scope["method"] == "POST":
                 receive = await self._checked(scope, receive)
             headers = [(name, value) for name, value in scope["headers"] if name.lower() not in DROPPED_HEADERS]
+            enter_session(_session_of(scope))
             await self._app(dict(scope, headers=headers), receive, send)
         except BatonError as error:
             await send.fail(error)
@@ -102,6 +104,11 @@ class HttpEdge:
                 raise too_large
             more = message.get("more_body", False)
         return b"".join(chunks)
+
+
+def _session_of(scope: Scope) -> str:
+    given = (value for name, value in scope["headers"] if name.lower() == HEADER.encode())
+    return next(given, b"").decode("latin-1")
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:

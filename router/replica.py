@@ -10,6 +10,7 @@ import gc
 import importlib
 import logging
 import secrets
+import time
 from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp
@@ -20,10 +21,14 @@ from cluster.errors import EngineFailed
 from cluster.membership import Directory
 from cluster.vllm_environment import prepare_environment
 from router.admin_service import AdminService
+from router.dispatch import DispatchParts
 from router.fleet import Fleet
 from router.grpc_edge import GrpcEdge
 from router.handover_rules import HandoverRules
 from router.http_edge import HttpEdge
+from router.journal import Journal
+from router.placing import PlacementSetup, Placing
+from router.request_journal import RequestJournal
 
 if TYPE_CHECKING:
     from router.frontend import Frontend
@@ -71,9 +76,13 @@ async def start_replica(config: Config, directory: Directory, clock: Clock) -> R
     prepare_environment(config.model, config.engine)
     router_id = f"router-{secrets.token_hex(4)}"
     rules = HandoverRules.of(config.kv_transfer)
-    fleet = Fleet(config.router, directory, clock, router_id, secrets.randbits(32), rules)
+    seed = secrets.randbits(32)
+    placing = Placing(PlacementSetup.of(config), clock.now, seed)
+    journal = Journal(router_id, config.store.journal_records, _keep_here, _known_here_only)
+    written = RequestJournal(journal, clock.now, time.time, rules.first_token_from_prefill)
+    fleet = Fleet(config.router, directory, clock, router_id, seed, DispatchParts(placing, written, rules))
     frontend = await _frontend(config, fleet)
-    edge = GrpcEdge(config.router, frontend.text, AdminService(fleet, router_id, config.model.served_name))
+    edge = GrpcEdge(config.router, frontend.text, AdminService(fleet, router_id, config.model.served_name, journal))
     try:
         port = await edge.start()
     except BaseException:
@@ -92,3 +101,11 @@ async def _frontend(config: Config, fleet: Fleet) -> Frontend:
     module = await asyncio.to_thread(importlib.import_module, "router.frontend")
     frontend: Frontend = await module.build_frontend(config, fleet.dispatch)
     return frontend
+
+
+def _keep_here(request_id: str, body: bytes) -> None:
+    """Records stay with the router that wrote them."""
+
+
+async def _known_here_only(request_id: str) -> bytes | None:
+    return None

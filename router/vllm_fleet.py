@@ -31,6 +31,7 @@ from cluster.vllm_params import encode_params
 from router.dispatch import Dispatch
 from router.generation import Emission, GenerationRequest, Outcome
 from router.sampling_state import SamplingFacts
+from router.session_id import current_session
 
 logger = logging.getLogger(__name__)
 
@@ -170,7 +171,18 @@ def to_generation(request: EngineCoreRequest, custom_logits: bool) -> Generation
         cache_salt=request.cache_salt or "",
         priority=request.priority,
         trace_headers=request.trace_headers or {},
+        client_id=_client_id(request),
+        session_id=current_session(),
     )
+
+
+def _client_id(request: EngineCoreRequest) -> str:
+    """The `id` in the client's answer. The frontend numbers prompts behind it, choices before it, and adds chance."""
+    own, sampled = request.request_id, request.external_req_id or request.request_id
+    choice, _, rest = own.partition("_")
+    if choice.isdecimal() and rest.startswith(sampled) and choice != "0":
+        return f"{choice}_{sampled}"
+    return sampled.removesuffix("-0") if sampled.startswith("cmpl-") else sampled
 
 
 def sampling_facts(params: SamplingParams, custom_logits: bool) -> SamplingFacts:

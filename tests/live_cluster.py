@@ -40,11 +40,13 @@ def free_port() -> int:
 
 
 def local_config(model_path: Path, name: str, **sections: dict[str, Any]) -> dict[str, Any]:
-    """The shipped local example on free ports, with `sections` merged over it."""
+    """The shipped local example on free ports, with `sections` merged over it. Unless they say otherwise, every request
+    is handed over: most tests are about that."""
     config: dict[str, Any] = yaml.safe_load((ROOT / "deploy/examples/local.yaml").read_text())
     config["name"] = name
     config["model"]["path"] = str(model_path)
     config["router"] = {"http_port": free_port(), "grpc_port": free_port()}
+    config["placement"] = {"disaggregate": "always"}
     for section, values in sections.items():
         config.setdefault(section, {}).update(values)
     return config

@@ -14,6 +14,7 @@ from protos.baton.v1 import kv_pb2, worker_pb2
 from router.dispatch import Dispatch
 from router.generation import Emission, GenerationRequest, Outcome
 from router.handover_rules import HandoverRules
+from tests.router.dispatch_parts import load_of, parts
 
 PIPELINING_FROM = 10
 
@@ -27,7 +28,9 @@ class Bench:
         self.unreachable: set[str] = set()
         self.batches: list[list[Emission]] = []
         router = RouterConfig.model_validate(config)
-        self.dispatch = Dispatch(router, self.post, lambda: self.now, 1, HandoverRules(pipelining_from=PIPELINING_FROM))
+        rules = HandoverRules(pipelining_from=PIPELINING_FROM)
+        self.parts = parts(lambda: self.now, rules)
+        self.dispatch = Dispatch(router, self.post, lambda: self.now, self.parts)
         self.dispatch.connect(self)
 
     def post(self, worker_id: str, message: worker_pb2.SessionRequest) -> bool:
@@ -120,11 +123,11 @@ def test_a_prompt_counts_as_queued_until_its_worker_has_answered(bench: Bench) -
     for worker_id in ("p1", "p2"):
         bench.dispatch.worker_down(worker_id, WorkerLost("gone"))
     whole = bench.ask("a")
+    assert load_of(bench.parts, "d1").prefill_tokens == 3
+    bench.step("d1", output(whole, 10))
+    assert load_of(bench.parts, "d1").prefill_tokens == 0
     worker = bench.dispatch.view.get("d1")
     assert worker is not None
-    assert worker.queued_prefill_tokens == 3
-    bench.step("d1", output(whole, 10))
-    assert worker.queued_prefill_tokens == 0
     assert not worker.idle
 
 
@@ -189,8 +192,8 @@ def test_admission_ends_at_the_limit_and_says_so(bench: Bench) -> None:
 
 
 def test_admission_needs_a_worker_that_takes_new_work(bench: Bench) -> None:
-    for worker in bench.dispatch.view:
-        worker.leaving = True
+    for worker_id in ("p1", "p2", "d1"):
+        bench.dispatch.set_ready(worker_id, False)
     with pytest.raises(NoWorker):
         bench.dispatch.admit()
 

@@ -64,6 +64,7 @@ def config_for(model: Path) -> Config:
     return parse_config(
         {
             "model": {"path": str(model), "max_model_len": 512},
+            "placement": {"disaggregate": "always"},
             "router": {"grpc_port": 0, "max_in_flight": 64, "request_deadline_s": 60.0},
         }
     )
@@ -382,7 +383,7 @@ async def test_an_expired_grpc_call_ends_its_request(service: Deployment) -> Non
 
 async def test_when_no_worker_is_left_health_and_requests_say_so(service: Deployment) -> None:
     for worker in service.replica.fleet.dispatch.view:
-        worker.leaving = True
+        service.replica.fleet.dispatch.set_ready(worker.worker_id, False)
     assert (await service.http.get("/health")).status_code == 503
     with pytest.raises(openai.APIStatusError, match="no worker is ready") as caught:
         await service.complete()
@@ -391,5 +392,5 @@ async def test_when_no_worker_is_left_health_and_requests_say_so(service: Deploy
         await service.generate(text="hi")
     assert unavailable.value.code() is grpc.StatusCode.UNAVAILABLE
     for worker in service.replica.fleet.dispatch.view:
-        worker.leaving = False
+        service.replica.fleet.dispatch.set_ready(worker.worker_id, True)
     assert (await service.http.get("/health")).status_code == 200

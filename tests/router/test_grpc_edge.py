@@ -65,6 +65,9 @@ class NoAdmin(admin_pb2_grpc.AdminServicer):
     async def Status(self, request: admin_pb2.StatusRequest, context: object) -> admin_pb2.StatusResponse:
         raise NotImplementedError
 
+    async def Explain(self, request: Any, context: Any) -> Any:
+        raise NotImplementedError
+
 
 class Bench:
     def __init__(self, script: Script, edge: GrpcEdge, channel: grpc.aio.Channel) -> None:
