@@ -18,8 +18,7 @@ from cluster.config import RouterConfig
 from cluster.errors import BatonError, EngineFailed, NoWorker, WorkerLost
 from cluster.membership import Directory, Membership, WorkerRecord
 from protos.baton.v1 import worker_pb2
-from router.dispatch import Dispatch
-from router.handover_rules import DEFAULT_RULES, HandoverRules
+from router.dispatch import ALONE_TERMS, Dispatch, Terms
 from router.worker_link import WorkerLink
 from router.worker_watch import BlockSink, NoBlocks, Sinks, Turns, WorkerWatch
 
@@ -59,7 +58,7 @@ class Fleet:
         clock: Clock,
         router_id: str,
         seed: int,
-        rules: HandoverRules = DEFAULT_RULES,
+        terms: Terms = ALONE_TERMS,
         blocks: BlockSink | None = None,
     ) -> None:
         self._config = config
@@ -72,7 +71,7 @@ class Fleet:
         self._sinks = Sinks(NoBlocks() if blocks is None else blocks, self)
         self._turns = Turns()
         self._jitter = random.Random(seed)
-        self.dispatch = Dispatch(config, self._post, clock.now, seed, rules)
+        self.dispatch = Dispatch(config, self._post, clock.now, seed, terms.rules, terms.gate, terms.loads)
 
     async def start(self) -> None:
         self._tasks = [

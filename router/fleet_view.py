@@ -8,15 +8,46 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from cluster.engine import Role
+from cluster.store import NOTHING, Reserved
 from protos.baton.v1 import worker_pb2
+
+
+class SharedLoads(Protocol):
+    """What routers tell each other of their reservations. Answers at once."""
+
+    def reserve(self, worker_id: str, share: Reserved) -> None:
+        """All that this router has on the worker now, in place of what it said before."""
+        ...
+
+    def reserved_elsewhere(self, worker_id: str) -> Reserved:
+        """By all other routers."""
+        ...
+
+
+class Alone:
+    """No other routers."""
+
+    def reserve(self, worker_id: str, share: Reserved) -> None:
+        """Nobody to tell."""
+
+    def reserved_elsewhere(self, worker_id: str) -> Reserved:
+        return NOTHING
+
+
+ALONE = Alone()
 
 
 @dataclass(slots=True)
 class WorkerView:
     """`source`: host:port of its engine's KvSource, empty without one. `leaving`: finishes what it has, gets nothing
-    new."""
+    new.
+
+    Others' work is what the worker reported beyond our own, or what the other routers say they have reserved, whichever
+    is more: each may be the newer of the two, and both tell of the same work.
+    """
 
     worker_id: str
     role: Role
@@ -28,6 +59,7 @@ class WorkerView:
     _others_prefill_tokens: int = 0
     _own_prefill_tokens: int = 0
     _own: dict[str, int] = field(default_factory=dict)  # attempt id -> prompt tokens not known to be computed
+    _loads: SharedLoads = ALONE
 
     @property
     def attempts(self) -> tuple[str, ...]:
@@ -41,25 +73,34 @@ class WorkerView:
     @property
     def running(self) -> int:
         """Sequences there, waiting ones included."""
-        return self._others_running + len(self._own)
+        return max(self._others_running, self.elsewhere.sequences) + len(self._own)
 
     @property
     def queued_prefill_tokens(self) -> int:
-        return self._others_prefill_tokens + self._own_prefill_tokens
+        return max(self._others_prefill_tokens, self.elsewhere.tokens) + self._own_prefill_tokens
+
+    @property
+    def elsewhere(self) -> Reserved:
+        """What other routers have reserved there."""
+        return self._loads.reserved_elsewhere(self.worker_id)
 
     def reserve(self, attempt_id: str, prompt_tokens: int) -> None:
         self._own[attempt_id] = prompt_tokens
         self._own_prefill_tokens += prompt_tokens
+        self._tell()
 
     def computed(self, attempt_id: str) -> None:
         """The attempt has answered: its prompt waits no longer."""
-        if attempt_id in self._own:
+        if self._own.get(attempt_id):
             self._own_prefill_tokens -= self._own[attempt_id]
             self._own[attempt_id] = 0
+            self._tell()
 
     def settle(self, attempt_id: str) -> None:
-        self.computed(attempt_id)
-        self._own.pop(attempt_id, None)
+        tokens = self._own.pop(attempt_id, None)
+        if tokens is not None:
+            self._own_prefill_tokens -= tokens
+            self._tell()
 
     def report(self, load: worker_pb2.Load) -> None:
         """What exceeds this router's own share is the work of other routers."""
@@ -67,9 +108,13 @@ class WorkerView:
         self._others_prefill_tokens = max(0, load.queued_prefill_tokens - self._own_prefill_tokens)
         self.kv_usage = load.kv_usage
 
+    def _tell(self) -> None:
+        self._loads.reserve(self.worker_id, Reserved(self._own_prefill_tokens, len(self._own)))
+
 
 class FleetView:
-    def __init__(self) -> None:
+    def __init__(self, loads: SharedLoads = ALONE) -> None:
+        self._loads = loads
         self._workers: dict[str, WorkerView] = {}
 
     def __iter__(self) -> Iterator[WorkerView]:
@@ -79,12 +124,17 @@ class FleetView:
         return self._workers.get(worker_id)
 
     def add(self, worker_id: str, role: Role, source: str = "", epoch: int = 0) -> WorkerView:
-        view = WorkerView(worker_id, role, source, epoch)
+        view = WorkerView(worker_id, role, source, epoch, _loads=self._loads)
         self._workers[worker_id] = view
         return view
 
     def remove(self, worker_id: str) -> None:
         self._workers.pop(worker_id, None)
+        self._loads.reserve(worker_id, NOTHING)
+
+    def elsewhere(self, worker_id: str) -> Reserved:
+        """What other routers have reserved on the worker, known here or not."""
+        return self._loads.reserved_elsewhere(worker_id)
 
     def ready(self, role: Role) -> list[WorkerView]:
         """Workers of the role that take new attempts."""

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from cluster.engine import FinishReason, Sampling, TokenLogprobs
 from cluster.errors import BatonError
+from router.caller import Caller
 from router.sampling_state import NO_HISTORY, SamplingFacts
 
 
@@ -30,6 +31,7 @@ class GenerationRequest:
     cache_salt: str = ""
     priority: int = 0
     trace_headers: Mapping[str, str] = field(default_factory=dict)
+    caller: Caller = field(default_factory=Caller)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from cluster.config import RouterConfig
 from cluster.errors import DeadlineExceeded, NoWorker, Overloaded
+from router.caller import Caller
 from router.http_edge import GENERATING, READING, HttpEdge
 
 CHAT = "/v1/chat/completions"
@@ -47,11 +48,13 @@ class Edge:
         self.backend = Backend()
         self.refusal: Exception | None = None
         self.ready = True
+        self.callers: list[Caller] = []
         app = HttpEdge(self.backend.app, CONFIG, self.admit, lambda: self.ready)
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         self.client = httpx.AsyncClient(transport=transport, base_url="http://router")
 
-    def admit(self) -> None:
+    def admit(self, caller: Caller) -> None:
+        self.callers.append(caller)
         if self.refusal is not None:
             raise self.refusal
 
