@@ -11,18 +11,28 @@ from protos.baton.v1 import admin_pb2, admin_pb2_grpc, worker_pb2
 from router.explanation import explanation_of
 from router.fleet import Fleet, WorkerReport
 from router.journal import Journal
+from router.shared_state import SharedState
 
 _ExplainContext = grpc.aio.ServicerContext[admin_pb2.ExplainRequest, admin_pb2.Explanation]
 
 
 class AdminService(admin_pb2_grpc.AdminServicer):
-    """`model`: the name that clients use. Without a `journal` nothing can be explained."""
+    """`model`: the name that clients use. Without a `journal` nothing can be explained; without `shared` this router is
+    alone."""
 
-    def __init__(self, fleet: Fleet, router_id: str, model: str, journal: Journal | None = None) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        router_id: str,
+        model: str,
+        journal: Journal | None = None,
+        shared: SharedState | None = None,
+    ) -> None:
         self._fleet = fleet
         self._router_id = router_id
         self._model = model
         self._journal = journal
+        self._shared = shared
 
     async def Status(self, request: admin_pb2.StatusRequest, context: object) -> admin_pb2.StatusResponse:
         reports = await self._fleet.describe()
@@ -32,6 +42,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             pools=[_pool(role, reports) for role in Role],
             workers=[_worker(report) for report in reports],
             router=self._fleet.dispatch.counters(),
+            store=None if self._shared is None else self._shared.status(),
         )
 
     async def Explain(self, request: admin_pb2.ExplainRequest, context: _ExplainContext) -> admin_pb2.Explanation:

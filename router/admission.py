@@ -136,6 +136,18 @@ class Admission:
         rank = self.rank_of(arrival.tenant, arrival.priority)
         return 0.0 if self._runs_at_once(arrival, rank) else self._expected_s(arrival, rank)
 
+    def check(self, tenant: str, priority: str, requests: int) -> None:
+        """A quick look before anything is prepared; `submit` decides. Leaves everything as it is.
+
+        Raises `InvalidRequest`; `Overloaded` when not even small requests of this tenant could wait.
+        """
+        rank = self.rank_of(tenant, priority)
+        if not self._room and len(self._running) + requests <= self._most_requests:
+            return
+        if not self._room.could_take(tenant, rank, self._config.tenant(tenant).weight, requests):
+            wait = self._room.tokens / self._rate.tokens_per_s
+            raise Overloaded(f"{self._full()}: try again later", _retry_s(wait))
+
     def next_up(self) -> list[str]:
         """The requests among which the next one will be chosen: worth looking up their cached tokens anew."""
         return self._room.next_up()
@@ -171,7 +183,7 @@ class Admission:
     def _enqueue(self, arrival: Arrival, rank: int, now: float) -> list[Action]:
         expected = self._expected_s(arrival, rank)
         pushed_out = self._room.enter(arrival, rank, self._weight(arrival), now)
-        full = f"{len(self._room)} requests of {self._room.tokens} tokens wait already"
+        full = self._full()
         if pushed_out is None:
             return self._refuse(arrival, Overloaded(f"{full}: try again later", _retry_s(expected)))
         gone = Overloaded(f"{full}, and others' requests come before this one: try again later", _retry_s(expected))
@@ -206,6 +218,9 @@ class Admission:
 
     def _expected_s(self, arrival: Arrival, rank: int) -> float:
         return self._room.tokens_ahead(arrival, rank, self._weight(arrival)) / self._rate.tokens_per_s
+
+    def _full(self) -> str:
+        return f"{len(self._room)} requests of {self._room.tokens} tokens wait already"
 
     def _weight(self, arrival: Arrival) -> float:
         return self._config.tenant(arrival.tenant).weight

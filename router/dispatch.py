@@ -12,12 +12,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from cluster.config import RouterConfig
+from cluster.config_admission import AdmissionConfig
 from cluster.engine import EngineOutput, EngineRequest, FinishReason, Leg, PrefillInProgress
-from cluster.errors import BatonError, DeadlineExceeded, InvalidRequest, NoWorker, Overloaded, WorkerLost
+from cluster.errors import BatonError, DeadlineExceeded, InvalidRequest, NoWorker, RetryLater, WorkerLost
 from cluster.wire import output_from_wire, request_to_wire, role_from_wire
 from protos.baton.v1 import admin_pb2, worker_pb2
 from router.actions import Action, Cancel, Emit, End, Release, Settle, Submit
+from router.admission_events import Admit, Refuse
+from router.caller import Caller
 from router.fleet_view import FleetView
+from router.gate import Decision, Gate
 from router.generation import Emission, GenerationRequest, Outcome, Sink
 from router.handover_rules import DEFAULT_RULES, HandoverRules
 from router.pipeline import RequestPipeline, stray_ticket
@@ -33,18 +37,24 @@ Post = Callable[[str, worker_pb2.SessionRequest], bool]
 
 @dataclass(frozen=True, slots=True)
 class DispatchParts:
-    """What a dispatch decides by and writes to."""
+    """What a dispatch decides by and writes to. Without a `gate` the default admission applies, and nobody has
+    limits."""
 
     placing: Placing
     journal: RequestJournal
     rules: HandoverRules = DEFAULT_RULES
+    gate: Gate | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Live:
+    """`started`: past the gate."""
+
     pipeline: RequestPipeline
     choices: RequestChoices
     deadline: float
+    caller: Caller
+    started: bool = False
 
 
 class Dispatch:
@@ -71,6 +81,8 @@ class Dispatch:
         self._outcomes: Counter[str] = Counter()
         self._disaggregated = 0
         self._whole = 0
+        self._gate = parts.gate or Gate(AdmissionConfig(), config.max_in_flight, now)
+        self._decided: deque[Decision] = deque()  # not carried out yet: one may lead to the next
         self.view = FleetView()
 
     def connect(self, sink: Sink) -> None:
@@ -83,26 +95,28 @@ class Dispatch:
     def in_flight(self) -> int:
         return len(self._live)
 
-    def admit(self, requests: int = 1) -> None:
-        """Whether so many more requests can be taken now. Raises `Overloaded`, `NoWorker`."""
-        if len(self._live) + requests > self._config.max_in_flight:
+    def admit(self, requests: int = 1, caller: Caller | None = None) -> None:
+        """A quick look at whether so many more requests make sense now; `submit` decides.
+
+        Raises `InvalidRequest` for a class that the caller may not use, `Overloaded`, `NoWorker`.
+        """
+        try:
+            self._gate.check(caller or Caller(), requests)
+            if not self.view.can_serve:
+                raise NoWorker("no worker is ready: try again in a moment")
+        except (RetryLater, NoWorker):
             self._outcomes["refused"] += 1
-            limit = self._config.max_in_flight
-            raise Overloaded(f"{len(self._live)} requests are in flight, the limit is {limit}: try again later")
-        if not self.view.can_serve:
-            self._outcomes["refused"] += 1
-            raise NoWorker("no worker is ready: try again in a moment")
+            raise
 
     def submit(self, request: GenerationRequest) -> None:
-        """Takes the request; every way it can end comes as an emission. Admission is the caller's to ask for first."""
+        """Takes the request, which may have to wait; every way it can end comes as an emission."""
         choices = self.placing.choices(request)
         seeding = self._rules.first_token_from_prefill
         pipeline = RequestPipeline(request, choices.choose, self._follow, seeding, choices.whole_pays)
-        live = _Live(pipeline, choices, self._now() + self._config.request_deadline_s)
+        live = _Live(pipeline, choices, self._now() + self._config.request_deadline_s, request.caller)
         self._live[request.request_id] = live
         self._journal.begin(request)
-        self._perform(live, pipeline.start())
-        self._flush()
+        self._decide(self._gate.submit(request, live.deadline, self._decide))
 
     def cancel(self, request_ids: Iterable[str], outcome: Outcome = Outcome.CANCELLED) -> None:
         """Nobody waits for these any more. Unknown ids are no error."""
@@ -158,7 +172,8 @@ class Dispatch:
         self._flush()
 
     def on_time(self) -> None:
-        """Ends what is past its deadline. To be called a few times a second."""
+        """Ends what is past its deadline, and lets in whom time has moved up. To be called a few times a second."""
+        self._decide(self._gate.on_time())
         now = self._now()
         for attempt_id in _due(self._prefill_deadlines, now):
             late = DeadlineExceeded(f"prefill took longer than {self._config.prefill_deadline_s:g} s")
@@ -178,10 +193,15 @@ class Dispatch:
             in_flight=len(self._live),
             disaggregated=self._disaggregated,
             whole=self._whole,
+            queued=self._gate.occupancy.queued_requests,
+            queued_tokens=self._gate.occupancy.queued_tokens,
         )
 
     def check_integrity(self) -> None:
-        """Counts live attempts from both sides; raises AssertionError where they differ."""
+        """Counts live requests and attempts from both sides; raises AssertionError where they differ."""
+        running = sum(live.started for live in self._live.values())
+        self._gate.check_integrity(len(self._live) - running, running)
+        assert not self._decided
         reserved = {attempt_id for worker in self.view for attempt_id in worker.attempts}
         assert reserved == set(self._attempts), (reserved, set(self._attempts))
         self.placing.check_integrity(reserved)
@@ -190,6 +210,26 @@ class Dispatch:
         assert not self._emissions
 
     # Inside
+
+    def _decide(self, decisions: list[Decision]) -> None:
+        """What the gate has decided, now or in answer to an earlier question."""
+        self._decided.extend(decisions)
+        self._flush()
+
+    def _carry_out(self, decision: Decision) -> None:
+        live = self._live.get(decision.request_id)
+        if live is None:
+            return  # it ended between the decision and now; the gate has heard of that
+        match decision:
+            case Admit():
+                live.started = True
+                self._perform(live, live.pipeline.start())
+            case Refuse(request_id, error):
+                del self._live[request_id]
+                self._outcomes["refused"] += 1
+                live.caller.hear(error)
+                self._emissions.append(Emission(request_id, [], error=error))
+                self._journal.end(request_id, Outcome.FAILED)
 
     def _follow(self, worker_id: str, request: EngineRequest) -> PrefillInProgress | None:
         worker = self.view.get(worker_id)
@@ -263,12 +303,15 @@ class Dispatch:
         del self._live[pipeline.request_id]
         self._outcomes[outcome.value] += 1
         self._journal.end(pipeline.request_id, outcome)
+        self._decided.extend(self._gate.leave(pipeline.request_id, pipeline.computed_tokens))
         if pipeline.handed_over:
             self._disaggregated += 1
         elif outcome is Outcome.COMPLETED:
             self._whole += 1
 
     def _flush(self) -> None:
+        while self._decided:
+            self._carry_out(self._decided.popleft())
         if self._emissions and self._sink is not None:
             batch, self._emissions = self._emissions, []
             self._sink.deliver(batch)

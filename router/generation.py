@@ -12,6 +12,7 @@ from typing import Protocol
 
 from cluster.engine import FinishReason, Sampling, TokenLogprobs
 from cluster.errors import BatonError
+from router.caller import Caller
 from router.sampling_state import NO_HISTORY, SamplingFacts
 
 
@@ -33,6 +34,7 @@ class GenerationRequest:
     trace_headers: Mapping[str, str] = field(default_factory=dict)
     client_id: str = ""
     session_id: str = ""
+    caller: Caller = field(default_factory=Caller)
 
 
 @dataclass(frozen=True, slots=True)

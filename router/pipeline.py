@@ -104,6 +104,13 @@ class RequestPipeline:
     def remaining(self) -> int:
         return self._request.sampling.max_tokens - len(self._emitted)
 
+    @property
+    def computed_tokens(self) -> int:
+        """What the fleet was made to compute for it: its prompt less what was cached, once, and its output."""
+        if not self._attempts:
+            return 0
+        return len(self._request.prompt_token_ids) - (self._cached_tokens or 0) + len(self._emitted)
+
     # Events
 
     def start(self) -> list[Action]:

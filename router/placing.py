@@ -13,6 +13,7 @@ from cluster.block_hashes import chain_seed, extend_chain
 from cluster.config import Config
 from cluster.config_placement import PlacementConfig
 from cluster.engine import EngineRequest, PromptOrigin
+from cluster.store import Reserved
 from cluster.wire import role_from_wire
 from protos.baton.v1 import worker_pb2
 from router.attempt_timing import AttemptTiming
@@ -20,6 +21,7 @@ from router.decision import Decision
 from router.generation import GenerationRequest
 from router.predicted_placement import BlockShape, Demand, Placement
 from router.request_choices import RequestChoices
+from router.shared_loads import ALONE, SharedLoads
 from router.worker_loads import Load, WorkerFacts
 
 _SWEEPS_AT_ONCE = 4
@@ -42,9 +44,11 @@ class PlacementSetup:
 
 
 class Placing:
-    """`now` gives seconds of a monotonic clock; `seed` makes the draws between equals repeatable."""
+    """`now` gives seconds of a monotonic clock; `seed` makes the draws between equals repeatable. `shared`: what
+    routers tell each other of their reservations."""
 
-    def __init__(self, setup: PlacementSetup, now: Callable[[], float], seed: int) -> None:
+    def __init__(self, setup: PlacementSetup, now: Callable[[], float], seed: int, shared: SharedLoads = ALONE) -> None:
+        self._shared = shared
         self._setup = setup
         self._now = now
         self._draw = random.Random(seed)
@@ -88,19 +92,27 @@ class Placing:
             request.attempt_id, request.leg, chosen.worker_id, choices.source, prompt, chosen.cached_tokens, now
         )
         self.placement.take(request.attempt_id, choices.demand, decision, now)
+        self._tell(chosen.worker_id)
 
     def answered(self, attempt_id: str, tokens: int, origin: PromptOrigin | None) -> None:
         self.placement.loads.computed(attempt_id)
+        self._tell(self.placement.loads.worker_of(attempt_id))
         self._timing.output(attempt_id, tokens, origin, self._now())
 
     def settle(self, attempt_id: str) -> None:
+        worker_id = self.placement.loads.worker_of(attempt_id)
         self.placement.loads.settle(attempt_id)
+        self._tell(worker_id)
         self._timing.settled(attempt_id, self._now())
 
     # Time
 
     def on_time(self) -> None:
-        """Old guesses go, and what takes memory for nothing. To be called a few times a second."""
+        """Old guesses go, and what takes memory for nothing; what other routers reserved is heard. To be called a few
+        times a second."""
+        for worker_id in filter(None, self.placement.loads.names):
+            elsewhere = self._shared.reserved_elsewhere(worker_id)
+            self.placement.loads.hear_of_others(worker_id, elsewhere.tokens, elsewhere.sequences)
         self.placement.index.on_time(self._now())
         for _ in range(_SWEEPS_AT_ONCE):
             if not self.placement.index.sweep():
@@ -111,3 +123,8 @@ class Placing:
         self.placement.loads.check_integrity()
         assert self.placement.loads.reserved == set(attempts), (self.placement.loads.reserved, set(attempts))
         assert len(self._timing) <= len(attempts)
+
+    def _tell(self, worker_id: str) -> None:
+        if worker_id:
+            own = self.placement.loads.own(worker_id)
+            self._shared.reserve(worker_id, Reserved(round(own.prefill_tokens), round(own.sequences)))

@@ -49,6 +49,12 @@ class WaitingRoom:
         self._join_class(entry, now)
         return pushed_out
 
+    def could_take(self, tenant: str, rank: int, weight: float, requests: int) -> bool:
+        """Whether small requests of this tenant would find room now, if only by pushing out others."""
+        if len(self) + requests <= self._bounds.max_requests and self.tokens + requests <= self._bounds.max_tokens:
+            return True
+        return self._victim(rank, (self._classes[rank].backlog(tenant) + 1) / weight) is not None
+
     def leave(self, request_id: str) -> Waiting:
         """Takes the request out, uncharged. Raises KeyError when it does not wait."""
         entry = self._entries[request_id]

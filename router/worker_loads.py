@@ -68,6 +68,7 @@ class WorkerLoads:
         self._reserved: dict[str, _Reserved] = {}
         self._own: Column = np.zeros((0, 3))
         self._others: Column = np.zeros((0, 3))
+        self._elsewhere: Column = np.zeros((0, 3))
         self._ready: dict[Role, Flags] = {role: np.zeros(0, np.bool_) for role in Role}
         self._closed_until: Column = np.zeros(0)
         self._num_blocks: Column = np.zeros(0)
@@ -81,7 +82,7 @@ class WorkerLoads:
         row = self._free.pop() if self._free else self._new_row()
         self._name(row, facts.worker_id)
         self._row[facts.worker_id], self._facts[row] = row, facts
-        self._own[row] = self._others[row] = 0.0
+        self._own[row] = self._others[row] = self._elsewhere[row] = 0.0
         self._closed_until[row], self._num_blocks[row] = 0.0, facts.num_blocks
         for skill in facts.can:
             self._can.setdefault(skill, np.zeros(len(self._num_blocks), np.bool_))[row] = True
@@ -123,6 +124,11 @@ class WorkerLoads:
             told = np.array((load.prefill_tokens, load.sequences, load.blocks))
             self._others[row] = np.maximum(told - self._own[row], 0.0)
 
+    def hear_of_others(self, worker_id: str, prefill_tokens: float, sequences: float) -> None:
+        """What the other routers say they have reserved there. Unknown ids are no error."""
+        if (row := self._row.get(worker_id)) is not None:
+            self._elsewhere[row, :2] = prefill_tokens, sequences
+
     # This router's own
 
     def reserve(self, attempt_id: str, worker_id: str, load: Load) -> None:
@@ -144,6 +150,16 @@ class WorkerLoads:
         if held := self._reserved.pop(attempt_id, None):
             self._own[held.row] -= (held.prefill_tokens, held.load.sequences, held.load.blocks)
 
+    def own(self, worker_id: str) -> Load:
+        """All that this router has reserved there. Unknown ids are no error."""
+        row = self._row.get(worker_id)
+        return Load() if row is None else Load(*self._own[row].tolist())
+
+    def worker_of(self, attempt_id: str) -> str:
+        """Where the attempt has its reservation; empty for none."""
+        held = self._reserved.get(attempt_id)
+        return "" if held is None else self.names[held.row]
+
     @property
     def reserved(self) -> set[str]:
         """The attempts that have a reservation."""
@@ -162,7 +178,9 @@ class WorkerLoads:
         return flags.nonzero()[0]
 
     def of(self, rows: Rows) -> Loads:
-        own, others = self._own.take(rows, axis=0), self._others.take(rows, axis=0)
+        own, told = self._own.take(rows, axis=0), self._others.take(rows, axis=0)
+        # Both tell of the same work, and each may be the newer of the two.
+        others = np.maximum(told, self._elsewhere.take(rows, axis=0))
         tokens, sequences, blocks = (own + others).T
         return Loads(tokens, sequences, blocks, self._num_blocks.take(rows))
 
@@ -187,6 +205,7 @@ class WorkerLoads:
             more = max(8, row)
             self._own = np.vstack([self._own, np.zeros((more, 3))])
             self._others = np.vstack([self._others, np.zeros((more, 3))])
+            self._elsewhere = np.vstack([self._elsewhere, np.zeros((more, 3))])
             self._closed_until = np.pad(self._closed_until, (0, more))
             self._num_blocks = np.pad(self._num_blocks, (0, more))
             self._ready = {role: np.pad(flags, (0, more)) for role, flags in self._ready.items()}

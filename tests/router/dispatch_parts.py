@@ -8,10 +8,12 @@ import numpy as np
 
 from cluster.config_placement import PlacementConfig
 from router.dispatch import DispatchParts
+from router.gate import Gate
 from router.handover_rules import DEFAULT_RULES, HandoverRules
 from router.journal import Journal
 from router.placing import PlacementSetup, Placing
 from router.request_journal import RequestJournal
+from router.shared_loads import ALONE, SharedLoads
 from router.worker_loads import Load
 
 MODEL, BLOCK_TOKENS = "demo", 16
@@ -22,14 +24,15 @@ def parts(
     rules: HandoverRules = DEFAULT_RULES,
     seed: int = 1,
     journal: Journal | None = None,
+    gate: Gate | None = None,
+    shared: SharedLoads = ALONE,
     **placement: object,
 ) -> DispatchParts:
     """`placement`: keys of its section. Prefill is apart from decode unless they say otherwise."""
     config = PlacementConfig.model_validate({"disaggregate": "always"} | placement)
-    placing = Placing(PlacementSetup(config, MODEL, BLOCK_TOKENS, 64 << 20), now, seed)
-    return DispatchParts(
-        placing, RequestJournal(new_journal() if journal is None else journal, now, lambda: 1_700_000_000.0), rules
-    )
+    placing = Placing(PlacementSetup(config, MODEL, BLOCK_TOKENS, 64 << 20), now, seed, shared)
+    written = RequestJournal(new_journal() if journal is None else journal, now, lambda: 1_700_000_000.0)
+    return DispatchParts(placing, written, rules, gate)
 
 
 def new_journal() -> Journal:

@@ -8,7 +8,7 @@ import pytest
 
 from cluster.config import RouterConfig
 from cluster.engine import FinishReason, Role, Sampling
-from cluster.errors import DeadlineExceeded, EngineFailed, NoWorker, Overloaded, WorkerLost
+from cluster.errors import DeadlineExceeded, EngineFailed, NoWorker, WorkerLost
 from cluster.wire import role_to_wire
 from protos.baton.v1 import kv_pb2, worker_pb2
 from router.dispatch import Dispatch
@@ -180,15 +180,6 @@ def test_an_unknown_finish_reason_counts_as_a_failed_attempt(bench: Bench) -> No
     strange.finish_reason = 77  # type: ignore[assignment]
     bench.step(bench.posted[-1][0], strange)
     assert len(bench.submits) == 2
-
-
-def test_admission_ends_at_the_limit_and_says_so(bench: Bench) -> None:
-    bench.ask("a")
-    bench.ask("b")
-    bench.dispatch.admit(1)
-    with pytest.raises(Overloaded, match="limit is 3"):
-        bench.dispatch.admit(2)
-    assert bench.dispatch.counters().requests_by_outcome["refused"] == 1
 
 
 def test_admission_needs_a_worker_that_takes_new_work(bench: Bench) -> None:

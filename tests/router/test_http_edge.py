@@ -14,7 +14,8 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from cluster.config import RouterConfig
-from cluster.errors import DeadlineExceeded, NoWorker, Overloaded
+from cluster.errors import DeadlineExceeded, NoWorker, Overloaded, TenantLimited
+from router.caller import NO_TENANT, Caller, current_caller
 from router.http_edge import GENERATING, READING, HttpEdge
 
 CHAT = "/v1/chat/completions"
@@ -47,11 +48,13 @@ class Edge:
         self.backend = Backend()
         self.refusal: Exception | None = None
         self.ready = True
+        self.callers: list[Caller] = []
         app = HttpEdge(self.backend.app, CONFIG, self.admit, lambda: self.ready)
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         self.client = httpx.AsyncClient(transport=transport, base_url="http://router")
 
-    def admit(self) -> None:
+    def admit(self, caller: Caller) -> None:
+        self.callers.append(caller)
         if self.refusal is not None:
             raise self.refusal
 
@@ -171,6 +174,60 @@ async def test_what_cannot_be_taken_now_is_refused_with_a_time_to_come_back(edge
     response = await edge.post({"model": "demo"})
     assert (response.status_code, response.headers["retry-after"]) == (503, "1")
     assert error_of(response)["message"] == str(refusal)
+
+
+@pytest.mark.parametrize(
+    ("refusal", "status", "seconds"),
+    [(Overloaded("full", 12.2), 503, "13"), (TenantLimited("yours", 3.0), 429, "3")],
+)
+async def test_a_refusal_that_knows_says_when_to_come_back(
+    edge: Edge, refusal: Exception, status: int, seconds: str
+) -> None:
+    edge.refusal = refusal
+    response = await edge.post({"model": "demo"})
+    assert (response.status_code, response.headers["retry-after"]) == (status, seconds)
+
+
+async def test_a_refusal_behind_the_frontend_says_when_to_come_back_too(edge: Edge) -> None:
+    def refuse(body: bytes) -> Response:
+        current_caller().hear(Overloaded("full", 7.0))
+        current_caller().hear(Overloaded("full", 5.0))
+        return JSONResponse({"error": {"message": "full"}}, 503)
+
+    edge.backend.respond = refuse
+    assert (await edge.post({"model": "demo"})).headers["retry-after"] == "7"
+
+
+async def test_tenant_and_class_reach_admission_and_the_application(edge: Edge) -> None:
+    seen: list[Caller] = []
+
+    def respond(body: bytes) -> Response:
+        seen.append(current_caller())
+        return JSONResponse({})
+
+    edge.backend.respond = respond
+    await edge.post({}, headers={"X-Tenant-Id": "acme", "X-Priority-Class": "batch"})
+    await edge.post({})
+    assert [(caller.tenant, caller.priority) for caller in edge.callers] == [("acme", "batch"), (NO_TENANT, "")]
+    assert seen == edge.callers
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [("x-tenant-id", "a b")],
+        [("x-tenant-id", "")],
+        [("x-tenant-id", "a" * 65)],
+        [("x-tenant-id", "a"), ("X-Tenant-Id", "b")],
+        [("x-priority-class", "\x00")],
+        [("x-priority-class", "../etc")],
+    ],
+)
+async def test_a_malformed_tenant_or_class_is_answered_400(edge: Edge, headers: list[tuple[str, str]]) -> None:
+    response = await edge.post({}, headers=headers)
+    assert response.status_code == 400
+    assert headers[0][0] in error_of(response)["message"]
+    assert edge.backend.reached == 0
 
 
 async def test_reading_routes_are_answered_even_when_nothing_can_be_generated(edge: Edge) -> None:

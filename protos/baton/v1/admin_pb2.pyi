@@ -44,6 +44,7 @@ class StatusResponse(_message.Message):
     POOLS_FIELD_NUMBER: _builtins.int
     WORKERS_FIELD_NUMBER: _builtins.int
     ROUTER_FIELD_NUMBER: _builtins.int
+    STORE_FIELD_NUMBER: _builtins.int
     router_id: _builtins.str
     model: _builtins.str
     @_builtins.property
@@ -54,6 +55,8 @@ class StatusResponse(_message.Message):
 
     @_builtins.property
     def router(self) -> Global___RouterCounters: ...
+    @_builtins.property
+    def store(self) -> Global___StoreStatus: ...
     def __init__(
         self,
         *,
@@ -62,14 +65,51 @@ class StatusResponse(_message.Message):
         pools: _abc.Iterable[Global___PoolStatus] | None = ...,
         workers: _abc.Iterable[Global___WorkerStatus] | None = ...,
         router: Global___RouterCounters | None = ...,
+        store: Global___StoreStatus | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["router", b"router"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["router", b"router", "store", b"store"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "pools", b"pools", "router", b"router", "router_id", b"router_id", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "pools", b"pools", "router", b"router", "router_id", b"router_id", "store", b"store", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StatusResponse: _TypeAlias = StatusResponse  # noqa: Y015
+
+@_typing.final
+class StoreStatus(_message.Message):
+    """Of what this router shares with the others."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEGRADED_FIELD_NUMBER: _builtins.int
+    DEGRADED_S_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    ROUTERS_FIELD_NUMBER: _builtins.int
+    DROPPED_WRITES_FIELD_NUMBER: _builtins.int
+    degraded: _builtins.bool
+    """The store does not answer: the router goes on with what it knew, and enforces its part of tenants' limits alone."""
+    degraded_s: _builtins.float
+    reason: _builtins.str
+    routers: _builtins.int
+    """Alive at the store's last answer, this one included."""
+    dropped_writes: _builtins.int
+    """What found no room to wait in while the store was away."""
+    def __init__(
+        self,
+        *,
+        degraded: _builtins.bool = ...,
+        degraded_s: _builtins.float = ...,
+        reason: _builtins.str = ...,
+        routers: _builtins.int = ...,
+        dropped_writes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["degraded", b"degraded", "degraded_s", b"degraded_s", "dropped_writes", b"dropped_writes", "reason", b"reason", "routers", b"routers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StoreStatus: _TypeAlias = StoreStatus  # noqa: Y015
 
 @_typing.final
 class PoolStatus(_message.Message):
@@ -151,9 +191,14 @@ class RouterCounters(_message.Message):
     IN_FLIGHT_FIELD_NUMBER: _builtins.int
     DISAGGREGATED_FIELD_NUMBER: _builtins.int
     WHOLE_FIELD_NUMBER: _builtins.int
+    QUEUED_FIELD_NUMBER: _builtins.int
+    QUEUED_TOKENS_FIELD_NUMBER: _builtins.int
     in_flight: _builtins.int
+    """Waiting ones included."""
     disaggregated: _builtins.int
     whole: _builtins.int
+    queued: _builtins.int
+    queued_tokens: _builtins.int
     @_builtins.property
     def requests_by_outcome(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]: ...
     def __init__(
@@ -163,10 +208,12 @@ class RouterCounters(_message.Message):
         in_flight: _builtins.int = ...,
         disaggregated: _builtins.int = ...,
         whole: _builtins.int = ...,
+        queued: _builtins.int = ...,
+        queued_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["disaggregated", b"disaggregated", "in_flight", b"in_flight", "requests_by_outcome", b"requests_by_outcome", "whole", b"whole"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disaggregated", b"disaggregated", "in_flight", b"in_flight", "queued", b"queued", "queued_tokens", b"queued_tokens", "requests_by_outcome", b"requests_by_outcome", "whole", b"whole"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
