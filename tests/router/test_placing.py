@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,7 @@ PROMPT = list(range(1_000, 1_000 + 100 * BLOCK_TOKENS))
 class Bench:
     """Two workers a pool whose answers are written by the test; the clock moves by hand."""
 
-    def __init__(self, **placement: object) -> None:
+    def __init__(self, **placement: Any) -> None:
         self.now = 0.0
         self.posted: list[tuple[str, worker_pb2.Submit]] = []
         self.journal = new_journal()
