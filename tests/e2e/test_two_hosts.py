@@ -197,7 +197,7 @@ def test_without_any_way_a_pull_fails_in_time_and_nixl_is_used_again_afterwards(
     pair.look_at_the_end()
 
 
-class _soon:
+class _soon:  # noqa: N801 (reads as a statement)
     """Does something so many seconds after the block has begun; the block ends after it."""
 
     def __init__(self, act: Callable[[], None], after_s: float) -> None:
