@@ -27,8 +27,9 @@ class Candidate(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Decision(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One choice. `question`: "prefill", "decode" or "disaggregate". `at_s` counts from the request's arrival. The best
-    candidates are kept, `left_out` counts the rest. `because`: the rule that decided, in words."""
+    """One choice. `question`: the leg that it was for ("prefill", "decode", "whole", "prefetch"), or "disaggregate".
+    `at_s` counts from the request's arrival. The best candidates are kept, `left_out` counts the rest. `because`: the
+    rule that decided, in words."""
 
     question: str
     at_s: float

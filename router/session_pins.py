@@ -1,6 +1,6 @@
 """Which workers last served a session: remembered for so many sessions and for so long, no more.
 
-Pure state. What a pin is worth is decided in `placement`.
+Pure state. What a pin is worth is decided in `predicted_placement`.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from cluster.clock import RealClock
 from cluster.config import Config, parse_config
 from cluster.engine import Role
 from cluster.membership import MemoryDirectory
-from protos.baton.v1 import inference_pb2, inference_pb2_grpc, worker_pb2
+from protos.baton.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc, worker_pb2
 from router.replica import RouterReplica, start_replica
 from tests.router.scripted_worker import LeaseBook, ScriptedWorker, expected_tokens
 
@@ -41,6 +41,7 @@ class Deployment:
     http: httpx.AsyncClient
     openai: openai.AsyncOpenAI
     grpc: inference_pb2_grpc.InferenceAsyncStub
+    admin: admin_pb2_grpc.AdminAsyncStub
 
     async def complete(self, **fields: Any) -> Any:
         asked: dict[str, Any] = {"model": "demo", "prompt": [5, 6, 7], "max_tokens": 6, "temperature": 0.0} | fields
@@ -91,7 +92,8 @@ async def running(demo_model: Path) -> AsyncIterator[Deployment]:
         openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as sdk,
         grpc.aio.insecure_channel(f"127.0.0.1:{replica.grpc_port}") as channel,
     ):
-        yield Deployment(replica, prefill, decode, http, sdk, inference_pb2_grpc.InferenceStub(channel))
+        stubs = inference_pb2_grpc.InferenceStub(channel), admin_pb2_grpc.AdminStub(channel)
+        yield Deployment(replica, prefill, decode, http, sdk, *stubs)
     server.should_exit = True
     await serving
     await replica.close(grace_s=1.0)
@@ -394,3 +396,20 @@ async def test_when_no_worker_is_left_health_and_requests_say_so(service: Deploy
     for worker in service.replica.fleet.dispatch.view:
         service.replica.fleet.dispatch.set_ready(worker.worker_id, True)
     assert (await service.http.get("/health")).status_code == 200
+
+
+async def test_the_id_of_an_answer_explains_it_and_sessions_are_known(service: Deployment) -> None:
+    session = {"x-session-id": "talk"}
+    ids = [
+        (await service.complete(extra_headers=session)).id,
+        (await service.chat(extra_headers=session)).id,
+        (await service.complete(n=2, extra_headers=session)).id,
+    ]
+    request = inference_pb2.GenerateRequest(text="hi", request_id="mine")
+    async for _ in service.grpc.Generate(request, timeout=30, metadata=(("x-session-id", "talk"),)):
+        pass
+    for request_id in [*ids, "mine"]:
+        told = await service.admin.Explain(admin_pb2.ExplainRequest(request_id=request_id), timeout=10)
+        assert (told.outcome, told.session_id) == ("completed", "talk")
+        assert [decision.question for decision in told.decisions] == ["prefill", "decode"]
+        assert [attempt.outcome for attempt in told.attempts] == ["completed", "completed"]

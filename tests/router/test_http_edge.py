@@ -17,6 +17,7 @@ from cluster.config import RouterConfig
 from cluster.errors import DeadlineExceeded, NoWorker, Overloaded, TenantLimited
 from router.caller import NO_TENANT, Caller, current_caller
 from router.http_edge import GENERATING, READING, HttpEdge
+from router.session_id import current_session
 
 CHAT = "/v1/chat/completions"
 CONFIG = RouterConfig(max_body_bytes=1000, max_choices=4, max_in_flight=8)
@@ -283,3 +284,17 @@ async def test_an_unforeseen_failure_is_answered_without_its_details(edge: Edge)
     response = await edge.post({})
     assert response.status_code == 500
     assert "secret" not in response.text
+
+
+async def test_a_session_named_in_the_header_is_known_to_what_serves_the_request(edge: Edge) -> None:
+    edge.backend.respond = lambda body: Response(current_session())
+    assert (await edge.post({}, headers={"X-Session-Id": "talk-7"})).text == "talk-7"
+    assert (await edge.post({})).text == ""
+
+
+@pytest.mark.parametrize("name", ["x" * 257, "caf\u00e9", "a\tb"])
+async def test_a_session_name_that_is_no_name_is_refused(edge: Edge, name: str) -> None:
+    answer = await edge.post({}, headers={"x-session-id": name.encode("latin-1")})
+    assert answer.status_code == 400
+    assert "x-session-id" in error_of(answer)["message"]
+    assert edge.backend.reached == 0
