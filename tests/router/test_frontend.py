@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import grpc
-import httpx
 import openai
 import pytest
 import pytest_asyncio
-import uvicorn
 
-from cluster.clock import RealClock
-from cluster.config import Config, parse_config
-from cluster.engine import Role
-from cluster.membership import MemoryDirectory
-from protos.baton.v1 import inference_pb2, inference_pb2_grpc, worker_pb2
-from router.replica import RouterReplica, start_replica
-from tests.router.scripted_worker import LeaseBook, ScriptedWorker, expected_tokens
-from tests.waiting import eventually
+from protos.baton.v1 import inference_pb2, worker_pb2
+from tests.router.frontend_deployment import CHAT, Deployment, cleared, deployed
+from tests.router.scripted_worker import expected_tokens
 
 pytestmark = [
     pytest.mark.engine,
@@ -31,90 +23,17 @@ pytestmark = [
     pytest.mark.timeout(300),
 ]
 
-PLACES = 32
-ONE_IN_50_S = {"requests_per_s": 0.02}
-CHAT = [{"role": "user", "content": "Hello"}]
-
-
-@dataclass
-class Deployment:
-    replica: RouterReplica
-    prefill: ScriptedWorker
-    decode: ScriptedWorker
-    http: httpx.AsyncClient
-    openai: openai.AsyncOpenAI
-    grpc: inference_pb2_grpc.InferenceAsyncStub
-
-    async def complete(self, **fields: Any) -> Any:
-        asked: dict[str, Any] = {"model": "demo", "prompt": [5, 6, 7], "max_tokens": 6, "temperature": 0.0} | fields
-        return await self.openai.completions.create(**asked)
-
-    async def chat(self, **fields: Any) -> Any:
-        asked: dict[str, Any] = {"model": "demo", "messages": CHAT, "max_tokens": 6, "temperature": 0.0} | fields
-        return await self.openai.chat.completions.create(**asked)
-
-    async def generate(self, deadline_s: float = 30, **fields: Any) -> list[inference_pb2.GenerateResponse]:
-        request = inference_pb2.GenerateRequest(**fields)
-        return [response async for response in self.grpc.Generate(request, timeout=deadline_s)]
-
-    async def text_of(self, token_ids: list[int]) -> str:
-        answer = await self.http.post("/detokenize", json={"model": "demo", "tokens": token_ids})
-        text: str = answer.json()["prompt"]
-        return text
-
-
-def config_for(model: Path) -> Config:
-    return parse_config(
-        {
-            "model": {"path": str(model), "max_model_len": 512},
-            "router": {"grpc_port": 0, "max_in_flight": PLACES, "request_deadline_s": 60.0},
-            "admission": {"tenants": dict.fromkeys(("plain", "streaming", "calling", "choosy"), ONE_IN_50_S)},
-        }
-    )
-
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def running(demo_model: Path) -> AsyncIterator[Deployment]:
-    directory, leases = MemoryDirectory(RealClock()), LeaseBook()
-    prefill, decode = ScriptedWorker("p", Role.PREFILL, leases), ScriptedWorker("d", Role.DECODE, leases)
-    for worker in (prefill, decode):
-        await directory.announce(await worker.start(), 1000.0)
-    replica = await start_replica(config_for(demo_model), directory, RealClock())
-    server = uvicorn.Server(uvicorn.Config(replica.app, port=0, log_level="warning"))
-    serving = asyncio.create_task(server.serve())
-    async with asyncio.timeout(30):
-        while len(list(replica.fleet.dispatch.view)) < 2:
-            await replica.fleet.next_change.wait()
-        while not server.started:  # noqa: ASYNC110  # uvicorn tells nobody
-            await asyncio.sleep(0.05)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    async with (
-        httpx.AsyncClient(base_url=url) as http,
-        openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as sdk,
-        grpc.aio.insecure_channel(f"127.0.0.1:{replica.grpc_port}") as channel,
-    ):
-        yield Deployment(replica, prefill, decode, http, sdk, inference_pb2_grpc.InferenceStub(channel))
-    server.should_exit = True
-    await serving
-    await replica.close(grace_s=1.0)
-    for worker in (prefill, decode):
-        await worker.stop()
+    async with deployed(demo_model) as running:
+        yield running
 
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def service(running: Deployment) -> AsyncIterator[Deployment]:
-    for worker in (running.prefill, running.decode):
-        worker.submits.clear()
-        worker.aborted.clear()
-        worker.gate.set()
-        worker.refuse, worker.free_tokens = "", 0
-    yield running
-    for worker in (running.prefill, running.decode):
-        await worker.until(lambda worker=worker: not worker.running)  # type: ignore[misc]
-    await running.prefill.until(lambda: running.prefill.leases.live == set())
-    running.replica.fleet.dispatch.check_integrity()
-    assert running.replica.fleet.dispatch.in_flight == 0
+    async with cleared(running) as service:
+        yield service
 
 
 async def test_a_completion_is_the_text_of_the_tokens_of_both_legs(service: Deployment) -> None:
@@ -382,71 +301,6 @@ async def test_an_expired_grpc_call_ends_its_request(service: Deployment) -> Non
         await service.generate(text="hi", sampling={"max_tokens": 400}, deadline_s=0.5)
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     await service.decode.until(lambda: len(service.decode.aborted) == 1)
-
-
-async def test_a_tenant_over_its_limit_is_told_by_status_and_header(service: Deployment) -> None:
-    tenant = {"X-Tenant-Id": "plain"}
-    await service.complete(extra_headers=tenant)
-    with pytest.raises(openai.RateLimitError, match="tenant plain is over its limit") as caught:
-        await service.complete(extra_headers=tenant)
-    assert 40 <= int(caught.value.response.headers["retry-after"]) <= 50
-    await service.complete()  # nobody else is concerned
-
-
-async def test_a_stream_and_a_chat_of_such_a_tenant_are_told_the_same_way(service: Deployment) -> None:
-    tenant = {"X-Tenant-Id": "streaming"}
-    stream = await service.chat(stream=True, extra_headers=tenant)
-    assert [chunk async for chunk in stream]
-    with pytest.raises(openai.RateLimitError) as caught:
-        await service.chat(stream=True, extra_headers=tenant)
-    assert 40 <= int(caught.value.response.headers["retry-after"]) <= 50
-
-
-async def test_every_choice_counts_for_its_tenant(service: Deployment) -> None:
-    with pytest.raises(openai.RateLimitError):
-        await service.complete(prompt=[[5, 6, 7]] * 2, extra_headers={"X-Tenant-Id": "choosy"})
-
-
-async def test_such_a_tenants_call_ends_with_a_time_to_come_back(service: Deployment) -> None:
-    request = inference_pb2.GenerateRequest(text="hello", sampling=inference_pb2.SamplingParameters(max_tokens=2))
-    tenant = (("x-tenant-id", "calling"),)
-    assert [response async for response in service.grpc.Generate(request, metadata=tenant, timeout=30)]
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        _ = [response async for response in service.grpc.Generate(request, metadata=tenant, timeout=30)]
-    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert 40 <= int(dict(caught.value.trailing_metadata())["retry-after"]) <= 50
-
-
-async def test_an_unknown_class_is_a_bad_request_over_both_edges(service: Deployment) -> None:
-    with pytest.raises(openai.BadRequestError, match="interactive, standard, batch"):
-        await service.complete(extra_headers={"X-Priority-Class": "vip"})
-    request = inference_pb2.GenerateRequest(text="hello")
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        _ = [response async for response in service.grpc.Generate(request, metadata=(("x-priority-class", "vip"),))]
-    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert service.prefill.submits == []
-
-
-async def test_a_client_that_leaves_the_queue_leaves_nothing(service: Deployment) -> None:
-    dispatch = service.replica.fleet.dispatch
-    service.decode.gate.clear()
-    running = [asyncio.create_task(service.complete(prompt=[[5, 6, 7]] * 16)) for _ in range(PLACES // 16)]
-    await eventually(lambda: len(service.decode.running) == PLACES)
-    waiting = asyncio.create_task(service.complete())
-    await eventually(lambda: dispatch.counters().queued == 1)
-    waiting.cancel()
-    await eventually(lambda: dispatch.counters().queued == 0)
-    dispatch.check_integrity()
-    assert dispatch.in_flight == PLACES
-    service.decode.gate.set()
-    await asyncio.gather(*running)
-    assert len(service.prefill.submits) == PLACES
-
-
-async def test_what_waited_in_the_queue_is_served_in_full(service: Deployment) -> None:
-    answers = await asyncio.gather(*(service.complete(prompt=[[5, 6, 7]] * 16) for _ in range(2 * PLACES // 16)))
-    text = await service.text_of(expected_tokens([5, 6, 7], 6))
-    assert [choice.text for answer in answers for choice in answer.choices] == [text] * 2 * PLACES
 
 
 async def test_when_no_worker_is_left_health_and_requests_say_so(service: Deployment) -> None:
