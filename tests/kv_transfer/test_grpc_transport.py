@@ -8,66 +8,47 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass
 
 import grpc
 import numpy as np
 import pytest
 
 from cluster.errors import LeaseLost, TicketRefused, TransferFailed
-from kv_transfer.block_frames import LEAST_FRAME_BYTES, StreamLimits
-from kv_transfer.block_server import BlockServer
-from kv_transfer.grpc_transport import GrpcPeer, GrpcTransport
-from kv_transfer.source_server import ERROR_KEY
+from kv_transfer.block_frames import StreamLimits
+from kv_transfer.grpc_transport import GrpcPeer
 from kv_transfer.transport import BlockRead, Endpoint, Layout, Region
 from protos.baton.v1 import kv_pb2 as pb
 from tests.kv_transfer.block_caches import (
     RULE,
-    Cache,
-    block_values,
     empty_cache,
     filled_cache,
     layout_of,
     sealed_ticket,
 )
-from tests.kv_transfer.scripted_blocks import Answer, ScriptedBlocks, frame, mortal_blocks, stall
+from tests.kv_transfer.grpc_ends import (
+    BLOCK_BYTES,
+    BLOCKS,
+    FRAME,
+    IDS,
+    LAYERS,
+    READ,
+    SIZE,
+    TARGETS,
+    WHOLE,
+    End,
+    all_frames,
+    breaks,
+    end_over,
+    frames,
+    never,
+    no_frame,
+    peer_at,
+    two_frames_then,
+)
+from tests.kv_transfer.scripted_blocks import Answer, ScriptedBlocks, frame, mortal_blocks
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.timeout(60)
-
-LAYERS, BLOCKS, BLOCK_BYTES = 3, 16, 100_000  # frames end within blocks and within layers
-FRAME = LEAST_FRAME_BYTES
-LIMITS = StreamLimits(FRAME, 12 * FRAME, most_streams=2)
-IDS, TARGETS = (3, 1, 15, 8), (0, 7, 6, 11)
-SIZE = LAYERS * len(IDS) * BLOCK_BYTES
-VALUES = block_values(LAYERS, BLOCKS)
-WHOLE = b"".join(bytes([VALUES[layer, block]]) * BLOCK_BYTES for layer in range(LAYERS) for block in IDS)
-READ = BlockRead(sealed_ticket(IDS), IDS, TARGETS)
-
-
-@dataclass
-class End:
-    """One engine: its cache, what it serves and what it reads with."""
-
-    cache: Cache
-    server: BlockServer
-    transport: GrpcTransport
-
-    @property
-    def endpoint(self) -> Endpoint:
-        return Endpoint({"grpc": self.transport.offer()}, layout_of(self.cache))
-
-    def landed(self) -> bool:
-        """The whole of READ is where it belongs, and nothing else was touched."""
-        expected = np.zeros_like(self.cache)
-        for source, target in zip(IDS, TARGETS, strict=True):
-            expected[:, target] = VALUES[:, source, None]
-        return bool(np.array_equal(self.cache, expected))
-
-
-def end_over(cache: Cache, limits: StreamLimits = LIMITS) -> End:
-    server = BlockServer(layout_of(cache), RULE, limits, "127.0.0.1", "127.0.0.1")
-    return End(cache, server, GrpcTransport(layout_of(cache), limits, server))
 
 
 @pytest.fixture
@@ -108,51 +89,6 @@ async def scripted(nothing_is_left: None, reader: End) -> AsyncIterator[Callable
     yield make
     for blocks in made:
         await asyncio.to_thread(blocks.close)
-
-
-def peer_at(reader: End, address: str) -> GrpcPeer:
-    return reader.transport.connect(Endpoint({"grpc": address.encode()}, layout_of(reader.cache)))
-
-
-def frames(offset: int) -> Iterator[bytes]:
-    """Good frames, to the end."""
-    for at in range(offset, SIZE, FRAME):
-        yield frame(WHOLE[at : at + FRAME], at)
-
-
-def all_frames(request: pb.ReadBlocksRequest, context: grpc.ServicerContext) -> Iterator[bytes]:
-    yield from frames(request.offset)
-
-
-def no_frame(request: pb.ReadBlocksRequest, context: grpc.ServicerContext) -> Iterator[bytes]:
-    yield from ()
-
-
-def never(request: pb.ReadBlocksRequest, context: grpc.ServicerContext) -> Iterator[bytes]:
-    stall(context)
-    yield from ()
-
-
-def two_frames_then(*more: bytes) -> Answer:
-    def answer(request: pb.ReadBlocksRequest, context: grpc.ServicerContext) -> Iterator[bytes]:
-        good = frames(request.offset)
-        yield next(good)
-        yield next(good)
-        yield from more
-
-    return answer
-
-
-def breaks(status: grpc.StatusCode, error: str = "", after: int = 0) -> Answer:
-    def answer(request: pb.ReadBlocksRequest, context: grpc.ServicerContext) -> Iterator[bytes]:
-        good = frames(request.offset)
-        for _ in range(after):
-            yield next(good)
-        if error:
-            context.set_trailing_metadata(((ERROR_KEY, error),))
-        context.abort(status, "as the test wants it")
-
-    return answer
 
 
 async def test_blocks_of_every_layer_land_in_the_blocks_they_were_meant_for(reader: End, writer: End) -> None:

@@ -29,7 +29,7 @@ class Bench:
         self.now = 0.0
         self.posted: list[tuple[str, worker_pb2.Submit]] = []
         self.journal = new_journal()
-        self.parts = parts(lambda: self.now, journal=self.journal, **placement)  # type: ignore[arg-type]
+        self.parts = parts(lambda: self.now, journal=self.journal, **placement)
         self.dispatch = Dispatch(RouterConfig(), self.post, lambda: self.now, self.parts)
         self.dispatch.connect(self)
         for worker_id in ("p1", "p2", "d1", "d2"):

@@ -418,7 +418,7 @@ class PlacementDecision(_message.Message):
     LEFT_OUT_FIELD_NUMBER: _builtins.int
     BECAUSE_FIELD_NUMBER: _builtins.int
     question: _builtins.str
-    """"prefill", "decode" or "disaggregate" """
+    """"disaggregate", or the leg: "prefill", "decode", "whole", "prefetch" """
     at_s: _builtins.float
     chosen: _builtins.str
     runner_up: _builtins.str
