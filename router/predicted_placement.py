@@ -129,13 +129,13 @@ class Placement:
 
     def _apart(self, demand: Demand, pool: _Pool, target: int, held: float) -> CostTable:
         """`target`: the decode worker that the prompt is likely to go on to, which has `held` of its blocks."""
-        size_bytes = max(self._prompt_blocks(demand) - held, 0.0) * self._block.size_bytes
+        lacking = max(self._prompt_blocks(demand) - held, 0.0) if demand.max_tokens > 1 else 0.0
         return self._table(
             Leg.PREFILL,
             pool,
             queue_s=self.latency.queue_s(pool.rows, pool.loads.prefill_tokens),
             prefill_s=self.latency.asking_s(pool.rows) + self._compute_s(demand, pool),
-            transfer_s=self.latency.transfer_to(pool.rows, target, size_bytes),
+            transfer_s=self.latency.transfer_to(pool.rows, target, lacking * self._block.size_bytes),
         )
 
     def _whole(self, demand: Demand, pool: _Pool, slower_s: Column | None = None) -> CostTable:

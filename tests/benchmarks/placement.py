@@ -4,7 +4,8 @@
 
 One million unique blocks are known, on 64 and on 1,000 workers, half of each pool. `index_us` is hashing and looking up
 alone. INTERPRETER is a Python that has `ai-dynamo-runtime`: its Rust index then holds the same blocks, hashes and looks
-up the same prompts, in turns with ours (`rust_index_us`). Wall time; on a busy machine compare numbers of one run.
+up the same prompts, in turns with ours (`rust_index_us`). `rebuild`: all blocks of 64 workers with 15,000 each, from
+their snapshots. Wall time; on a busy machine compare numbers of one run.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from tests.live_cluster import ROOT
 
 UNIQUE_BLOCKS = 1_000_000
 WORKERS = (64, 1_000)
+SNAPSHOT_BLOCKS, MESSAGE_BLOCKS = 15_000, 4_096
 SEED = 7
 CHAIN = chain_seed("model", "", "")
 
@@ -105,6 +107,7 @@ def measure(rounds: int, decisions: int, rust_python: str | None, say: Say) -> d
     result: dict[str, object] = {"workers": {str(arm.workers): arm.summary() for arm in arms}}
     if rust:
         result["rust_index_us"] = _percentiles(rust)
+    result["rebuild"] = _rebuild()
     return result | {"rounds": rounds, "unique_blocks": len(arms[0].placement.index), "prompt_tokens": PROMPT_TOKENS}
 
 
@@ -143,6 +146,23 @@ def _bytes_per_block(population: Population) -> float:
         return tracemalloc.get_traced_memory()[0] / len(index)
     finally:
         tracemalloc.stop()
+
+
+def _rebuild() -> dict[str, float]:
+    """What a router that comes back needs to know all blocks of 64 full workers again, and for how long one message of
+    a snapshot keeps it from its requests."""
+    draw = random.Random(SEED)
+    snapshots = [[draw.getrandbits(64) for _ in range(SNAPSHOT_BLOCKS)] for _ in range(WORKERS[0])]
+    index, steps = PrefixIndex(UNIQUE_BLOCKS, guess_s=30.0), []
+    for worker, blocks in enumerate(snapshots):
+        index.add(str(worker), worker, SNAPSHOT_BLOCKS)
+        for start in range(0, SNAPSHOT_BLOCKS, MESSAGE_BLOCKS):
+            part = blocks[start : start + MESSAGE_BLOCKS]
+            started = time.perf_counter()
+            index.blocks_stored(str(worker), part)
+            steps.append(time.perf_counter() - started)
+    index.check_integrity({str(worker): blocks for worker, blocks in enumerate(snapshots)})
+    return {"seconds": round(sum(steps), 2), "longest_step_ms": round(1e3 * max(steps), 2)}
 
 
 @contextmanager

@@ -193,6 +193,12 @@ def test_harm_to_streams_counts_as_much_as_the_configuration_says() -> None:
         assert first(made, demand()).leg is leg
 
 
+def test_a_request_for_one_token_is_never_handed_over_so_it_pays_no_transfer() -> None:
+    made = placement(disaggregate="always")
+    assert first(made, demand(max_tokens=2)).chosen.transfer_s > 0
+    assert first(made, demand(max_tokens=1)).chosen.transfer_s == 0
+
+
 @pytest.mark.parametrize(("mode", "leg"), [("always", Leg.PREFILL), ("never", Leg.WHOLE)])
 def test_the_configuration_can_decide_once_and_for_all(mode: str, leg: Leg) -> None:
     made = placement(disaggregate=mode)

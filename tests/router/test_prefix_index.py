@@ -11,6 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from router import prefix_index
 from router.prefix_index import PrefixIndex
 
 NAMES = ["a", "b", "c", "d"]
@@ -20,6 +21,13 @@ WORKER = st.sampled_from(NAMES)
 # Upper halves name the line of the table; a chain of 20 blocks and some that belong to nobody's.
 CHAIN = [(17 * i % 5) << 60 | i for i in range(1, 21)]
 BLOCKS = st.lists(st.sampled_from([*CHAIN, *range(1000, 1010)]), max_size=25)
+
+
+@pytest.fixture(autouse=True)
+def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that much happens between the steps of a sweep, and a prompt is looked up in several parts."""
+    for name in ("_SWEEP_SETS", "_SWEEP_SLOTS", "_MATCH_BLOCKS"):
+        monkeypatch.setattr(prefix_index, name, 8)
 
 
 def leading(chain: Iterable[int], held: set[int]) -> int:
@@ -258,6 +266,17 @@ def test_what_is_asked_for_stays_longer_than_what_is_not() -> None:
     assert index.match(CHAIN).tolist() == [20]
     assert index.evicted > 1_000
     assert len(index) <= 400
+
+
+def test_what_is_stored_again_stays_longer_than_what_is_not() -> None:
+    index = index_of("a", "b", most_blocks=400, pool=10_000)
+    kept, others = np.random.default_rng(1).integers(1, 2**64 - 1, (2, 100), np.uint64)
+    index.blocks_stored("a", kept)
+    index.blocks_stored("a", others)
+    index.blocks_stored("b", kept)
+    index.blocks_stored("b", np.random.default_rng(2).integers(1, 2**64 - 1, 300, np.uint64))
+    assert index.match(kept).tolist()[1] == 100
+    assert index.evicted == 100
 
 
 def test_integrity_names_the_worker_whose_blocks_are_wrong() -> None:
