@@ -276,11 +276,15 @@ def test_a_cached_prefix_does_not_draw_a_whole_burst_of_different_prompts_to_one
 
 def test_what_is_taken_is_reserved_until_its_outcome() -> None:
     made, wanted = placement(disaggregate="always"), demand(tokens=4_000, max_tokens=1_000)
-    made.take("1", wanted, first(made, wanted), 0.0)
-    made.take("2", wanted, second(made, wanted), 0.0)
+    one, two = first(made, wanted), second(made, wanted)
+    made.take("1", wanted, one, 0.0)
+    made.take("2", wanted, two, 0.0)
+    expected = made.index.match(wanted.hashes)
+    assert [expected[made.loads.row(taken.chosen.worker_id)] for taken in (one, two)] == [125, 125]
     rows = made.loads.usable(Role.PREFILL, frozenset(), frozenset(), 0.0)
     decode = made.loads.usable(Role.DECODE, frozenset(), frozenset(), 0.0)
     assert made.loads.of(rows).prefill_tokens.sum() == 4_000
+    assert made.loads.of(decode).prefill_tokens.sum() == 0
     assert made.loads.of(decode).blocks.sum() == -(-(4_000 + 256) // 32)
     for attempt in ("1", "2"):
         made.loads.settle(attempt)
