@@ -211,8 +211,8 @@ def test_a_guess_holds_until_it_expires_and_falls_with_the_first_removal() -> No
 
 
 def test_a_worker_that_is_gone_gives_its_bits_and_blocks_back() -> None:
-    index = index_of("a", "b")
-    for _ in range(300):
+    index = index_of("a", "b", most_blocks=100)
+    for _ in range(50):
         index.add("a", 0, 1_000)
         index.blocks_stored("a", CHAIN)
         index.worker_gone("a")
