@@ -45,6 +45,8 @@ class LatencyModel:
         self._pools: dict[str, _Fits] = {}
         self._workers: dict[int, _Fits] = {}
         self._pool_of: dict[int, str] = {}
+        # What was learnt, by row: seconds once, for each token, for each pair of tokens; once, for each sequence, for
+        # each token in the KV cache.
         self._prefill: Seconds = np.zeros((3, 0))
         self._step: Seconds = np.zeros((3, 0))
         # How much slower than usual it is from one worker (first index) to another.
@@ -69,7 +71,7 @@ class LatencyModel:
 
     def queue_s(self, rows: Rows, ahead: Amounts) -> Seconds:
         """Until so many prompt tokens of others are computed."""
-        seconds: Seconds = ahead * self._prefill[1].take(rows) / _TOKENS
+        seconds: Seconds = ahead * self._prefill[1].take(rows)
         return seconds
 
     def asking_s(self, rows: Rows) -> Seconds:
@@ -79,14 +81,14 @@ class LatencyModel:
 
     def compute_s(self, rows: Rows, uncached: Amounts, prompt: Amounts | float) -> Seconds:
         """What of a prefill keeps the worker busy: `uncached` tokens at the end of a prompt."""
-        each, pair = self._prefill[1].take(rows) / _TOKENS, self._prefill[2].take(rows) / _PAIRS
-        seconds: Seconds = uncached * (each + (prompt - uncached / 2) * pair)
+        _, each, pair = self._prefill.take(rows, axis=1)
+        seconds: Seconds = uncached * (each + (prompt - 0.5 * uncached) * pair)
         return seconds
 
     def token_s(self, rows: Rows, running: Amounts, kv_tokens: Amounts) -> Seconds:
         """Between two tokens of one sequence, beside `running` sequences with so many tokens in their KV cache."""
-        once, each, kv = (part.take(rows) for part in self._step)
-        seconds: Seconds = once + running * each + kv_tokens * kv / _TOKENS
+        once, each, kv = self._step.take(rows, axis=1)
+        seconds: Seconds = once + running * each + kv_tokens * kv
         return seconds
 
     def transfer_to(self, sources: Rows, target: int, size_bytes: float) -> Seconds:
@@ -133,8 +135,9 @@ class LatencyModel:
     # Inside
 
     def _publish(self, row: int) -> None:
-        self._prefill[:, row] = self._workers[row].prefill.coefficients
-        self._step[:, row] = self._workers[row].step.coefficients
+        fits = self._workers[row]
+        self._prefill[:, row] = np.divide(fits.prefill.coefficients, (1.0, _TOKENS, _PAIRS))
+        self._step[:, row] = np.divide(fits.step.coefficients, (1.0, 1.0, _TOKENS))
 
     def _usual_transfer_s(self, size_bytes: Amounts) -> Seconds:
         once, each_mib = self._transfer.coefficients

@@ -146,7 +146,8 @@ class Placement:
     def _apart(self, demand: Demand, pool: _Pool, target: int | None, held: float) -> CostTable:
         """`target`: the decode worker that the prompt is likely to go on to, which has `held` of its blocks; None: it
         is not known."""
-        size_bytes = max(self._prompt_blocks(demand) - held, 0.0) * self.block.size_bytes
+        lacking = max(self._prompt_blocks(demand) - held, 0.0) if demand.max_tokens > 1 else 0.0
+        size_bytes = lacking * self.block.size_bytes
         return self._table(
             Leg.PREFILL,
             pool,

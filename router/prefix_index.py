@@ -115,7 +115,7 @@ class PrefixIndex:
         counts = np.zeros(self._rows, np.int32)
         held, masks, keys = self._bits.live, self._sets.masks, _keys(hashes)
         for start in range(0, len(keys), _MATCH_BLOCKS):
-            values, slots = self._table.find(keys[start : start + _MATCH_BLOCKS])
+            values, slots = self._table.find(keys[start : start + _MATCH_BLOCKS], leading=True)
             self._table.touch(slots)
             for run, value in _runs(values):
                 rest = held & masks[value]

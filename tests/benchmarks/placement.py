@@ -2,9 +2,10 @@
 
     python -m tests.benchmarks.placement [--json] [--rounds N] [--decisions N] [--rust-python INTERPRETER]
 
-One million unique blocks are known, on 64 and on 1,000 workers, half of each pool. INTERPRETER is a Python that has
-`ai-dynamo-runtime`: its Rust index then holds the same blocks and looks up the same prompts, in turns with ours. Wall
-time; on a busy machine compare numbers of one run.
+One million unique blocks are known, on 64 and on 1,000 workers, half of each pool. `index_us` is hashing and looking up
+alone. INTERPRETER is a Python that has `ai-dynamo-runtime`: its Rust index then holds the same blocks, hashes and looks
+up the same prompts, in turns with ours (`rust_index_us`). `rebuild`: all blocks of 64 workers with 15,000 each, from
+their snapshots. Wall time; on a busy machine compare numbers of one run.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from tests.live_cluster import ROOT
 
 UNIQUE_BLOCKS = 1_000_000
 WORKERS = (64, 1_000)
+SNAPSHOT_BLOCKS, MESSAGE_BLOCKS = 15_000, 4_096
 SEED = 7
 CHAIN = chain_seed("model", "", "")
 
@@ -53,32 +55,36 @@ class Arm:
         self._turn = 0
 
     def run(self, decisions: int) -> None:
+        """Whole decisions and bare look-ups in turns, so that neither finds the other's prompt in the caches."""
         for _ in range(decisions):
-            prompt = self.population.prompts[self._turn % len(self.population.prompts)]
-            self._turn += 1
-            self._decide(prompt)
+            self._decide(self._next_prompt())
+            self._look_up(self._next_prompt())
+
+    def _next_prompt(self) -> list[int]:
+        self._turn += 1
+        return self.population.prompts[self._turn % len(self.population.prompts)]
 
     def _decide(self, prompt: list[int]) -> None:
-        placement, clock = self.placement, time.perf_counter_ns
-        started = clock()
+        started = time.perf_counter_ns()
         hashes = extend_chain(CHAIN, prompt, BLOCK_TOKENS)
-        hashed = clock()
-        demand = Demand(hashes, len(prompt), 256)
-        decision = placement.first(demand, 0.0, self._draw)
-        decided = clock()
-        placement.index.match(hashes)
-        matched = clock()
+        decision = self.placement.first(Demand(hashes, len(prompt), 256), 0.0, self._draw)
+        self.samples["decision"].append((time.perf_counter_ns() - started) / 1e3)
         assert decision is not None
-        self.samples["decision"].append((decided - started) / 1e3)
+
+    def _look_up(self, prompt: list[int]) -> None:
+        started = time.perf_counter_ns()
+        hashes = extend_chain(CHAIN, prompt, BLOCK_TOKENS)
+        hashed = time.perf_counter_ns()
+        self.placement.index.match(hashes)
+        self.samples["index"].append((time.perf_counter_ns() - started) / 1e3)
         self.samples["hash"].append((hashed - started) / 1e3)
-        self.samples["match"].append((matched - decided) / 1e3)
 
     def summary(self) -> dict[str, object]:
         decision = self.samples["decision"]
         return {
             "decision_us": _percentiles(decision),
+            "index_us": _percentiles(self.samples["index"]),
             "hash_us": _percentiles(self.samples["hash"]),
-            "match_warm_us": _percentiles(self.samples["match"]),
             "bytes_per_block": round(_bytes_per_block(self.population), 1),
             "decisions_per_s": round(1e6 * len(decision) / sum(decision)),
         }
@@ -101,6 +107,7 @@ def measure(rounds: int, decisions: int, rust_python: str | None, say: Say) -> d
     result: dict[str, object] = {"workers": {str(arm.workers): arm.summary() for arm in arms}}
     if rust:
         result["rust_index_us"] = _percentiles(rust)
+    result["rebuild"] = _rebuild()
     return result | {"rounds": rounds, "unique_blocks": len(arms[0].placement.index), "prompt_tokens": PROMPT_TOKENS}
 
 
@@ -139,6 +146,23 @@ def _bytes_per_block(population: Population) -> float:
         return tracemalloc.get_traced_memory()[0] / len(index)
     finally:
         tracemalloc.stop()
+
+
+def _rebuild() -> dict[str, float]:
+    """What a router that comes back needs to know all blocks of 64 full workers again, and for how long one message of
+    a snapshot keeps it from its requests."""
+    draw = random.Random(SEED)
+    snapshots = [[draw.getrandbits(64) for _ in range(SNAPSHOT_BLOCKS)] for _ in range(WORKERS[0])]
+    index, steps = PrefixIndex(UNIQUE_BLOCKS, guess_s=30.0), []
+    for worker, blocks in enumerate(snapshots):
+        index.add(str(worker), worker, SNAPSHOT_BLOCKS)
+        for start in range(0, SNAPSHOT_BLOCKS, MESSAGE_BLOCKS):
+            part = blocks[start : start + MESSAGE_BLOCKS]
+            started = time.perf_counter()
+            index.blocks_stored(str(worker), part)
+            steps.append(time.perf_counter() - started)
+    index.check_integrity({str(worker): blocks for worker, blocks in enumerate(snapshots)})
+    return {"seconds": round(sum(steps), 2), "longest_step_ms": round(1e3 * max(steps), 2)}
 
 
 @contextmanager

@@ -86,16 +86,17 @@ def test_a_new_worker_starts_from_what_its_pool_has_learnt() -> None:
 
 
 def test_a_row_that_is_used_again_forgets_its_last_worker() -> None:
-    made = model("prefill", "decode")
+    made = model("prefill", "decode", "decode")
     for i in range(50):
         made.observe_transfer(0, 1, 10 * MIB, 2.0, i)
+        made.observe_transfer(0, 2, 10 * MIB, 0.2, i)
     teach_prefill(made, 0, 1e-3)
-    slow = transfer_s(made, 0, 1, 10 * MIB)
     made.remove(0)
     made.observe_prefill(0, Prefill(0, 1, 1), 100.0, 0.0)
     made.add(0, "decode")
     assert prefill_s(made, 0, 4_000) == pytest.approx(0.41)
-    assert transfer_s(made, 0, 1, 10 * MIB) <= slow
+    usual = made.transfer_from(None, one(1), np.array([10 * MIB]))[0]
+    assert transfer_s(made, 0, 1, 10 * MIB) == transfer_s(made, 1, 0, 10 * MIB) == usual
 
 
 def test_attention_over_a_long_cached_prefix_is_learnt_where_it_costs() -> None:

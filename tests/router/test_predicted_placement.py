@@ -193,6 +193,12 @@ def test_harm_to_streams_counts_as_much_as_the_configuration_says() -> None:
         assert first(made, demand()).leg is leg
 
 
+def test_a_request_for_one_token_is_never_handed_over_so_it_pays_no_transfer() -> None:
+    made = placement(disaggregate="always")
+    assert first(made, demand(max_tokens=2)).chosen.transfer_s > 0
+    assert first(made, demand(max_tokens=1)).chosen.transfer_s == 0
+
+
 @pytest.mark.parametrize(("mode", "leg"), [("always", Leg.PREFILL), ("never", Leg.WHOLE)])
 def test_the_configuration_can_decide_once_and_for_all(mode: str, leg: Leg) -> None:
     made = placement(disaggregate=mode)
@@ -270,11 +276,15 @@ def test_a_cached_prefix_does_not_draw_a_whole_burst_of_different_prompts_to_one
 
 def test_what_is_taken_is_reserved_until_its_outcome() -> None:
     made, wanted = placement(disaggregate="always"), demand(tokens=4_000, max_tokens=1_000)
-    made.take("1", wanted, first(made, wanted), 0.0)
-    made.take("2", wanted, second(made, wanted), 0.0)
+    one, two = first(made, wanted), second(made, wanted)
+    made.take("1", wanted, one, 0.0)
+    made.take("2", wanted, two, 0.0)
+    expected = made.index.match(wanted.hashes)
+    assert [expected[made.loads.row(taken.chosen.worker_id)] for taken in (one, two)] == [125, 125]
     rows = made.loads.usable(Role.PREFILL, frozenset(), frozenset(), 0.0)
     decode = made.loads.usable(Role.DECODE, frozenset(), frozenset(), 0.0)
     assert made.loads.of(rows).prefill_tokens.sum() == 4_000
+    assert made.loads.of(decode).prefill_tokens.sum() == 0
     assert made.loads.of(decode).blocks.sum() == -(-(4_000 + 256) // 32)
     for attempt in ("1", "2"):
         made.loads.settle(attempt)
