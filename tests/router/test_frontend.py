@@ -323,7 +323,7 @@ async def test_the_id_of_an_answer_explains_it_and_sessions_are_known(service: D
     ids = [
         (await service.complete(extra_headers=session)).id,
         (await service.chat(extra_headers=session)).id,
-        (await service.complete(n=2, extra_headers=session)).id,
+        (await service.complete(n=2, temperature=1.0, extra_headers=session)).id,
     ]
     request = inference_pb2.GenerateRequest(text="hi", request_id="mine")
     async for _ in service.grpc.Generate(request, timeout=30, metadata=(("x-session-id", "talk"),)):
