@@ -37,7 +37,7 @@ class QuotaClaims:
 
     def drop(self, claim_id: str) -> None:
         """The mirror gives back what the store may have granted."""
-        if task := self._tasks.pop(claim_id, None):
+        if task := self._tasks.get(claim_id):
             task.cancel()
 
     def give_back(self, returned: Returned) -> None:
@@ -55,13 +55,10 @@ class QuotaClaims:
         except Exception:
             logger.exception("the quota of tenant %s cannot be asked for", claim.tenant)
             verdict = StoreUnavailable(f"the quota of tenant {claim.tenant} cannot be asked for: try again")
-        # The answer may end this very request: it must not cancel its own task.
-        self._tasks.pop(claim.claim_id, None)
         answer(verdict)
 
     def _ended(self, claim_id: str, task: asyncio.Task[None]) -> None:
-        if self._tasks.get(claim_id) is task:
-            del self._tasks[claim_id]
+        del self._tasks[claim_id]
         if not task.cancelled() and (error := task.exception()):
             logger.error("the answer to claim %s could not be applied", claim_id, exc_info=error)
 

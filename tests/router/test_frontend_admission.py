@@ -11,7 +11,7 @@ import openai
 import pytest
 import pytest_asyncio
 
-from protos.baton.v1 import inference_pb2
+from protos.baton.v1 import admin_pb2, admin_pb2_grpc, inference_pb2
 from tests.router.frontend_deployment import PLACES, Deployment, cleared, deployed
 from tests.router.scripted_worker import expected_tokens
 from tests.waiting import eventually
@@ -93,6 +93,13 @@ async def test_a_client_that_leaves_the_queue_leaves_nothing(service: Deployment
     service.decode.gate.set()
     await asyncio.gather(*running)
     assert len(service.prefill.submits) == PLACES
+
+
+async def test_status_tells_how_the_store_is(service: Deployment) -> None:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{service.replica.grpc_port}") as channel:
+        answer = await admin_pb2_grpc.AdminStub(channel).Status(admin_pb2.StatusRequest(), timeout=10)
+    assert (answer.store.degraded, answer.store.reason, answer.store.routers) == (False, "", 1)
+    assert (answer.router.queued, answer.router.queued_tokens) == (0, 0)
 
 
 async def test_what_waited_in_the_queue_is_served_in_full(service: Deployment) -> None:
