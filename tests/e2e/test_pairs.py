@@ -23,6 +23,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(580)]
 BLOCK, OUTPUT = 32, 12
 # Ties between idle workers are drawn: that one of four pairs stays out 64 times has a chance of four in 10^8.
 MOST_REQUESTS = 64
+START_S = 400.0  # five processes that each import for ten seconds and more
 LENGTHS = (33, 64, 95, 300, 700)
 
 
@@ -65,7 +66,7 @@ class Pairs:
         return sum(t.blocks for t in ours)
 
 
-@pytest.mark.parametrize(("transport", "section"), [("nixl", {}), ("grpc", {"forbid": ["nixl"]})])
+@pytest.mark.parametrize(("transport", "section"), [("nixl", {}), ("grpc", {"prefer": "grpc", "forbid": ["nixl"]})])
 def test_every_prefill_hands_over_to_every_decode(demo_model: Path, transport: str, section: dict[str, Any]) -> None:
     prompts = _prompts(MOST_REQUESTS)
     with _pairs(demo_model, transport, section) as pairs:
@@ -96,7 +97,7 @@ def _pairs(model: Path, transport: str, section: dict[str, Any]) -> Iterator[Pai
         engine={"kv_cache_mib": 256},
         kv_transfer=section,
     )
-    with live_cluster(config) as running, grpc.insecure_channel(running.grpc) as channel:
+    with live_cluster(config, START_S) as running, grpc.insecure_channel(running.grpc) as channel:
         yield Pairs(channel, transport)
 
 
