@@ -108,8 +108,10 @@ class BlockServer:
         blocks = self._memory.open(granted.block_ids)
         try:
             for offset in range(granted.offset, blocks.size, frame_bytes):
-                if self._closing or not context.is_active():
+                if not context.is_active():
                     return
+                if self._closing:
+                    context.abort(grpc.StatusCode.UNAVAILABLE, "this engine stops")
                 size = min(frame_bytes, blocks.size - offset)
                 yield encode(offset, size, partial(blocks.gather, offset))
         finally:

@@ -4,20 +4,15 @@ stalls or dies never hangs a reader."""
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import multiprocessing
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
-from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 
 from cluster.errors import TransferFailed
@@ -26,81 +21,46 @@ from kv_transfer.nixl_agent import ReadState
 from kv_transfer.nixl_transport import NixlPeer, NixlTransport
 from kv_transfer.transport import BlockRead, Endpoint, Layout, Region
 from tests.kv_transfer.conftest import READER, Source, job, rules
+from tests.kv_transfer.nixl_peers import (
+    BLOCK_BYTES,
+    BLOCKS,
+    LAYERS,
+    Cache,
+    Nursery,
+    Writer,
+    layout_of,
+    pattern,
+    started_writer,
+)
 
-LAYERS, BLOCKS, BLOCK_BYTES = 3, 64, 4096
-Cache = np.ndarray[Any, np.dtype[np.uint8]]
 Reading = tuple[NixlTransport, Cache]
 
 pytestmark = pytest.mark.timeout(60)
 
 
-def layout_of(cache: Cache) -> Layout:
-    """Layer first, as vLLM does on CPU: the layers share one storage."""
-    base, layer = cache.ctypes.data, cache.strides[0]
-    return Layout(tuple(Region(base + i * layer, cache.strides[1], BLOCK_BYTES, BLOCKS) for i in range(LAYERS)))
-
-
-def pattern() -> Cache:
-    cache = np.empty((LAYERS, BLOCKS, BLOCK_BYTES), np.uint8)
-    cache[:] = (np.arange(LAYERS)[:, None] * BLOCKS + np.arange(BLOCKS)[None, :])[:, :, None] % 251
-    return cache
-
-
-def serve(pipe: Connection) -> None:
-    """A writer: serves its peers until it is killed. Tells where it listens."""
-    cache = pattern()
-    layout = layout_of(cache)
-    transport = NixlTransport(layout, "lo")
-    sockets = psutil.Process().net_connections("inet")
-    listening = {connection.laddr.ip for connection in sockets if connection.status == psutil.CONN_LISTEN}
-    pipe.send((Endpoint({"nixl": transport.offer()}, layout), listening))
-    while not pipe.poll(0.002):
-        transport.progress()
-
-
-@dataclass
-class Writer:
-    process: BaseProcess
-    pipe: Connection
-    endpoint: Endpoint
-    listening: set[str]
-
-    def signal(self, number: signal.Signals) -> None:
-        assert self.process.pid is not None
-        os.kill(self.process.pid, number)
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.join()
-
-
-@contextlib.contextmanager
-def started_writer() -> Iterator[Writer]:
-    spawn = multiprocessing.get_context("spawn")
-    here, there = spawn.Pipe()
-    process = spawn.Process(target=serve, args=(there,))
-    process.start()
-    writer = Writer(process, here, *here.recv())
-    yield writer
-    writer.kill()
+@pytest.fixture(scope="module")
+def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+    made = Nursery(tmp_path_factory.mktemp("nursery"))
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="module")
-def writer() -> Iterator[Writer]:
-    with started_writer() as made:
+def writer(nursery: Nursery) -> Iterator[Writer]:
+    with started_writer(nursery) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-def other_writer() -> Iterator[Writer]:
+def other_writer(nursery: Nursery) -> Iterator[Writer]:
     """May be stopped, but must go on in the end."""
-    with started_writer() as made:
+    with started_writer(nursery) as made:
         yield made
 
 
 @pytest.fixture
-def mortal_writer() -> Iterator[Writer]:
-    with started_writer() as made:
+def mortal_writer(nursery: Nursery) -> Iterator[Writer]:
+    with started_writer(nursery) as made:
         yield made
 
 
@@ -254,41 +214,28 @@ def stop_in_mid_read(pipe: Connection, endpoint: Endpoint, environment: dict[str
         pipe.recv()
         end = time.monotonic() + 0.5
         while time.monotonic() < end:
-            transport.progress()
+            transport._current().agent.progress()  # what is still under way arrives only with progress
             await asyncio.sleep(0.001)
         return before, int(cache.sum())
 
     pipe.send(asyncio.run(run()))
-    pipe.recv()
 
 
-@contextlib.contextmanager
-def started_reader(run: Callable[..., None], *arguments: object) -> Iterator[Connection]:
-    spawn = multiprocessing.get_context("spawn")
-    here, there = spawn.Pipe()
-    process = spawn.Process(target=run, args=(there, *arguments))
-    process.start()
-    yield here
-    process.kill()
-    process.join()
-
-
-def test_nothing_arrives_any_more_once_a_cancelled_read_has_ended(mortal_writer: Writer) -> None:
+def test_nothing_arrives_any_more_once_a_cancelled_read_has_ended(nursery: Nursery, mortal_writer: Writer) -> None:
     """NIXL itself lets go of such a read at once, and its bytes arrive later all the same."""
-    with started_reader(stop_in_mid_read, mortal_writer.endpoint, EMULATED) as pipe:
-        assert pipe.recv() == "connected"
-        mortal_writer.signal(signal.SIGSTOP)
-        pipe.send("read")
-        assert pipe.recv() == "ended"
-        mortal_writer.signal(signal.SIGCONT)
-        pipe.send("look")
-        assert pipe.recv() == (0, 0)
+    pipe = nursery.start(stop_in_mid_read, mortal_writer.endpoint, EMULATED)
+    assert pipe.recv() == "connected"
+    mortal_writer.signal(signal.SIGSTOP)
+    pipe.send("read")
+    assert pipe.recv() == "ended"
+    mortal_writer.signal(signal.SIGCONT)
+    pipe.send("look")
+    assert pipe.recv() == (0, 0)
 
 
-def test_a_path_over_which_a_peer_would_have_to_send_is_not_taken(writer: Writer) -> None:
+def test_a_path_over_which_a_peer_would_have_to_send_is_not_taken(nursery: Nursery, writer: Writer) -> None:
     """UCX aborts a writer whose reader goes away in the middle of such a read; there is another transport for that."""
-    with started_reader(tell_why_probe_fails, writer.endpoint, {"UCX_TLS": "tcp"}) as pipe:
-        assert "NIXL cannot read" in pipe.recv()
+    assert "NIXL cannot read" in nursery.start(tell_why_probe_fails, writer.endpoint, {"UCX_TLS": "tcp"}).recv()
 
 
 def tell_why_probe_fails(pipe: Connection, endpoint: Endpoint, environment: dict[str, str]) -> None:
@@ -303,7 +250,6 @@ def tell_why_probe_fails(pipe: Connection, endpoint: Endpoint, environment: dict
         return ""
 
     pipe.send(asyncio.run(run()))
-    pipe.recv()
 
 
 async def test_a_read_that_cannot_be_stopped_costs_other_peers_no_more_than_a_new_beginning(
