@@ -18,7 +18,7 @@ from tests.e2e.cluster_status import ClusterStatus
 from tests.e2e.reference_engine import Prompt, reference
 from tests.live_cluster import live_cluster, local_config
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(580)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
 BLOCK, OUTPUT = 32, 12
 # Ties between idle workers are drawn: that one of four pairs stays out 64 times has a chance of four in 10^8.
@@ -46,9 +46,8 @@ class Pairs:
     def generate(self, prompt: Prompt) -> tuple[list[int], tuple[str, str]]:
         """The tokens, and the ids of the workers between which the prompt's blocks moved."""
         before = self._moved()
-        request = pb.GenerateRequest(
-            tokens=pb.TokenPrompt(ids=prompt.token_ids), sampling=pb.SamplingParameters(max_tokens=prompt.max_tokens)
-        )
+        sampling = pb.SamplingParameters(max_tokens=prompt.max_tokens, temperature=prompt.temperature)
+        request = pb.GenerateRequest(tokens=pb.TokenPrompt(ids=prompt.token_ids), sampling=sampling)
         tokens = [t for part in self._stub.Generate(request, timeout=120) for d in part.deltas for t in d.token_ids]
         self.status.wait_until_quiet()
         after, blocks = self._moved(), -(-len(prompt.token_ids) // BLOCK)
@@ -94,10 +93,10 @@ def _pairs(model: Path, transport: str, section: dict[str, Any]) -> Iterator[Pai
         model={"dtype": "float32"},
         prefill={"replicas": 2, "cpus_per_replica": 0.5},
         decode={"replicas": 2, "cpus_per_replica": 0.5},
-        engine={"kv_cache_mib": 256},
+        engine={"kv_cache_mib": 256, "start_deadline_s": START_S},
         kv_transfer=section,
     )
-    with live_cluster(config, START_S) as running, grpc.insecure_channel(running.grpc) as channel:
+    with live_cluster(config, START_S + 100) as running, grpc.insecure_channel(running.grpc) as channel:
         yield Pairs(channel, transport)
 
 
