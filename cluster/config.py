@@ -169,7 +169,9 @@ class KvTransferConfig(Section):
 
     `prefer` is tried first, what `forbid` names never. A transport that failed with a peer is skipped for
     `circuit_open_s`, twice as long after each probe that fails, at most `circuit_most_s`. `net_device` is the network
-    interface that NIXL may use; None leaves the choice to UCX.
+    interface that NIXL may use; None leaves the choice to UCX. With `vllm-nixl`, vLLM's own connector moves the blocks:
+    of these keys it knows `lease_s` and `net_device`. With `chunk_pipelining` decode pulls the blocks of a prompt of at
+    least `pipelining_least_tokens` tokens while prefill still computes the rest of it.
     """
 
     connector: Literal["baton", "vllm-nixl"] = "baton"
@@ -186,6 +188,12 @@ class KvTransferConfig(Section):
     frame_kib: Annotated[int, Field(ge=256, le=4096)] = 1024
     in_flight_mib: Annotated[int, Field(ge=1)] = 64
     chunk_pipelining: bool = False
+    pipelining_least_tokens: Count = 2_048
+
+    @property
+    def first_token_from_prefill(self) -> bool:
+        """Whether decode can go on behind a token that prefill sampled; vLLM's connector moves whole prompts only."""
+        return self.connector == "baton"
 
     @model_validator(mode="after")
     def _some_way_is_left(self) -> Self:
@@ -195,6 +203,18 @@ class KvTransferConfig(Section):
             raise ValueError(f"prefer is {self.prefer}, which forbid names: set prefer to what may be used")
         if self.circuit_most_s < self.circuit_open_s:
             raise ValueError(f"circuit_most_s {self.circuit_most_s:g} is below circuit_open_s {self.circuit_open_s:g}")
+        return self
+
+    @model_validator(mode="after")
+    def _connector_can(self) -> Self:
+        if self.connector == "vllm-nixl":
+            wanted = {
+                "chunk_pipelining": self.chunk_pipelining,
+                "prefer: grpc": self.prefer == "grpc",
+                "forbid: [nixl]": "nixl" in self.forbid,
+            }
+            if refused := ", ".join(key for key, is_set in wanted.items() if is_set):
+                raise ValueError(f"connector vllm-nixl cannot do {refused}: leave it out, or use connector: baton")
         return self
 
 
@@ -237,6 +257,8 @@ class Config(Section):
                 )
             if self.engine.device == "cpu" and gpus > 0:
                 raise ValueError(f"{pool}.gpus_per_replica is {gpus}, but engine.device is cpu: set engine.device: gpu")
+        if self.engine.kind == "simulated" and self.kv_transfer.connector != "baton":
+            raise ValueError("kv_transfer.connector is vLLM's, but engine.kind is simulated: use connector: baton")
         return self
 
 

@@ -55,7 +55,8 @@ class FallenRung:
 class PullResult:
     """`outcome`: landed, or why not: failed (over the last transport that was tried), skipped (none was worth a try),
     refused (ticket or fingerprint), stale (the lease was lost) or cancelled. `transport` is the last one tried, "none"
-    before any. `blocks` and `bytes` are those that landed, `bytes` of this rank only."""
+    before any. `blocks` and `bytes` are those that landed, `bytes` of this rank only; `ahead` of these blocks came
+    while the rest of their prompt was still being computed."""
 
     request_id: str
     transport: str
@@ -64,10 +65,11 @@ class PullResult:
     bytes: int = 0
     reason: str = ""
     fallen: tuple[FallenRung, ...] = ()
+    ahead: int = 0
 
 
 @dataclass(slots=True)
-class _Climb:
+class Climb:
     """How far one pull has come down the ladder. `reason`: why the last rung failed, empty while it has not."""
 
     transport: str = _NO_TRANSPORT
@@ -103,7 +105,7 @@ class Mover:
 
     async def pull(self, job: PullJob) -> PullResult:
         """Does not raise: cancelling it ends it as `cancelled`, once its target blocks are safe."""
-        climb = _Climb()
+        climb = Climb()
         try:
             outcome, reason = await self._move(job, climb)
         except (asyncio.CancelledError, BatonError) as error:
@@ -121,9 +123,31 @@ class Mover:
             fallen=tuple(climb.fallen),
         )
 
+    def client(self, source: str) -> SourceClient:
+        """For calls to a source; the caller closes it."""
+        return self._connections.client(source)
+
+    async def read(self, job: PullJob, climb: Climb) -> None:
+        """Claims the lease and reads some of its blocks, but does not end it. However it ends, nothing can write into
+        the target any more. Raises `TransferFailed`, `LeaseLost`, `TicketRefused`, `FingerprintMismatch`."""
+        async with self._connections.to(job.ticket) as source:
+            outcome, reason = await self._bring(source, job, climb)
+        if outcome != "landed":
+            raise TransferFailed(reason)
+
+    async def complete(self, ticket: Ticket, blocks: int) -> int:
+        """Ends the lease after all of `blocks` were read; returns their bytes. Raises `LeaseLost`: they must not be
+        used."""
+        async with self._connections.to(ticket) as source:
+            return await self._complete(source, ticket, blocks)
+
     def release(self, ticket: Ticket) -> None:
         """Tells the source, in the background, that we shall not read (any more)."""
-        task = asyncio.create_task(self._release(ticket))
+        self.leave(ticket.source, ticket.lease_id)
+
+    def leave(self, source: str, lease_id: str) -> None:
+        """As `release`, for a lease whose ticket we may not have."""
+        task = asyncio.create_task(self._release(source, lease_id))
         self._farewells.add(task)
         task.add_done_callback(self._farewells.discard)
 
@@ -145,23 +169,31 @@ class Mover:
         self._reach.check_idle()
         self._connections.check_idle()
 
-    async def _move(self, job: PullJob, climb: _Climb) -> tuple[str, str]:
-        ticket = job.ticket
-        async with self._connections.to(ticket) as source:
-            check_blocks(ticket, source.endpoint.layout.num_blocks)
-            rungs = self._reach.rungs(self._connections, source)
-            if not rungs:
-                return "skipped", f"{source}: all transports failed a moment ago, or none is offered by both ends"
-            held_s = await source.client.claim(ticket.lease_id, ticket.epoch)
-            await _renewed(source.client, ticket, held_s, self._climb(source, job, rungs, climb))
-            if climb.reason:
-                return "failed", climb.reason
-            # Only this answer proves that the blocks were ours to read until the last byte.
-            size = len(job.target) * self._reader.block_bytes
-            await source.client.complete(ticket.lease_id, ticket.epoch, self._reader.rank, len(job.target), size)
-        return "landed", ""
+    async def _move(self, job: PullJob, climb: Climb) -> tuple[str, str]:
+        async with self._connections.to(job.ticket) as source:
+            outcome, reason = await self._bring(source, job, climb)
+            if outcome == "landed":
+                await self._complete(source, job.ticket, len(job.target))
+        return outcome, reason
 
-    async def _climb(self, source: Connection, job: PullJob, rungs: tuple[str, ...], climb: _Climb) -> None:
+    async def _bring(self, source: Connection, job: PullJob, climb: Climb) -> tuple[str, str]:
+        """All bytes of the job, under a claim; the outcome and, unless they landed, the reason."""
+        ticket = job.ticket
+        check_blocks(ticket, source.endpoint.layout.num_blocks)
+        rungs = self._reach.rungs(self._connections, source)
+        if not rungs:
+            return "skipped", f"{source}: all transports failed a moment ago, or none is offered by both ends"
+        held_s = await source.client.claim(ticket.lease_id, ticket.epoch)
+        await _renewed(source.client, ticket, held_s, self._climb(source, job, rungs, climb))
+        return ("failed", climb.reason) if climb.reason else ("landed", "")
+
+    async def _complete(self, source: Connection, ticket: Ticket, blocks: int) -> int:
+        # Only this answer proves that the blocks were ours to read until the last byte.
+        size = blocks * self._reader.block_bytes
+        await source.client.complete(ticket.lease_id, ticket.epoch, self._reader.rank, blocks, size)
+        return size
+
+    async def _climb(self, source: Connection, job: PullJob, rungs: tuple[str, ...], climb: Climb) -> None:
         """Tries one rung after the other until one brings all bytes; `climb.reason` tells when none did."""
         for name in rungs:
             climb.step(name)
@@ -185,12 +217,12 @@ class Mover:
                 except TimeoutError:
                     raise TransferFailed(f"{source}: blocks did not arrive within {deadline_s:g} s") from None
 
-    async def _release(self, ticket: Ticket) -> None:
-        client = self._connections.client(ticket.source)
+    async def _release(self, source: str, lease_id: str) -> None:
+        client = self._connections.client(source)
         try:
-            await client.release(ticket.lease_id, self._reader.rank)
+            await client.release(lease_id, self._reader.rank)
         except TransferFailed as error:
-            _log.info("lease %s ends by itself: %s", ticket.lease_id, error)
+            _log.info("lease %s ends by itself: %s", lease_id, error)
         finally:
             await to_its_end(client.close())
 

@@ -7,6 +7,9 @@ from collections import Counter
 from cluster.engine import TransferCount
 from kv_transfer.mover import PullResult
 
+# Of the pulls and blocks that landed, those that did while their prompt was still being computed.
+AHEAD = "ahead"
+
 
 class PullCounts:
     """Written by one thread; may be read by others."""
@@ -25,6 +28,9 @@ class PullCounts:
             self._blocks[key] += result.blocks
             self._counts[key] += 1
             self._counts.update((rung.transport, "failed") for rung in result.fallen)
+        if whole_pull and result.ahead:
+            self._blocks[result.transport, AHEAD] += result.ahead
+            self._counts[result.transport, AHEAD] += 1
 
     @property
     def transfers(self) -> tuple[TransferCount, ...]:

@@ -14,9 +14,9 @@ from cluster.clock import Clock
 from cluster.config import RouterConfig
 from cluster.errors import BatonError, EngineFailed, NoWorker, WorkerLost
 from cluster.membership import Directory, Membership, WorkerRecord
-from cluster.wire import role_from_wire
 from protos.baton.v1 import worker_pb2
 from router.dispatch import Dispatch
+from router.handover_rules import DEFAULT_RULES, HandoverRules
 from router.worker_link import WorkerLink
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,15 @@ class WorkerReport:
 class Fleet:
     """`dispatch` is where requests go in; `start` and `close` are called once each, on the loop that serves."""
 
-    def __init__(self, config: RouterConfig, directory: Directory, clock: Clock, router_id: str, seed: int) -> None:
+    def __init__(
+        self,
+        config: RouterConfig,
+        directory: Directory,
+        clock: Clock,
+        router_id: str,
+        seed: int,
+        rules: HandoverRules = DEFAULT_RULES,
+    ) -> None:
         self._config = config
         self._directory = directory
         self._clock = clock
@@ -54,7 +62,7 @@ class Fleet:
         self._members: dict[str, _Member] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._changed = asyncio.Event()
-        self.dispatch = Dispatch(config, self._post, clock.now, seed)
+        self.dispatch = Dispatch(config, self._post, clock.now, seed, rules)
 
     async def start(self) -> None:
         self._tasks = [
@@ -161,7 +169,7 @@ class Fleet:
             worker = await link.open()
             member = self._members[record.worker_id]
             member.link = link
-            self.dispatch.worker_up(record.worker_id, role_from_wire(worker.role), worker.load)
+            self.dispatch.worker_up(worker)
             self._mark(member)
             await link.serve(lambda step: self.dispatch.on_step(record.worker_id, step))
         except BatonError as error:

@@ -20,6 +20,7 @@ from kv_transfer.connections import Reader
 from kv_transfer.connector.layout import fingerprint_of, layout_of
 from kv_transfer.connector.messages import RankEndpoint, StepOrders, StepReport
 from kv_transfer.engine_settings import ConnectorSettings
+from kv_transfer.follower import Follower
 from kv_transfer.grpc_transport import GrpcTransport
 from kv_transfer.ladder import LadderRules
 from kv_transfer.mover import Mover, PullResult
@@ -39,6 +40,7 @@ class WorkerHalf:
         self._on_cpu = True
         self._held: StepOrders | None = None
         self._ended: list[PullResult] = []
+        self._step = 0
 
     def register(self, kv_caches: dict[str, torch.Tensor]) -> None:
         layout = layout_of(kv_caches, self._num_blocks)
@@ -49,11 +51,17 @@ class WorkerHalf:
         self.endpoint = RankEndpoint(Endpoint(offers, layout), fingerprint)
         reader = Reader(self._settings.reader_id, self._rank, fingerprint, layout.block_bytes)
         rules = LadderRules.of(self._settings.transfer)
-        self._mover = MoverThread(lambda: Mover(transports, reader, rules), self._serve)
+        key, block_size = secret(self._settings.secret_env), self._config.cache_config.block_size
+        self._mover = MoverThread(
+            lambda: Mover(transports, reader, rules),
+            self._serve,
+            lambda mover: Follower(mover, key, block_size, self._settings.lease_s),
+        )
 
     def before_forward(self, orders: StepOrders) -> None:
         """On CPU the forward pass blocks and nothing of an earlier one is in flight, so pulls start now and overlap
         it."""
+        self._step = orders.step
         if self._on_cpu:
             self._follow(orders)
         else:
@@ -75,9 +83,12 @@ class WorkerHalf:
         )
 
     def report(self) -> StepReport | None:
-        """After `results`, once."""
+        """After `results`, once. It reaches the scheduler with the step's tokens, hence after the step has run, also
+        where the forward pass is only launched by now."""
         ended, self._ended = self._ended, []
-        return StepReport(tuple((self._rank, result) for result in ended)) if ended else None
+        if not ended and not self._step:
+            return None
+        return StepReport(tuple((self._rank, result) for result in ended), self._step)
 
     def close(self) -> None:
         if hasattr(self, "_mover"):
@@ -104,5 +115,8 @@ class WorkerHalf:
             self._mover.serve_for(orders.serve_s)
         for job in orders.pulls:
             self._mover.pull(job)
+        for follow in orders.follows:
+            self._mover.follow(follow)
+        self._mover.prompts_done(orders.prompts_done)
         for ticket in orders.releases if self._rank == 0 else ():
             self._mover.release(ticket)

@@ -40,7 +40,7 @@ def serve(pipe: Connection) -> None:
     layout = layout_of(cache)
     transport = NixlTransport(layout, "lo")
     sockets = psutil.Process().net_connections("inet")
-    listening = {connection.laddr.ip for connection in sockets if connection.status == psutil.CONN_LISTEN}
+    listening = {tuple(connection.laddr) for connection in sockets if connection.status == psutil.CONN_LISTEN}
     pipe.send((os.getpid(), Endpoint({"nixl": transport.offer()}, layout), listening))
     while not pipe.poll(0.002):
         transport.progress()

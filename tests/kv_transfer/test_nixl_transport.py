@@ -4,8 +4,10 @@ stalls or dies never hangs a reader."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -150,7 +152,19 @@ async def test_a_peer_can_be_forgotten_and_connected_again(reader: Reading, writ
 
 
 async def test_only_the_configured_interface_is_listened_on(writer: Writer) -> None:
-    assert writer.listening == {"127.0.0.1"}
+    assert {host for host, _ in writer.listening} == {"127.0.0.1"}
+
+
+@pytest.mark.parametrize("garbage", [bytes(8), bytes(100_000), b"GET / HTTP/1.1\r\n\r\n", b"\xff" * 1000])
+async def test_garbage_on_the_port_leaves_the_writer_at_work(reader: Reading, writer: Writer, garbage: bytes) -> None:
+    for address in writer.listening:
+        with socket.create_connection(address, 5) as connection, contextlib.suppress(OSError):
+            connection.sendall(garbage)
+            connection.settimeout(0.1)
+            connection.recv(1)  # gives it time to be seen, and perhaps hung up on
+    peer = reader[0].connect(writer.endpoint)
+    await reader[0].probe(peer)
+    await read(reader[0], peer, (1,), (1,))
 
 
 async def test_a_stalled_peer_fails_a_probe_at_its_deadline_and_answers_the_next_one(other_writer: Writer) -> None:
