@@ -18,11 +18,12 @@ from tests.e2e.cluster_status import ClusterStatus
 from tests.e2e.reference_engine import Prompt, reference
 from tests.live_cluster import live_cluster, local_config
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(580)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
 BLOCK, OUTPUT = 32, 12
 # Ties between idle workers are drawn: that one of four pairs stays out 64 times has a chance of four in 10^8.
 MOST_REQUESTS = 64
+START_S = 400.0  # five processes that each import for ten seconds and more
 LENGTHS = (33, 64, 95, 300, 700)
 
 
@@ -45,9 +46,8 @@ class Pairs:
     def generate(self, prompt: Prompt) -> tuple[list[int], tuple[str, str]]:
         """The tokens, and the ids of the workers between which the prompt's blocks moved."""
         before = self._moved()
-        request = pb.GenerateRequest(
-            tokens=pb.TokenPrompt(ids=prompt.token_ids), sampling=pb.SamplingParameters(max_tokens=prompt.max_tokens)
-        )
+        sampling = pb.SamplingParameters(max_tokens=prompt.max_tokens, temperature=prompt.temperature)
+        request = pb.GenerateRequest(tokens=pb.TokenPrompt(ids=prompt.token_ids), sampling=sampling)
         tokens = [t for part in self._stub.Generate(request, timeout=120) for d in part.deltas for t in d.token_ids]
         self.status.wait_until_quiet()
         after, blocks = self._moved(), -(-len(prompt.token_ids) // BLOCK)
@@ -65,7 +65,7 @@ class Pairs:
         return sum(t.blocks for t in ours)
 
 
-@pytest.mark.parametrize(("transport", "section"), [("nixl", {}), ("grpc", {"forbid": ["nixl"]})])
+@pytest.mark.parametrize(("transport", "section"), [("nixl", {}), ("grpc", {"prefer": "grpc", "forbid": ["nixl"]})])
 def test_every_prefill_hands_over_to_every_decode(demo_model: Path, transport: str, section: dict[str, Any]) -> None:
     prompts = _prompts(MOST_REQUESTS)
     with _pairs(demo_model, transport, section) as pairs:
@@ -93,10 +93,10 @@ def _pairs(model: Path, transport: str, section: dict[str, Any]) -> Iterator[Pai
         model={"dtype": "float32"},
         prefill={"replicas": 2, "cpus_per_replica": 0.5},
         decode={"replicas": 2, "cpus_per_replica": 0.5},
-        engine={"kv_cache_mib": 256},
+        engine={"kv_cache_mib": 256, "start_deadline_s": START_S},
         kv_transfer=section,
     )
-    with live_cluster(config) as running, grpc.insecure_channel(running.grpc) as channel:
+    with live_cluster(config, START_S + 100) as running, grpc.insecure_channel(running.grpc) as channel:
         yield Pairs(channel, transport)
 
 
