@@ -1,9 +1,15 @@
-"""Both ends of the gRPC transport over small caches, and writers whose answers a test has written."""
+"""Two ends of the gRPC transport in one process, and peers whose streams go as a test wants them.
+
+What is read is always READ: some blocks of a writer's cache into other blocks of the reader's.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 
 import grpc
 import numpy as np
@@ -18,10 +24,13 @@ from tests.kv_transfer.block_caches import (
     RULE,
     Cache,
     block_values,
+    empty_cache,
+    filled_cache,
     layout_of,
     sealed_ticket,
 )
-from tests.kv_transfer.scripted_blocks import Answer, frame, stall
+from tests.kv_transfer.scripted_blocks import Answer, ScriptedBlocks, frame, stall
+from tests.waiting import eventually
 
 LAYERS, BLOCKS, BLOCK_BYTES = 3, 16, 100_000  # frames end within blocks and within layers
 FRAME = LEAST_FRAME_BYTES
@@ -35,11 +44,12 @@ READ = BlockRead(sealed_ticket(IDS), IDS, TARGETS)
 
 @dataclass
 class End:
-    """One engine: its cache, what it serves and what it reads with."""
+    """One engine: its cache, what it serves and what it reads with. `scripted`: peers made for it."""
 
     cache: Cache
     server: BlockServer
     transport: GrpcTransport
+    scripted: list[ScriptedBlocks] = field(default_factory=list)
 
     @property
     def endpoint(self) -> Endpoint:
@@ -52,14 +62,44 @@ class End:
             expected[:, target] = VALUES[:, source, None]
         return bool(np.array_equal(self.cache, expected))
 
+    def peer_at(self, address: str) -> GrpcPeer:
+        return self.transport.connect(Endpoint({"grpc": address.encode()}, layout_of(self.cache)))
 
-def end_over(cache: Cache, limits: StreamLimits = LIMITS) -> End:
+    def scripted_peer(self, *answers: Answer) -> tuple[ScriptedBlocks, GrpcPeer]:
+        """A peer that answers one stream after another as told."""
+        blocks = ScriptedBlocks(list(answers))
+        self.scripted.append(blocks)
+        return blocks, self.peer_at(blocks.address)
+
+
+@asynccontextmanager
+async def reading_end() -> AsyncIterator[End]:
+    """Proves at its end that no peer, stream, task or thread of any end is left."""
+    threads = set(threading.enumerate())
+    async with _end(empty_cache(LAYERS, BLOCKS, BLOCK_BYTES), LIMITS) as end:
+        yield end
+    await eventually(lambda: asyncio.all_tasks() == {asyncio.current_task()})
+    await eventually(lambda: not [t for t in set(threading.enumerate()) - threads if t.name.startswith("kv-blocks")])
+
+
+@asynccontextmanager
+async def writing_end(limits: StreamLimits = LIMITS) -> AsyncIterator[End]:
+    async with _end(filled_cache(LAYERS, BLOCKS, BLOCK_BYTES), limits) as end:
+        yield end
+
+
+@asynccontextmanager
+async def _end(cache: Cache, limits: StreamLimits) -> AsyncIterator[End]:
     server = BlockServer(layout_of(cache), RULE, limits, "127.0.0.1", "127.0.0.1")
-    return End(cache, server, GrpcTransport(layout_of(cache), limits, server))
-
-
-def peer_at(reader: End, address: str) -> GrpcPeer:
-    return reader.transport.connect(Endpoint({"grpc": address.encode()}, layout_of(reader.cache)))
+    end = End(cache, server, GrpcTransport(layout_of(cache), limits, server))
+    try:
+        yield end
+        await eventually(lambda: server.streams == 0)
+    finally:
+        end.transport.close()
+        for blocks in end.scripted:
+            await asyncio.to_thread(blocks.close)
+    assert repr(end.transport).startswith("<GrpcTransport peers=0")
 
 
 def frames(offset: int) -> Iterator[bytes]:
