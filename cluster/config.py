@@ -12,18 +12,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from cluster.config_admission import AdmissionConfig
+from cluster.config_placement import PlacementConfig
+from cluster.config_section import Count, Port, Seconds, Section
+from cluster.config_store import StoreConfig
 from cluster.errors import ConfigError
-
-Seconds = Annotated[float, Field(gt=0)]
-Port = Annotated[int, Field(ge=0, le=65535)]
-Count = Annotated[int, Field(ge=1)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class ModelConfig(Section):
@@ -169,8 +165,9 @@ class KvTransferConfig(Section):
 
     `prefer` is tried first, what `forbid` names never. A transport that failed with a peer is skipped for
     `circuit_open_s`, twice as long after each probe that fails, at most `circuit_most_s`. `net_device` is the network
-    interface that NIXL may use; None leaves the choice to UCX. With `chunk_pipelining` decode pulls the blocks of a
-    prompt of at least `pipelining_least_tokens` tokens while prefill still computes the rest of it.
+    interface that NIXL may use; None leaves the choice to UCX. With `vllm-nixl`, vLLM's own connector moves the blocks:
+    of these keys it knows `lease_s` and `net_device`. With `chunk_pipelining` decode pulls the blocks of a prompt of at
+    least `pipelining_least_tokens` tokens while prefill still computes the rest of it.
     """
 
     connector: Literal["baton", "vllm-nixl"] = "baton"
@@ -189,11 +186,10 @@ class KvTransferConfig(Section):
     chunk_pipelining: bool = False
     pipelining_least_tokens: Count = 2_048
 
-    @model_validator(mode="after")
-    def _pipelining_is_ours(self) -> Self:
-        if self.chunk_pipelining and self.connector != "baton":
-            raise ValueError("chunk_pipelining needs connector: baton; vLLM's own connector hands over whole prompts")
-        return self
+    @property
+    def first_token_from_prefill(self) -> bool:
+        """Whether decode can go on behind a token that prefill sampled; vLLM's connector moves whole prompts only."""
+        return self.connector == "baton"
 
     @model_validator(mode="after")
     def _some_way_is_left(self) -> Self:
@@ -205,9 +201,17 @@ class KvTransferConfig(Section):
             raise ValueError(f"circuit_most_s {self.circuit_most_s:g} is below circuit_open_s {self.circuit_open_s:g}")
         return self
 
-
-class StoreConfig(Section):
-    url: Literal["memory://"] = "memory://"
+    @model_validator(mode="after")
+    def _connector_can(self) -> Self:
+        if self.connector == "vllm-nixl":
+            wanted = {
+                "chunk_pipelining": self.chunk_pipelining,
+                "prefer: grpc": self.prefer == "grpc",
+                "forbid: [nixl]": "nixl" in self.forbid,
+            }
+            if refused := ", ".join(key for key, is_set in wanted.items() if is_set):
+                raise ValueError(f"connector vllm-nixl cannot do {refused}: leave it out, or use connector: baton")
+        return self
 
 
 class SecurityConfig(Section):
@@ -230,7 +234,9 @@ class Config(Section):
     prefill: PoolConfig = PoolConfig()
     decode: PoolConfig = PoolConfig()
     router: RouterConfig = RouterConfig()
+    placement: PlacementConfig = PlacementConfig()
     kv_transfer: KvTransferConfig = KvTransferConfig()
+    admission: AdmissionConfig = AdmissionConfig()
     store: StoreConfig = StoreConfig()
     security: SecurityConfig = SecurityConfig()
     observability: ObservabilityConfig = ObservabilityConfig()
@@ -245,6 +251,13 @@ class Config(Section):
                 )
             if self.engine.device == "cpu" and gpus > 0:
                 raise ValueError(f"{pool}.gpus_per_replica is {gpus}, but engine.device is cpu: set engine.device: gpu")
+        if self.engine.kind == "simulated" and self.kv_transfer.connector != "baton":
+            raise ValueError("kv_transfer.connector is vLLM's, but engine.kind is simulated: use connector: baton")
+        if self.router.replicas > 1 and not self.store.shared:
+            raise ValueError(
+                f"router.replicas is {self.router.replicas}, but store.url is {self.store.url}: several routers share "
+                "their state in Redis, set store.url: redis://HOST:PORT/0"
+            )
         return self
 
 
@@ -294,12 +307,15 @@ def _explain(detail: ErrorDetails) -> str:
         return f"{key}: unknown key; {hint}valid here: {', '.join(valid)}"
     if detail["type"] == "missing":
         return f"{key}: required, but missing"
-    return f"{key}: {detail['msg'].removeprefix('Value error, ')} (got {detail['input']!r})"
+    got = "" if isinstance(detail["input"], dict) else f" (got {detail['input']!r})"  # a section may hold a secret
+    return f"{key}: {detail['msg'].removeprefix('Value error, ')}{got}"
 
 
 def _keys_at(location: tuple[int | str, ...]) -> list[str]:
     section: type[BaseModel] = Config
     for part in location:
+        if str(part) not in section.model_fields:
+            continue  # a name in a mapping, or a place in a list
         annotation = section.model_fields[str(part)].annotation
         options = [annotation, *getattr(annotation, "__args__", ())]
         section = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))

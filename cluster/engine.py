@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
+from cluster.block_changes import BlockDelta
+
 
 class Role(Enum):
     PREFILL = "prefill"
@@ -191,6 +193,11 @@ class Engine(Protocol):
     async def step(self) -> list[EngineOutput]:
         """Waits for the next step and returns its outputs; none means that the engine moved but has nothing to tell
         yet."""
+        ...
+
+    async def block_changes(self) -> BlockDelta:
+        """Waits until full blocks entered or left the prefix cache and returns the net since the last call; the first
+        call starts from an empty cache. Waits for ever in an engine that does not tell."""
         ...
 
     def load(self) -> EngineLoad:

@@ -17,9 +17,10 @@ from enum import Enum
 
 import xxhash
 
+from cluster.block_hashes import BlockChain, chain_seed
 from cluster.config import SimulatedTiming
 from cluster.engine import EngineOutput, EngineRequest, FinishReason, Leg, PromptOrigin, TokenLogprobs
-from cluster.simulated_blocks import BlockPool, block_hashes, chain_start, extend_chain
+from cluster.simulated_blocks import BlockPool
 
 
 class _Stage(Enum):
@@ -32,7 +33,7 @@ class _Stage(Enum):
 class _Attempt:
     request: EngineRequest
     tokens: list[int]
-    hashes: list[int]  # of its full blocks
+    chain: BlockChain  # over all its tokens, whose hashes name its full blocks
     history: xxhash.xxh3_64  # over all its tokens
     stage: _Stage = _Stage.WAITING
     blocks: list[int] = field(default_factory=list)
@@ -81,7 +82,8 @@ class StepResult:
 
 
 class SimulatedBatch:
-    def __init__(self, timing: SimulatedTiming, block_size: int, max_model_len: int) -> None:
+    def __init__(self, model: str, timing: SimulatedTiming, block_size: int, max_model_len: int) -> None:
+        self._model = model
         self._timing = timing
         self._max_model_len = max_model_len
         self._block_size = block_size
@@ -107,8 +109,9 @@ class SimulatedBatch:
     def add(self, request: EngineRequest, handed_over: int = 0) -> None:
         """`handed_over`: prompt tokens that the request's ticket brings."""
         tokens = list(request.prompt_token_ids)
-        hashes = block_hashes(tokens, self._block_size, request.cache_salt)
-        attempt = _Attempt(request, tokens, hashes, _hash(tokens), handed_over=min(handed_over, len(tokens)))
+        chain = BlockChain(chain_seed(self._model, "", request.cache_salt), self._block_size)
+        chain.extend(tokens)
+        attempt = _Attempt(request, tokens, chain, _hash(tokens), handed_over=min(handed_over, len(tokens)))
         self._attempts[request.attempt_id] = attempt
         position = next(
             (i for i, other in enumerate(self._waiting) if other.request.priority > request.priority),
@@ -171,7 +174,7 @@ class SimulatedBatch:
 
     def _reusable(self, attempt: _Attempt) -> list[int]:
         # The last token is always computed: its output is what the step is for.
-        return self._pool.find(attempt.hashes[: (len(attempt.tokens) - 1) // self._block_size])
+        return self._pool.find(attempt.chain.hashes[: (len(attempt.tokens) - 1) // self._block_size])
 
     def _fits(self, attempt: _Attempt) -> bool:
         known = self._reusable(attempt)
@@ -217,9 +220,7 @@ class SimulatedBatch:
         token = attempt.history.intdigest() % self._timing.vocabulary
         attempt.tokens.append(token)
         attempt.history.update(_bytes([token]))
-        if len(attempt.tokens) % self._block_size == 0:
-            parent = attempt.hashes[-1] if attempt.hashes else chain_start(attempt.request.cache_salt)
-            attempt.hashes.append(extend_chain(parent, attempt.tokens[-self._block_size :]))
+        attempt.chain.extend([token])
         reason = self._end_of(attempt, token)
         if reason is not None:
             self._finish(attempt, result)
@@ -238,7 +239,7 @@ class SimulatedBatch:
     def _remember(self, attempt: _Attempt) -> None:
         full = attempt.computed // self._block_size
         for index in range(attempt.remembered, full):
-            self._pool.remember(attempt.blocks[index], attempt.hashes[index])
+            self._pool.remember(attempt.blocks[index], attempt.chain.hashes[index])
         attempt.remembered = full
 
     def _end_of(self, attempt: _Attempt, token: int) -> FinishReason | None:

@@ -5,28 +5,10 @@ Pure state. A free block keeps its content until it is given away; the block tha
 
 from __future__ import annotations
 
-from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
-import xxhash
-
-
-def block_hashes(tokens: Sequence[int], block_size: int, salt: str) -> list[int]:
-    """The chained hash of every full block: equal hashes mean equal tokens up to there, under the same salt."""
-    parent, hashes = chain_start(salt), []
-    for end in range(block_size, len(tokens) + 1, block_size):
-        parent = extend_chain(parent, tokens[end - block_size : end])
-        hashes.append(parent)
-    return hashes
-
-
-def chain_start(salt: str) -> int:
-    return xxhash.xxh3_64_intdigest(salt.encode())
-
-
-def extend_chain(parent: int, block: Sequence[int]) -> int:
-    return xxhash.xxh3_64_intdigest(array("I", block).tobytes(), seed=parent)
+from cluster.block_changes import BlockChanges
 
 
 class BlockPool:
@@ -37,6 +19,12 @@ class BlockPool:
         self._free: OrderedDict[int, None] = OrderedDict()  # longest free first
         self._content: dict[int, int] = {}
         self._where: dict[int, int] = {}
+        self.changes = BlockChanges()
+
+    @property
+    def contents(self) -> frozenset[int]:
+        """The hashes of all known prefixes. A copy: for inspection."""
+        return frozenset(self._where)
 
     @property
     def used(self) -> int:
@@ -87,6 +75,7 @@ class BlockPool:
         if content not in self._where and block not in self._content:
             self._where[content] = block
             self._content[block] = content
+            self.changes.store(content)
 
     def check_integrity(self) -> None:
         """Recounts from a second source; raises `AssertionError` on a difference."""
@@ -103,5 +92,6 @@ class BlockPool:
         content = self._content.pop(block, None)
         if content is not None:
             del self._where[content]
+            self.changes.remove(content)
         self._holders[block] = 1
         return block

@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
+from cluster.block_changes import BlockDelta
 from cluster.clock import Clock
 from cluster.config import EngineConfig, ModelConfig
 from cluster.engine import EngineInfo, EngineLoad, EngineOutput, EngineRequest, EngineStats, FinishReason, Leg
@@ -32,9 +33,10 @@ class SimulatedEngine:
         self._timing = engine.simulated
         self._clock = clock
         self._handoff = handoff
-        self._batch = SimulatedBatch(engine.simulated, engine.block_size, self._max_model_len)
+        self._batch = SimulatedBatch(model.served_name, engine.simulated, engine.block_size, self._max_model_len)
         self._pulls: dict[str, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()
+        self._blocks_changed = asyncio.Event()
         self._failure: EngineFailed | None = None
         self._prefetched: list[str] = []
         self._pinned = self._recomputed = 0
@@ -83,6 +85,7 @@ class SimulatedEngine:
                 return [EngineOutput(attempt_id, [], finish_reason=FinishReason.LENGTH) for attempt_id in ended]
             for pull in self._batch.admit():
                 self._start_pull(pull)
+            self._tell_blocks()
             plan = self._batch.plan_step()
             if plan is None:
                 self._changed.clear()
@@ -91,9 +94,17 @@ class SimulatedEngine:
             await self._clock.sleep(self._timing.step_s + self._timing.prefill_token_s * plan.prompt_tokens)
             self._raise_failure()
             result = self._batch.finish_step(plan)
+            self._tell_blocks()
             tickets = {finished.attempt_id: self._offer(finished) for finished in result.to_offer}
             if result.outputs:
                 return [replace(o, ticket=tickets.get(o.attempt_id, b"")) for o in result.outputs]
+
+    async def block_changes(self) -> BlockDelta:
+        while not self._batch.pool.changes:
+            self._raise_failure()
+            self._blocks_changed.clear()
+            await self._blocks_changed.wait()
+        return self._batch.pool.changes.take()
 
     def load(self) -> EngineLoad:
         return EngineLoad(self._batch.running, self._batch.waiting, self._batch.pool.usage)
@@ -135,10 +146,15 @@ class SimulatedEngine:
         if self._failure is None:
             self._failure = EngineFailed(reason)
         self._changed.set()
+        self._blocks_changed.set()
 
     @property
     def _max_model_len(self) -> int:
         return self._model.max_model_len or _DEFAULT_MODEL_LEN
+
+    def _tell_blocks(self) -> None:
+        if self._batch.pool.changes:
+            self._blocks_changed.set()
 
     def _check(self, request: EngineRequest) -> None:
         length, room = len(request.prompt_token_ids), self._timing.num_blocks * self._config.block_size

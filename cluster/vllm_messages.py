@@ -9,6 +9,7 @@ for.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from vllm.sampling_params import SamplingParams, SamplingType
@@ -19,6 +20,9 @@ from cluster.engine import EngineOutput, EngineRequest, FinishReason, Leg, Promp
 from cluster.errors import InvalidRequest
 from cluster.vllm_params import decode_params, encode_params
 
+# Not for a client to say: where its KV comes from, and whether blocks that were told of are told again, which would
+# count them twice.
+_OURS = {"kv_transfer_params", "kv_cache_report_mode"}
 _ERROR = "the engine reported an error for this attempt; its log says more"
 _REASONS = {
     VllmFinishReason.STOP: FinishReason.STOP,
@@ -36,9 +40,7 @@ def to_core_request(request: EngineRequest) -> EngineCoreRequest:
     """
     params = SamplingParams(temperature=0) if request.leg is Leg.PREFETCH else decode_params(request.engine_params)
     params.max_tokens = request.sampling.max_tokens
-    extra: dict[str, Any] = {
-        key: value for key, value in (params.extra_args or {}).items() if key != "kv_transfer_params"
-    }
+    extra: dict[str, Any] = {key: value for key, value in (params.extra_args or {}).items() if key not in _OURS}
     match request.leg:
         case Leg.PREFILL:
             # State that spans tokens belongs to decode, which then samples the first token itself: here it would only
@@ -69,6 +71,16 @@ def to_core_request(request: EngineRequest) -> EngineCoreRequest:
         priority=request.priority,
         trace_headers=dict(request.trace_headers) or None,
     )
+
+
+def set_connector_params(request: EngineCoreRequest, params: Mapping[str, object] | None) -> None:
+    """Instead of those above, for a connector that has others; None for none."""
+    assert request.sampling_params is not None
+    extra = dict(request.sampling_params.extra_args or {})
+    extra.pop("kv_transfer_params", None)
+    if params is not None:
+        extra["kv_transfer_params"] = dict(params)
+    request.sampling_params.extra_args = extra or None
 
 
 def from_core_output(output: EngineCoreOutput, logprobs: int | None) -> EngineOutput:

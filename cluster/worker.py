@@ -23,6 +23,7 @@ from cluster.progress import ProgressWatch
 from cluster.wire import describe_engine, output_to_wire, request_from_wire, role_to_wire
 from cluster.worker_service import WorkerServer
 from cluster.worker_session import OUTGOING_LIMIT, Session
+from cluster.worker_watch import WATCH_EVERY_S, WatchFeed
 from protos.baton.v1 import worker_pb2 as pb
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,8 @@ class State(Enum):
 class WorkerSpec:
     """`epoch` is new with every engine start and grows. `listen_host` may be a wildcard, `advertise_host` is what
     others dial. Port 0 takes a free one. `look_every_s`: how often progress and counters are looked at.
-    `outgoing_limit`: steps that a router may be behind."""
+    `outgoing_limit`: steps that a router may be behind. `watch_every_s`: how often, at most, routers that watch are
+    told what changed."""
 
     worker_id: str
     role: Role
@@ -55,6 +57,7 @@ class WorkerSpec:
     stall_after_s: float = 30.0
     look_every_s: float = 1.0
     outgoing_limit: int = OUTGOING_LIMIT
+    watch_every_s: float = WATCH_EVERY_S
 
 
 class Worker:
@@ -69,6 +72,7 @@ class Worker:
         self._info: EngineInfo | None = None
         self._stats = EngineStats()
         self._stirred = False  # since the counters were last looked at; an idle engine is left alone
+        self._feed = WatchFeed(self.load, clock, spec.watch_every_s)
         self._server: WorkerServer | None = None
         self._port = 0
         self._tasks: list[asyncio.Task[None]] = []
@@ -87,6 +91,11 @@ class Worker:
         return self._attempts
 
     @property
+    def feed(self) -> WatchFeed:
+        """For inspection."""
+        return self._feed
+
+    @property
     def record(self) -> WorkerRecord:
         """What to announce, once started."""
         address = f"{self.spec.advertise_host}:{self._port}"
@@ -96,19 +105,22 @@ class Worker:
         """Starts the engine, then serves. Raises `EngineFailed`; leaves nothing behind if it raises."""
         try:
             self._info = await self._engine.start()
-            self._server = WorkerServer(self, self.spec.outgoing_limit)
+            self._server = WorkerServer(self, self._feed, self.spec.outgoing_limit)
             self._port = await self._server.start(self.spec.listen_host, self.spec.port)
         except BaseException:
             await self.close()
             raise
         self._run(self._pump(), "worker pump")
-        self._run(self._look_after(), "worker watch")
+        self._run(self._look_after(), "worker look-after")
+        self._run(self._follow_blocks(), "worker blocks")
+        self._run(self._feed.run(), "worker watch")
         self._enter(State.READY)
 
     async def close(self) -> None:
         """Ends all sessions, the server and the engine. May be called twice."""
         for session in list(self._sessions):
             session.end(grpc.StatusCode.UNAVAILABLE, f"worker {self.spec.worker_id} is closing")
+        self._feed.close()
         tasks, self._tasks = self._tasks, []
         for task in tasks:
             task.cancel()
@@ -172,6 +184,7 @@ class Worker:
         try:
             request = self._accept(submit)
             self._open(request, session)
+            self._feed.stir()
         except (InvalidRequest, WorkerLost) as error:
             self._attempts.refused()
             self._tell(session, [_refusal(submit.attempt_id, error)])
@@ -216,6 +229,7 @@ class Worker:
             self._progress.work_gone()
         if not ended:
             return
+        self._feed.stir()
         try:
             async with asyncio.timeout(_ENGINE_CALL_S):
                 await self._engine.abort(ended)
@@ -227,9 +241,14 @@ class Worker:
             outputs = await self._engine.step()
             self._stirred = True
             self._deliver(outputs)
+            self._feed.stir()
             self._progress.moved(self._clock.now(), work_left=bool(self._attempts.awaited))
             if self._state is State.STALLED:
                 self._enter(State.READY)
+
+    async def _follow_blocks(self) -> None:
+        while True:
+            self._feed.apply(await self._engine.block_changes())
 
     def _deliver(self, outputs: Sequence[EngineOutput]) -> None:
         messages: dict[Session, list[EngineOutput]] = {}
@@ -262,6 +281,7 @@ class Worker:
         try:
             async with asyncio.timeout(_ENGINE_CALL_S):
                 self._stats = await self._engine.stats()
+            self._feed.stir()
         except (EngineFailed, TimeoutError) as error:
             logger.warning("the engine's counters are not fresh: %s", str(error) or "no answer in time")
 
@@ -291,6 +311,7 @@ class Worker:
         if self._state is State.FAILED or self._state is state:
             return
         self._state, self._reason = state, reason
+        self._feed.enter(state.value, reason)
         logger.info("worker %s is %s %s", self.spec.worker_id, state.name.lower(), reason)
 
 

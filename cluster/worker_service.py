@@ -9,6 +9,7 @@ import grpc
 from cluster.errors import StartFailed
 from cluster.rpc_options import SERVER_OPTIONS
 from cluster.worker_session import Session, SessionHost
+from cluster.worker_watch import WatchFeed, serve_watch
 from protos.baton.v1 import worker_pb2 as pb
 from protos.baton.v1 import worker_pb2_grpc
 
@@ -18,9 +19,9 @@ _GRACE_S = 1.0
 class WorkerServer:
     """`outgoing_limit`: steps that a router may be behind before its session is ended."""
 
-    def __init__(self, host: SessionHost, outgoing_limit: int) -> None:
+    def __init__(self, host: SessionHost, feed: WatchFeed, outgoing_limit: int) -> None:
         self._server = grpc.aio.server(options=SERVER_OPTIONS)
-        worker_pb2_grpc.add_WorkerServicer_to_server(_Service(host, outgoing_limit), self._server)
+        worker_pb2_grpc.add_WorkerServicer_to_server(_Service(host, feed, outgoing_limit), self._server)
 
     async def start(self, host: str, port: int) -> int:
         """Returns the port it listens on. Raises `StartFailed`: the address cannot be used."""
@@ -37,8 +38,9 @@ class WorkerServer:
 
 
 class _Service(worker_pb2_grpc.WorkerServicer):
-    def __init__(self, host: SessionHost, outgoing_limit: int) -> None:
+    def __init__(self, host: SessionHost, feed: WatchFeed, outgoing_limit: int) -> None:
         self._host = host
+        self._feed = feed
         self._outgoing_limit = outgoing_limit
 
     async def Session(  # type: ignore[override]  # besides a generator, grpc.aio takes a coroutine that writes
@@ -54,3 +56,8 @@ class _Service(worker_pb2_grpc.WorkerServicer):
         context: grpc.aio.ServicerContext[pb.DescribeRequest, pb.WorkerDescription],
     ) -> pb.WorkerDescription:
         return await self._host.describe()
+
+    async def Watch(  # type: ignore[override]  # as above
+        self, request: pb.WatchRequest, context: grpc.aio.ServicerContext[pb.WatchRequest, pb.WatchReply]
+    ) -> None:
+        await serve_watch(self._feed, self._host.epoch, request, context)

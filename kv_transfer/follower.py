@@ -44,8 +44,8 @@ class ReadsBlocks(Protocol):
         ...
 
     async def read(self, job: PullJob, climb: Climb) -> None:
-        """Claims the lease and reads some of its blocks, over one transport or another. Does not end the lease. However
-        it ends, nothing can write into the target blocks any more. Raises `TransferFailed`."""
+        """Claims the lease and reads some of its blocks, but does not end it. However it ends, nothing can write into
+        the target any more. Raises `TransferFailed`, `LeaseLost`, `TicketRefused`, `FingerprintMismatch`."""
         ...
 
     async def complete(self, ticket: Ticket, blocks: int) -> int:
@@ -102,26 +102,16 @@ class Follower:
             progress.prompt_done = True
 
     async def _run(self, job: FollowJob, progress: _Progress) -> PullResult:
-        size, outcome, reason = 0, "landed", ""
         try:
             size = await self._follow(job, progress)
         except (asyncio.CancelledError, BatonError) as error:
             outcome, reason = outcome_of(error)
             if outcome != "stale":
                 self.leave(job)
+            return _result(job, progress, outcome, reason=reason)
         finally:
             self._running.pop(job.request_id, None)
-        landed = outcome == "landed"
-        return PullResult(
-            request_id=job.request_id,
-            transport=progress.climb.transport,
-            outcome=outcome,
-            blocks=len(job.target) if landed else 0,
-            bytes=size,
-            reason=reason,
-            fallen=tuple(progress.climb.fallen),
-            ahead=progress.ahead if landed else 0,
-        )
+        return _result(job, progress, "landed", len(job.target), size)
 
     async def _follow(self, job: FollowJob, progress: _Progress) -> int:
         client = self._reads.client(job.origin.source)
@@ -131,7 +121,8 @@ class Follower:
                 followed = await client.follow(job.origin.attempt_id, job.origin.epoch, progress.known)
                 ticket = None if followed is None else self._opened(job, followed)
                 closed = done or (followed is not None and followed.closed)
-                if followed is not None and ticket is not None and len(ticket.block_ids) > progress.known:
+                if ticket is not None and len(ticket.block_ids) > progress.known:
+                    assert followed is not None
                     await self._take(job, progress, ticket, followed.ticket, ahead=not closed)
                 elif closed:
                     raise TransferFailed(f"{job.origin.source}: the prompt ended before its blocks were there")
@@ -163,3 +154,18 @@ class Follower:
         if time.monotonic() - progress.news_at > self._idle_s:
             raise TransferFailed(f"{job.origin.source}: the prompt made no progress for {self._idle_s:g} s")
         await asyncio.sleep(_ASK_AGAIN_S)
+
+
+def _result(
+    job: FollowJob, progress: _Progress, outcome: str, blocks: int = 0, size: int = 0, reason: str = ""
+) -> PullResult:
+    return PullResult(
+        request_id=job.request_id,
+        transport=progress.climb.transport,
+        outcome=outcome,
+        blocks=blocks,
+        bytes=size,
+        reason=reason,
+        fallen=tuple(progress.climb.fallen),
+        ahead=progress.ahead if outcome == "landed" else 0,
+    )

@@ -70,8 +70,7 @@ class PullResult:
 
 @dataclass(slots=True)
 class Climb:
-    """How one pull has come down the ladder, perhaps in several reads. `reason`: why the last rung failed, empty while
-    it has not."""
+    """How far one pull has come down the ladder. `reason`: why the last rung failed, empty while it has not."""
 
     transport: str = _NO_TRANSPORT
     reason: str = ""
@@ -129,7 +128,8 @@ class Mover:
         return self._connections.client(source)
 
     async def read(self, job: PullJob, climb: Climb) -> None:
-        """As `pull`, but the lease goes on: more of it may be read, until `complete`. Raises `TransferFailed`."""
+        """Claims the lease and reads some of its blocks, but does not end it. However it ends, nothing can write into
+        the target any more. Raises `TransferFailed`, `LeaseLost`, `TicketRefused`, `FingerprintMismatch`."""
         async with self._connections.to(job.ticket) as source:
             outcome, reason = await self._bring(source, job, climb)
         if outcome != "landed":
@@ -138,10 +138,8 @@ class Mover:
     async def complete(self, ticket: Ticket, blocks: int) -> int:
         """Ends the lease after all of `blocks` were read; returns their bytes. Raises `LeaseLost`: they must not be
         used."""
-        size = blocks * self._reader.block_bytes
         async with self._connections.to(ticket) as source:
-            await source.client.complete(ticket.lease_id, ticket.epoch, self._reader.rank, blocks, size)
-        return size
+            return await self._complete(source, ticket, blocks)
 
     def release(self, ticket: Ticket) -> None:
         """Tells the source, in the background, that we shall not read (any more)."""
@@ -172,17 +170,14 @@ class Mover:
         self._connections.check_idle()
 
     async def _move(self, job: PullJob, climb: Climb) -> tuple[str, str]:
-        ticket, blocks = job.ticket, len(job.target)
-        async with self._connections.to(ticket) as source:
+        async with self._connections.to(job.ticket) as source:
             outcome, reason = await self._bring(source, job, climb)
             if outcome == "landed":
-                # Only this answer proves that the blocks were ours to read until the last byte.
-                size = blocks * self._reader.block_bytes
-                await source.client.complete(ticket.lease_id, ticket.epoch, self._reader.rank, blocks, size)
+                await self._complete(source, job.ticket, len(job.target))
         return outcome, reason
 
     async def _bring(self, source: Connection, job: PullJob, climb: Climb) -> tuple[str, str]:
-        """All of it but the completion."""
+        """All bytes of the job, under a claim; the outcome and, unless they landed, the reason."""
         ticket = job.ticket
         check_blocks(ticket, source.endpoint.layout.num_blocks)
         rungs = self._reach.rungs(self._connections, source)
@@ -191,6 +186,12 @@ class Mover:
         held_s = await source.client.claim(ticket.lease_id, ticket.epoch)
         await _renewed(source.client, ticket, held_s, self._climb(source, job, rungs, climb))
         return ("failed", climb.reason) if climb.reason else ("landed", "")
+
+    async def _complete(self, source: Connection, ticket: Ticket, blocks: int) -> int:
+        # Only this answer proves that the blocks were ours to read until the last byte.
+        size = blocks * self._reader.block_bytes
+        await source.client.complete(ticket.lease_id, ticket.epoch, self._reader.rank, blocks, size)
+        return size
 
     async def _climb(self, source: Connection, job: PullJob, rungs: tuple[str, ...], climb: Climb) -> None:
         """Tries one rung after the other until one brings all bytes; `climb.reason` tells when none did."""

@@ -45,6 +45,8 @@ def configure_network(net_device: str | None) -> None:
     if net_device is not None:
         os.environ["UCX_NET_DEVICES"] = net_device
     os.environ.setdefault("UCX_PROTO_EMULATION_ENABLE", "n")
+    # Else whoever connects to a peer whose packets are lost waits in the kernel for minutes, and all pulls with him.
+    os.environ.setdefault("UCX_TCP_CONN_NB", "y")
     os.environ.setdefault("UCX_LOG_LEVEL", "error")  # it warns of each block of a read that was ended by `close`
 
 

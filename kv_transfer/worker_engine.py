@@ -14,6 +14,8 @@ from cluster.worker import WorkerSpec
 from kv_transfer.engine_link import EngineLink
 from kv_transfer.engine_settings import connector_settings, kv_transfer_config
 from kv_transfer.simulated_handoff import SimulatedHandoff, SimulatedLink
+from kv_transfer.stock_link import StockIdentity, StockLink
+from kv_transfer.stock_settings import SideChannel, lease_seconds, packing_fingerprint, stock_transfer_config
 
 
 async def build_engine(config: Config, pool: PoolConfig, clock: Clock, spec: WorkerSpec, folder: Path) -> Engine:
@@ -22,12 +24,15 @@ async def build_engine(config: Config, pool: PoolConfig, clock: Clock, spec: Wor
     if config.engine.kind == "simulated":
         return SimulatedEngine(config.model, config.engine, clock, _simulated_handoff(config, spec, key, clock))
     prepare_environment(config.model, config.engine)
+    if config.kv_transfer.connector == "vllm-nixl":
+        return await asyncio.to_thread(_stock_engine, config, pool, spec, key)
     return await asyncio.to_thread(_vllm_engine, config, pool, spec, folder)
 
 
 def _vllm_engine(config: Config, pool: PoolConfig, spec: WorkerSpec, folder: Path) -> Engine:
     from cluster.vllm_core import VllmSpec  # takes many seconds, and a prepared environment
     from cluster.vllm_engine import VllmEngine
+    from cluster.vllm_events import EventSockets
 
     announce_path = folder / "connector.json"
     settings = connector_settings(
@@ -45,8 +50,34 @@ def _vllm_engine(config: Config, pool: PoolConfig, spec: WorkerSpec, folder: Pat
         options=_options(config, pool, spec.role),
         gpus=pool.gpus_per_replica,
         kv_transfer=kv_transfer_config(settings, spec.role),
+        events=EventSockets(folder),
     )
     return VllmEngine(vllm_spec, EngineLink(announce_path))
+
+
+def _stock_engine(config: Config, pool: PoolConfig, spec: WorkerSpec, key: bytes) -> Engine:
+    from cluster.vllm_core import VllmSpec
+    from cluster.vllm_engine import VllmEngine
+
+    channel = SideChannel(spec.advertise_host)
+    vllm_spec = VllmSpec(
+        model=config.model,
+        engine=config.engine,
+        options=config.engine.options | pool.engine_options,
+        gpus=pool.gpus_per_replica,
+        kv_transfer=stock_transfer_config(config.kv_transfer, spec.role, f"{spec.worker_id}/{spec.epoch}"),
+        environment=channel.environment(config.kv_transfer),
+    )
+    identity = StockIdentity(
+        worker_id=spec.worker_id,
+        epoch=spec.epoch,
+        block_size=config.engine.block_size,
+        lease_s=lease_seconds(config.kv_transfer),
+        secret=key,
+        fingerprint=packing_fingerprint(config.engine.device).digest,
+    )
+    link = StockLink(identity, channel)
+    return VllmEngine(vllm_spec, link, link)
 
 
 def _options(config: Config, pool: PoolConfig, role: Role) -> dict[str, object]:

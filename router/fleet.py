@@ -8,6 +8,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from cluster.clock import Clock
@@ -15,8 +18,9 @@ from cluster.config import RouterConfig
 from cluster.errors import BatonError, EngineFailed, NoWorker, WorkerLost
 from cluster.membership import Directory, Membership, WorkerRecord
 from protos.baton.v1 import worker_pb2
-from router.dispatch import Dispatch
+from router.dispatch import Dispatch, DispatchParts
 from router.worker_link import WorkerLink
+from router.worker_watch import BlockSink, Sinks, Turns, WorkerWatch
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +35,7 @@ class _Member:
     task: asyncio.Task[None]
     link: WorkerLink | None = None
     listed: bool = True
+    ready: bool = True  # as the worker itself says
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +48,8 @@ class WorkerReport:
 
 
 class Fleet:
-    """`dispatch` is where requests go in; `start` and `close` are called once each, on the loop that serves."""
+    """`dispatch` is where requests go in; `start` and `close` are called once each, on the loop that serves. `blocks`
+    is told which worker holds what, by default the index that places."""
 
     def __init__(
         self,
@@ -52,7 +58,8 @@ class Fleet:
         clock: Clock,
         router_id: str,
         seed: int,
-        pipelining_from: int | None = None,
+        parts: DispatchParts,
+        blocks: BlockSink | None = None,
     ) -> None:
         self._config = config
         self._directory = directory
@@ -61,7 +68,10 @@ class Fleet:
         self._members: dict[str, _Member] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._changed = asyncio.Event()
-        self.dispatch = Dispatch(config, self._post, clock.now, seed, pipelining_from)
+        self._sinks = Sinks(parts.placing.placement.index if blocks is None else blocks, self)
+        self._turns = Turns()
+        self._jitter = random.Random(seed)
+        self.dispatch = Dispatch(config, self._post, clock.now, parts)
 
     async def start(self) -> None:
         self._tasks = [
@@ -123,9 +133,8 @@ class Fleet:
         await self._dismiss_finished()
 
     def _mark(self, member: _Member) -> None:
-        """A worker off the list gets nothing new, but may have streams of ours to finish."""
-        if worker := self.dispatch.view.get(member.record.worker_id):
-            worker.leaving = not member.listed
+        """A worker off the list, or not ready, gets nothing new, but may have streams of ours to finish."""
+        self.dispatch.set_ready(member.record.worker_id, member.listed and member.ready)
         self._tell()
 
     def _tell(self) -> None:
@@ -167,17 +176,41 @@ class Fleet:
         try:
             worker = await link.open()
             member = self._members[record.worker_id]
-            member.link = link
+            member.link, member.ready = link, True
             self.dispatch.worker_up(worker)
             self._mark(member)
-            await link.serve(lambda step: self.dispatch.on_step(record.worker_id, step))
+            async with self._watching(link):
+                await link.serve(lambda step: self.dispatch.on_step(record.worker_id, step))
         except BatonError as error:
             cause = error
             raise
         finally:
             self.dispatch.worker_down(record.worker_id, cause)
+            self._sinks.blocks.worker_gone(record.worker_id)
             self._tell()
             await link.close()
+
+    @asynccontextmanager
+    async def _watching(self, link: WorkerLink) -> AsyncIterator[None]:
+        """Watches the worker for as long as its session lasts, which alone says whether it is there."""
+        worker_id = link.record.worker_id
+        watch = WorkerWatch(worker_id, self._sinks, self._turns, self._clock, self._config.worker_deadline_s)
+        task = asyncio.create_task(watch.run(link.watch, self._jitter), name=f"watch of {worker_id}")
+        try:
+            yield
+        finally:
+            await _stop([task])
+
+    # What watches tell (`worker_watch.LoadSink`)
+
+    def load_changed(self, worker_id: str, load: worker_pb2.Load) -> None:
+        self.dispatch.on_load(worker_id, load)
+
+    def state_changed(self, worker_id: str, state: worker_pb2.WorkerState.ValueType, reason: str) -> None:
+        if member := self._members.get(worker_id):
+            member.ready = state == worker_pb2.WORKER_STATE_READY
+            logger.info("worker %s is %s %s", worker_id, worker_pb2.WorkerState.Name(state), reason)
+            self._mark(member)
 
     def _post(self, worker_id: str, message: worker_pb2.SessionRequest) -> bool:
         member = self._members.get(worker_id)

@@ -107,6 +107,10 @@ class WorkerLink:
             raise self._lost("it does not read its messages") from None
         raise self._lost("it ended the session")
 
+    def watch(self) -> grpc.aio.UnaryStreamCall[worker_pb2.WatchRequest, worker_pb2.WatchReply]:
+        """A Watch stream over the same connection, to be read and cancelled by the caller."""
+        return self._stub.Watch(worker_pb2.WatchRequest(router_id=self._router_id, epoch=self.record.epoch))
+
     async def describe(self) -> worker_pb2.WorkerDescription:
         """Raises `WorkerLost` when the worker does not answer within the deadline."""
         try:

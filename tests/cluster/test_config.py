@@ -74,12 +74,57 @@ def test_what_is_parsed_survives_being_written_and_read_again() -> None:
             ["kv_transfer.grpc", "floor_s 30 is above ceiling_s"],
         ),
         ("decode.gpus_per_replica", 1, ["decode.gpus_per_replica is 1", "engine.device is cpu"]),
+        ("kv_transfer.connector", "nixl", ["kv_transfer.connector", "'baton' or 'vllm-nixl'"]),
+        ("router.replicas", 2, ["router.replicas is 2, but store.url is memory://", "redis://HOST:PORT/0"]),
+        ("store.url", "mem", ["store", "memory://, redis://HOST:PORT/DB or rediss://HOST:PORT/DB"]),
+        ("store.url", "redis://", ["redis://HOST:PORT/DB"]),
+        ("store.url", "redis://h:99999/0", ["Port out of range"]),
+        ("store.url", "redis://h/0?x=1", ["only a database number"]),
+        ("store.password_env", "P", ["memory:// needs none"]),
+        ("store.lease_s", 0.2, ["lease_s 0.2 is less than 3 times period_s 0.1"]),
+        ("admission.tenants", {"a": {"wieght": 2}}, ["admission.tenants.a.wieght: unknown key", "mean weight?"]),
+        ("admission.tenants", {"a b": {}}, ["admission.tenants.a b", "pattern"]),
+        ("admission.tenants", {"a": {"weight": 0.0}}, ["admission.tenants.a.weight", "0.01"]),
+        ("admission.tenants", {"a": {"classes": ["x"]}}, ["a: x is no class", "interactive, standard, batch"]),
+        ("admission.default_class", "x", ["default_class: x is no class; valid: interactive, standard, batch"]),
+        ("admission.classes", ["a", "a"], ["each name once"]),
+        ("admission.queue", {"class_reserve": 0.5}, ["0.5 for each of 3 classes is more than the whole queue"]),
     ],
 )
 def test_a_mistake_names_its_key_and_what_is_valid(path: str, value: object, says: list[str]) -> None:
     text = refusal(with_key(path, value))
     assert text.startswith("file.yaml: ")
     assert [part for part in says if part not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("transfer", "says"),
+    [
+        ({"chunk_pipelining": True}, "chunk_pipelining"),
+        ({"prefer": "grpc"}, "prefer: grpc"),
+        ({"prefer": "grpc", "forbid": ["nixl"]}, "prefer: grpc, forbid: [nixl]"),
+    ],
+)
+def test_what_the_stock_connector_cannot_do_is_refused(transfer: dict[str, Any], says: str) -> None:
+    assert parse_config(SMALLEST | {"kv_transfer": transfer}).kv_transfer.first_token_from_prefill
+    text = refusal(SMALLEST | {"kv_transfer": transfer | {"connector": "vllm-nixl"}})
+    assert f"kv_transfer: connector vllm-nixl cannot do {says}:" in text
+
+
+def test_keys_that_the_stock_connector_has_no_use_for_do_no_harm() -> None:
+    transfer = {"connector": "vllm-nixl", "forbid": ["grpc"], "circuit_open_s": 2.0, "lease_s": 60.0}
+    assert not parse_config(SMALLEST | {"kv_transfer": transfer}).kv_transfer.first_token_from_prefill
+
+
+def test_a_simulated_engine_has_no_stock_connector() -> None:
+    raw = SMALLEST | {"engine": {"kind": "simulated"}, "kv_transfer": {"connector": "vllm-nixl"}}
+    assert "engine.kind is simulated: use connector: baton" in refusal(raw)
+
+
+def test_a_password_in_the_url_is_refused_and_not_shown() -> None:
+    text = refusal(with_key("store.url", "redis://:hunter2-hunter2@h:6379/0"))
+    assert "password_env" in text
+    assert "hunter2" not in text
 
 
 def test_a_missing_model_is_named() -> None:

@@ -5,15 +5,7 @@ from __future__ import annotations
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from cluster.simulated_blocks import BlockPool, block_hashes
-
-
-def test_equal_prefixes_have_equal_hashes_until_they_part_or_the_salt_differs() -> None:
-    first, second = block_hashes([1, 2, 3, 4, 5, 6, 7], 2, ""), block_hashes([1, 2, 3, 4, 9, 6, 7], 2, "")
-    assert len(first) == 3
-    assert first[:2] == second[:2]
-    assert first[2] != second[2]
-    assert not set(first) & set(block_hashes([1, 2, 3, 4, 5, 6], 2, "tenant"))
+from cluster.simulated_blocks import BlockPool
 
 
 def test_the_block_that_has_been_free_longest_is_given_away_first() -> None:
@@ -45,6 +37,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool = BlockPool(6)
         self.held: list[list[int]] = []
         self.content = 0
+        self.known: set[int] = set()  # by whoever follows the changes
 
     @rule(count=st.integers(0, 6))
     def allocate(self, count: int) -> None:
@@ -81,6 +74,13 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool.hold(found)
         assert self.pool.available == before - free
         self.held.append(found)
+
+    @rule()
+    def tell_changes(self) -> None:
+        delta = self.pool.changes.take()
+        assert not delta.cleared
+        self.known = (self.known - set(delta.removed)) | set(delta.stored)
+        assert self.known == self.pool.contents
 
     @invariant()
     def counts_agree(self) -> None:

@@ -6,9 +6,11 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
+from cluster.block_hashes import chain_seed, extend_chain
 from cluster.clock import VirtualClock
 from cluster.config import EngineConfig, ModelConfig, SimulatedTiming
 from cluster.engine import EngineOutput, EngineRequest, FinishReason, Leg, PrefillInProgress, Sampling
@@ -291,3 +293,27 @@ async def test_a_failed_engine_raises_from_every_call_and_from_the_step_under_wa
 def test_it_starts_without_importing_vllm_or_ray() -> None:
     program = "import sys, cluster.simulated_engine; assert not {'vllm', 'ray', 'torch'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True, timeout=30)
+
+
+async def test_the_blocks_of_a_prompt_are_told_under_the_hashes_that_everybody_computes() -> None:
+    bench = Bench(num_blocks=12)
+    engine, _ = await bench.engine(handoff=False)
+    prompts = [[salt, *PROMPT] for salt in range(3)]
+    held: set[int] = set()
+    for number, prompt in enumerate(prompts):
+        request = replace(ask(f"a{number}", prompt=prompt), cache_salt="tenant")
+        await bench.finish(engine, request)
+        delta = await engine.block_changes()
+        held = (held - set(delta.removed)) | set(delta.stored)
+        assert held == engine.batch.pool.contents
+        assert held >= set(extend_chain(chain_seed("demo", "", "tenant"), prompt, 16))
+    assert not held & set(extend_chain(chain_seed("demo", "", "tenant"), prompts[0], 16))
+
+
+async def test_waiting_for_blocks_ends_with_the_engine() -> None:
+    engine, _ = await Bench().engine()
+    waiting = asyncio.create_task(engine.block_changes())
+    await asyncio.sleep(0)
+    await engine.close()
+    with pytest.raises(EngineFailed, match="closed"):
+        await waiting

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import tempfile
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +15,12 @@ import psutil
 import pytest
 import pytest_asyncio
 
+from cluster.block_hashes import chain_seed, extend_chain
 from cluster.config import EngineConfig, ModelConfig
 from cluster.engine import EngineOutput, EngineRequest, FinishReason, Leg, Sampling
 from cluster.errors import EngineFailed, InvalidRequest
 from cluster.vllm_environment import prepare_environment
+from cluster.vllm_events import EventSockets
 
 if TYPE_CHECKING:
     from cluster.vllm_engine import VllmEngine
@@ -29,21 +33,23 @@ def engine_config(**changes: Any) -> EngineConfig:
     return EngineConfig(**values)
 
 
-def new_engine(path: Path | str, **changes: Any) -> VllmEngine:
+def new_engine(path: Path | str, events: Path | None = None, **changes: Any) -> VllmEngine:
     model, engine = ModelConfig(path=str(path), max_model_len=1024, dtype="float32"), engine_config(**changes)
     prepare_environment(model, engine)  # before vllm is imported
     from cluster.vllm_core import VllmSpec
     from cluster.vllm_engine import VllmEngine
 
-    return VllmEngine(VllmSpec(model, engine, engine.options))
+    sockets = None if events is None else EventSockets(events)
+    return VllmEngine(VllmSpec(model, engine, engine.options, events=sockets))
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine(demo_model: Path) -> AsyncIterator[VllmEngine]:
-    engine = new_engine(demo_model)
-    await engine.start()
-    yield engine
-    await engine.close()
+    with tempfile.TemporaryDirectory(prefix="baton-") as folder:
+        engine = new_engine(demo_model, Path(folder))
+        await engine.start()
+        yield engine
+        await engine.close()
 
 
 def request(
@@ -174,6 +180,25 @@ async def test_a_token_outside_the_vocabulary_is_refused(engine: VllmEngine) -> 
 async def test_parameters_of_another_format_are_refused(engine: VllmEngine) -> None:
     with pytest.raises(InvalidRequest, match="engine_params"):
         await engine.submit(EngineRequest("bad", Leg.WHOLE, [1], Sampling(1), b"\x93"))
+
+
+async def test_the_blocks_of_a_prompt_are_told_under_the_hashes_that_everybody_computes(engine: VllmEngine) -> None:
+    asked = replace(request("b1", max_tokens=1, prompt=200), cache_salt="tenant")
+    wanted = set(extend_chain(chain_seed("demo", "", "tenant"), asked.prompt_token_ids, 32))
+    await engine.submit(asked)
+    await finish(engine, "b1")
+    told: set[int] = set()
+    async with asyncio.timeout(10):
+        while not told >= wanted:
+            told.update((await engine.block_changes()).stored)
+
+
+async def test_a_client_cannot_make_the_engine_tell_its_blocks_twice() -> None:
+    from cluster.vllm_messages import to_core_request
+
+    asked = to_core_request(request("m1", extra_args={"kv_cache_report_mode": "full", "theirs": 1}))
+    assert asked.sampling_params is not None
+    assert asked.sampling_params.extra_args == {"theirs": 1}
 
 
 async def test_a_killed_engine_core_is_noticed_at_once_and_closing_leaves_no_process(demo_model: Path) -> None:

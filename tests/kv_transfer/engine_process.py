@@ -20,8 +20,10 @@ from cluster.engine import Role
 from cluster.errors import TransferFailed
 from cluster.kv_link import KvStats
 from kv_transfer.engine_settings import connector_settings, kv_transfer_config
+from tests.two_hosts import move_in
 
 SECRET_ENV = "BATON_TICKET_SECRET"
+SECRET = b"a secret that only the tests know"
 BLOCK_SIZE = 32
 _ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -30,10 +32,20 @@ _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
-    SECRET_ENV: "a secret that only the tests know",
+    SECRET_ENV: SECRET.decode(),
 }
 _START_S = 200.0
 _ANSWER_S = 60.0
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an engine lives: the address on which it listens, the namespace of its host if that is not this one, and
+    what its environment has besides."""
+
+    host: str = "127.0.0.1"
+    namespace: str = ""
+    environment: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -45,15 +57,22 @@ class Generated:
     ticket: bytes = b""
 
 
+HERE = Place()
+
+
 class EngineProcess:
     """Commands are the public methods of its `child`."""
 
     child: type[EngineChild]
 
-    def __init__(self, model: Path, role: Role, worker_id: str, folder: Path, **transfer: object) -> None:
+    def __init__(
+        self, model: Path, role: Role, worker_id: str, folder: Path, place: Place = HERE, **transfer: Any
+    ) -> None:
+        """`transfer`: keys of the section `kv_transfer`."""
         spawn = multiprocessing.get_context("spawn")
         self._pipe, there = spawn.Pipe()
-        arguments = (there, self.child, str(model), role, worker_id, str(folder / f"{worker_id}.json"), transfer)
+        made = (str(model), role, worker_id, str(folder / f"{worker_id}.json"), transfer, place.host)
+        arguments = (there, place, self.child, made)
         self.process = spawn.Process(target=_run, args=arguments, name=worker_id, daemon=True)
         self.process.start()
         there.close()
@@ -96,18 +115,13 @@ class EngineProcess:
         self.process.join()
 
 
-def _run(
-    pipe: Connection,
-    kind: type[EngineChild],
-    model: str,
-    role: Role,
-    worker_id: str,
-    announce_path: str,
-    transfer: dict[str, Any],
-) -> None:
-    os.environ |= _ENVIRONMENT
+def _run(pipe: Connection, place: Place, kind: type[EngineChild], made: tuple[Any, ...]) -> None:
+    os.environ |= _ENVIRONMENT | dict(place.environment)
+    if place.namespace:
+        move_in(place.namespace)
+        os.environ["VLLM_HOST_IP"] = place.host
     try:
-        child = kind(model, role, worker_id, announce_path, transfer)
+        child = kind(*made)
         pipe.send(("ok", None))
     except BaseException:
         pipe.send(("error", traceback.format_exc()))
@@ -120,15 +134,17 @@ class EngineChild:
 
     engine_options: ClassVar[dict[str, Any]] = {}
 
-    def __init__(self, model: str, role: Role, worker_id: str, announce_path: str, transfer: Any) -> None:
+    def __init__(
+        self, model: str, role: Role, worker_id: str, announce_path: str, transfer: Any, host: str = HERE.host
+    ) -> None:
         from vllm import LLM
 
         settings = connector_settings(
-            KvTransferConfig(**transfer),
+            KvTransferConfig.model_validate(transfer),
             worker_id=worker_id,
             epoch=1,
-            listen_host="127.0.0.1",
-            advertise_host="127.0.0.1",
+            listen_host=host,
+            advertise_host=host,
             announce_path=announce_path,
             secret_env=SECRET_ENV,
         )

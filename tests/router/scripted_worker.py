@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 
 import grpc
 
+from cluster.clock import RealClock
 from cluster.engine import Role
 from cluster.membership import WorkerRecord
 from cluster.rpc_options import SERVER_OPTIONS
 from cluster.wire import role_to_wire
+from cluster.worker_watch import WatchFeed, serve_watch
 from protos.baton.v1 import kv_pb2, worker_pb2, worker_pb2_grpc
 
 VOCABULARY = range(300, 900)
@@ -71,6 +73,8 @@ class ScriptedWorker(worker_pb2_grpc.WorkerServicer):
         self.aborted: list[str] = []
         self.released: list[str] = []
         self.running: dict[str, asyncio.Task[None]] = {}
+        self.load = worker_pb2.Load()
+        self.feed = WatchFeed(lambda: worker_pb2.Load.FromString(self.load.SerializeToString()), RealClock())
         self.changed = asyncio.Condition()
         self.server: grpc.aio.Server | None = None
         self.record: WorkerRecord | None = None
@@ -110,6 +114,14 @@ class ScriptedWorker(worker_pb2_grpc.WorkerServicer):
                 yield await outgoing.get()
         finally:
             reader.cancel()
+
+    async def Watch(  # type: ignore[override]  # grpc.aio also takes a coroutine that writes
+        self,
+        request: worker_pb2.WatchRequest,
+        context: grpc.aio.ServicerContext[worker_pb2.WatchRequest, worker_pb2.WatchReply],
+    ) -> None:
+        self.feed.enter(self.state, "")
+        await serve_watch(self.feed, self.epoch, request, context)
 
     def describe(self) -> worker_pb2.WorkerDescription:
         return worker_pb2.WorkerDescription(

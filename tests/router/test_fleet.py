@@ -18,7 +18,9 @@ from router.admin_service import AdminService
 from router.fleet import Fleet
 from router.generation import Emission, GenerationRequest
 from router.worker_link import OUTGOING_LIMIT, WorkerLink
+from tests.router.dispatch_parts import load_of, parts
 from tests.router.scripted_worker import LeaseBook, ScriptedWorker, expected_tokens
+from tests.waiting import eventually
 
 TTL_S = 1000.0
 PROMPT = [301, 302, 303]
@@ -64,7 +66,8 @@ class Stage:
         self.directory = MemoryDirectory(RealClock())
         self.listener = Listener()
         config = RouterConfig(worker_deadline_s=1.0)
-        self.fleet = Fleet(config, self.directory, RealClock(), "router-1", seed=7)
+        self.parts = parts(RealClock().now)
+        self.fleet = Fleet(config, self.directory, RealClock(), "router-1", 7, self.parts)
         self.fleet.dispatch.connect(self.listener)
         self.workers: dict[str, ScriptedWorker] = {}
 
@@ -166,10 +169,10 @@ async def test_a_worker_that_leaves_the_directory_finishes_its_streams(stage: St
     await stage.ask("a")
     await decode.until(lambda: len(decode.submits) == 1)
     await stage.directory.withdraw("d1", decode.epoch)
-    await stage.add("d2", Role.DECODE)
-    busy = stage.fleet.dispatch.view.get("d2")
-    assert busy is not None
-    busy.report(worker_pb2.Load(running=50))  # the one that leaves would be the better choice
+    other = await stage.add("d2", Role.DECODE)
+    other.load.running = 50  # the one that leaves would be the better choice
+    other.feed.flush()
+    await eventually(lambda: load_of(stage.parts, "d2").sequences == 50)
     await stage.ask("b")
     await stage.listener.until_ended("b")
     assert len(decode.submits) == 1
@@ -178,6 +181,23 @@ async def test_a_worker_that_leaves_the_directory_finishes_its_streams(stage: St
     assert stage.listener.tokens["a"] == expected_tokens(PROMPT, 5)
     await stage.linked("d1", there=False)
     assert prefill.released == []
+
+
+async def test_a_worker_that_says_it_drains_gets_nothing_new_until_it_is_ready_again(stage: Stage) -> None:
+    await stage.add("p", Role.PREFILL)
+    first = await stage.add("d1", Role.DECODE)
+    second = await stage.add("d2", Role.DECODE)
+    second.load.running = 50
+    second.feed.flush()
+    view = stage.fleet.dispatch.view
+    await eventually(lambda: load_of(stage.parts, "d2").sequences == 50)
+    first.feed.enter(worker_pb2.WORKER_STATE_STALLED, "no step")
+    await eventually(lambda: len(view.ready(Role.DECODE)) == 1)
+    await stage.ask("a")
+    await stage.listener.until_ended("a")
+    assert not first.submits
+    first.feed.enter(worker_pb2.WORKER_STATE_READY, "")
+    await eventually(lambda: len(view.ready(Role.DECODE)) == 2)
 
 
 async def test_a_worker_that_comes_back_with_a_new_epoch_gets_a_new_link(stage: Stage) -> None:

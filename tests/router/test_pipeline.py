@@ -19,8 +19,9 @@ from cluster.engine import (
 )
 from cluster.errors import DeadlineExceeded, EngineFailed, NoWorker, TicketRefused, WorkerLost
 from protos.baton.v1 import kv_pb2
+from router.actions import Action, Cancel, Emit, End, Release, Settle, Submit
 from router.generation import Emission, GenerationRequest, Outcome
-from router.pipeline import ATTEMPT_LIMIT, Action, Cancel, Emit, End, Release, RequestPipeline, Settle, Submit
+from router.pipeline import ATTEMPT_LIMIT, RequestPipeline
 from router.sampling_state import NO_HISTORY, SamplingFacts
 
 PROMPT = [5, 6, 7]
@@ -42,16 +43,17 @@ class Walk:
         facts: SamplingFacts = NO_HISTORY,
         prefill: str = "p1 p2",
         decode: str = "d1 d2",
+        first_token_from_prefill: bool = True,
         pipelining: bool = False,
     ) -> None:
         self.pipelining = pipelining
         self.workers = {Role.PREFILL: prefill.split(), Role.DECODE: decode.split()}
         request = GenerationRequest("r", list(PROMPT), Sampling(max_tokens=max_tokens, logprobs=2), facts)
-        self.pipeline = RequestPipeline(request, self._choose, self._follow)
+        self.pipeline = RequestPipeline(request, self._choose, self._follow, first_token_from_prefill)
         self.actions: list[Action] = []
         self.take(self.pipeline.start())
 
-    def _choose(self, role: Role, avoid: frozenset[str], prefer: str | None) -> str | None:
+    def _choose(self, leg: Leg, role: Role, avoid: frozenset[str], prefer: str | None) -> str | None:
         ready = [worker for worker in self.workers[role] if worker not in avoid]
         return prefer if prefer in ready else next(iter(ready), None)
 
@@ -132,6 +134,26 @@ def test_with_state_that_spans_tokens_decode_samples_the_first_token_itself(fact
     assert walk.submitted.sampling.max_tokens == 3
     walk.answer(50, origin=PromptOrigin(3, 0, 2))
     assert walk.emissions == [Emission("r", [50], cached_tokens=1)]
+
+
+def test_a_connector_of_whole_prompts_has_every_first_token_sampled_by_decode() -> None:
+    walk = Walk(max_tokens=3, first_token_from_prefill=False)
+    walk.prefilled(40, origin=PromptOrigin(3, 1, 0), finish_reason=FinishReason.STOP)
+    assert walk.emissions == []
+    assert (walk.worker, walk.submitted.leg, walk.submitted.prompt_token_ids) == ("d1", Leg.DECODE, PROMPT)
+    assert walk.submitted.sampling.max_tokens == 3
+    walk.answer(50, origin=PromptOrigin(3, 0, 3))
+    assert walk.emissions == [Emission("r", [50], cached_tokens=1)]
+
+
+def test_a_ticket_without_a_lease_is_handed_over_and_nothing_is_released_for_it() -> None:
+    stock = kv_pb2.Ticket(stock_params=b"{}").SerializeToString()
+    walk = Walk(first_token_from_prefill=False)
+    walk.answer(40, finish_reason=FinishReason.LENGTH, ticket=stock)
+    assert (walk.submitted.leg, walk.submitted.ticket) == (Leg.DECODE, stock)
+    walk.take(walk.pipeline.on_worker_lost("d1", LOST))
+    assert legs(walk)[-1] == ("d2", Leg.WHOLE)
+    assert walk.of(Release) == []
 
 
 @pytest.mark.parametrize("stop_reason", [None, 40])

@@ -572,6 +572,85 @@ class Load(_message.Message):
 Global___Load: _TypeAlias = Load  # noqa: Y015
 
 @_typing.final
+class WatchRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUTER_ID_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    router_id: _builtins.str
+    epoch: _builtins.int
+    def __init__(
+        self,
+        *,
+        router_id: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "router_id", b"router_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchRequest: _TypeAlias = WatchRequest  # noqa: Y015
+
+@_typing.final
+class WatchReply(_message.Message):
+    """Apply in this order: cleared, removed, stored. A snapshot is a message that clears and as many more as it takes, all of
+    one number and the last of them complete; every other message is complete by itself, and its number is the one before
+    plus one. After any other number something is missing: watch anew.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    CLEARED_FIELD_NUMBER: _builtins.int
+    REMOVED_FIELD_NUMBER: _builtins.int
+    STORED_FIELD_NUMBER: _builtins.int
+    COMPLETE_FIELD_NUMBER: _builtins.int
+    LOAD_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    cleared: _builtins.bool
+    """Forget every block of this worker."""
+    complete: _builtins.bool
+    state: Global___WorkerState.ValueType
+    """unspecified: as before"""
+    reason: _builtins.str
+    """Why the state is STALLED or FAILED."""
+    @_builtins.property
+    def removed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """chain hashes of blocks that are no longer there"""
+
+    @_builtins.property
+    def stored(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """chain hashes of full blocks that a prompt can now reuse"""
+
+    @_builtins.property
+    def load(self) -> Global___Load:
+        """absent: as before"""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        cleared: _builtins.bool = ...,
+        removed: _abc.Iterable[_builtins.int] | None = ...,
+        stored: _abc.Iterable[_builtins.int] | None = ...,
+        complete: _builtins.bool = ...,
+        load: Global___Load | None = ...,
+        state: Global___WorkerState.ValueType = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cleared", b"cleared", "complete", b"complete", "load", b"load", "number", b"number", "reason", b"reason", "removed", b"removed", "state", b"state", "stored", b"stored"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchReply: _TypeAlias = WatchReply  # noqa: Y015
+
+@_typing.final
 class DescribeRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

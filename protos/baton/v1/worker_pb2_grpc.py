@@ -44,6 +44,11 @@ class WorkerStub:
                 request_serializer=protos_dot_baton_dot_v1_dot_worker__pb2.DescribeRequest.SerializeToString,
                 response_deserializer=protos_dot_baton_dot_v1_dot_worker__pb2.WorkerDescription.FromString,
                 _registered_method=True)
+        self.Watch = channel.unary_stream(
+                '/baton.v1.Worker/Watch',
+                request_serializer=protos_dot_baton_dot_v1_dot_worker__pb2.WatchRequest.SerializeToString,
+                response_deserializer=protos_dot_baton_dot_v1_dot_worker__pb2.WatchReply.FromString,
+                _registered_method=True)
 
 
 class WorkerServicer:
@@ -64,6 +69,14 @@ class WorkerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Watch(self, request, context):
+        """Which blocks the worker holds, how busy it is and what state it is in: a snapshot, then what changes. A router that is
+        too far behind gets a new snapshot on the same stream. FAILED_PRECONDITION: the epoch is not this engine's.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WorkerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -76,6 +89,11 @@ def add_WorkerServicer_to_server(servicer, server):
                     servicer.Describe,
                     request_deserializer=protos_dot_baton_dot_v1_dot_worker__pb2.DescribeRequest.FromString,
                     response_serializer=protos_dot_baton_dot_v1_dot_worker__pb2.WorkerDescription.SerializeToString,
+            ),
+            'Watch': grpc.unary_stream_rpc_method_handler(
+                    servicer.Watch,
+                    request_deserializer=protos_dot_baton_dot_v1_dot_worker__pb2.WatchRequest.FromString,
+                    response_serializer=protos_dot_baton_dot_v1_dot_worker__pb2.WatchReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -132,6 +150,33 @@ class Worker:
             '/baton.v1.Worker/Describe',
             protos_dot_baton_dot_v1_dot_worker__pb2.DescribeRequest.SerializeToString,
             protos_dot_baton_dot_v1_dot_worker__pb2.WorkerDescription.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Watch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/baton.v1.Worker/Watch',
+            protos_dot_baton_dot_v1_dot_worker__pb2.WatchRequest.SerializeToString,
+            protos_dot_baton_dot_v1_dot_worker__pb2.WatchReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,6 +37,10 @@ class WorkerStub:
     that came over it. FAILED_PRECONDITION: the epoch in Hello is not this engine's.
     """
     Describe: _grpc.UnaryUnaryMultiCallable[_worker_pb2.DescribeRequest, _worker_pb2.WorkerDescription]
+    Watch: _grpc.UnaryStreamMultiCallable[_worker_pb2.WatchRequest, _worker_pb2.WatchReply]
+    """Which blocks the worker holds, how busy it is and what state it is in: a snapshot, then what changes. A router that is
+    too far behind gets a new snapshot on the same stream. FAILED_PRECONDITION: the epoch is not this engine's.
+    """
 
 @_typing.type_check_only
 class WorkerAsyncStub(WorkerStub):
@@ -47,6 +51,10 @@ class WorkerAsyncStub(WorkerStub):
     that came over it. FAILED_PRECONDITION: the epoch in Hello is not this engine's.
     """
     Describe: _aio.UnaryUnaryMultiCallable[_worker_pb2.DescribeRequest, _worker_pb2.WorkerDescription]  # type: ignore[assignment]
+    Watch: _aio.UnaryStreamMultiCallable[_worker_pb2.WatchRequest, _worker_pb2.WatchReply]  # type: ignore[assignment]
+    """Which blocks the worker holds, how busy it is and what state it is in: a snapshot, then what changes. A router that is
+    too far behind gets a new snapshot on the same stream. FAILED_PRECONDITION: the epoch is not this engine's.
+    """
 
 class WorkerServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -66,5 +74,15 @@ class WorkerServicer(metaclass=_abc_1.ABCMeta):
         request: _worker_pb2.DescribeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_worker_pb2.WorkerDescription, _abc.Awaitable[_worker_pb2.WorkerDescription]]: ...
+
+    @_abc_1.abstractmethod
+    def Watch(
+        self,
+        request: _worker_pb2.WatchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_worker_pb2.WatchReply], _abc.AsyncIterator[_worker_pb2.WatchReply]]:
+        """Which blocks the worker holds, how busy it is and what state it is in: a snapshot, then what changes. A router that is
+        too far behind gets a new snapshot on the same stream. FAILED_PRECONDITION: the epoch is not this engine's.
+        """
 
 def add_WorkerServicer_to_server(servicer: WorkerServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
