@@ -52,12 +52,13 @@ class Free:
 @dataclass(slots=True)
 class Lease:
     """`finished` maps each rank of the reader that is done to whether it has read everything. `open`: blocks may still
-    be added at the end."""
+    be added at the end. `lingering`: it was closed without a reader, and one may come yet."""
 
     lease_id: str
     block_ids: tuple[int, ...]
     deadline: float
     open: bool = False
+    lingering: bool = False
     state: LeaseState = LeaseState.OFFERED
     reader_id: str = ""
     finished: dict[int, bool] = field(default_factory=dict)
@@ -134,6 +135,7 @@ class LeaseTable:
             return
         lease.open = False
         if lease.state is LeaseState.OFFERED:
+            lease.lingering = True
             lease.deadline = min(lease.deadline, now + LINGER_S)
             self._earliest = min(self._earliest, lease.deadline)
 
@@ -194,7 +196,7 @@ class LeaseTable:
         if now < self._earliest:
             return ()
         late = [lease for lease in self._leases.values() if not lease.ended and lease.deadline <= now]
-        frees = tuple(free for lease in late for free in self._end(lease, LeaseState.EXPIRED))
+        frees = tuple(free for lease in late for free in self._end(lease, _end_by_time(lease)))
         live = (lease.deadline for lease in self._leases.values() if not lease.ended)
         self._earliest = min(live, default=float("inf"))
         return frees
@@ -270,3 +272,9 @@ class LeaseTable:
         self._expired += state is LeaseState.EXPIRED
         self._released += state is not LeaseState.EXPIRED
         return (Free(lease.lease_id, lease.block_ids),)
+
+
+def _end_by_time(lease: Lease) -> LeaseState:
+    """That nobody follows a prompt is nothing to worry about: its ticket has a lease of its own."""
+    nobody_came = lease.lingering and lease.state is LeaseState.OFFERED
+    return LeaseState.RELEASED if nobody_came else LeaseState.EXPIRED

@@ -76,7 +76,7 @@ class SchedulerHalf:
         match request.kv_transfer_params:
             case {"export": True}:
                 self._exporting.add(request.request_id)
-                if self._settings.transfer.chunk_pipelining:
+                if self._is_followed(request):
                     self._grower.begin(request)
             case {"ticket": sealed, **rest}:
                 self._importer.begin(request, sealed if isinstance(sealed, bytes) else b"")
@@ -165,6 +165,11 @@ class SchedulerHalf:
         self._growing = GrowingExports(self._book, self._writer, self._block_size)
         self._grower = Grower(self._growing, self._pool, self._block_size)
         self._exporter = Exporter(self._book, self._pool, self._block_size, self._growing.forget)
+
+    def _is_followed(self, request: Any) -> bool:
+        """By the same rule the router decides whether somebody follows."""
+        transfer = self._settings.transfer
+        return transfer.chunk_pipelining and request.num_prompt_tokens >= transfer.pipelining_least_tokens
 
     def _serve_s(self) -> float | None:
         """Readers connect while a lease is open, when an idle engine takes no steps that could carry orders: so serving

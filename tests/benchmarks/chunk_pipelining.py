@@ -30,7 +30,7 @@ from tests.kv_transfer.stepped_engine import decode, prefetch, prefill
 PROMPT_TOKENS = (1_000, 4_000, 8_000)
 PACES_MIB_PER_S: tuple[float | None, ...] = (None, 400, 100, 25)
 OUTPUT = 2
-_CONFIG = {"chunk_pipelining": True, "nixl": {"mib_per_s": 1, "ceiling_s": 60}}
+_CONFIG = {"chunk_pipelining": True, "pipelining_least_tokens": 1, "nixl": {"mib_per_s": 1, "ceiling_s": 60}}
 
 Figures = dict[str, float]
 

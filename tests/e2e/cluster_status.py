@@ -45,12 +45,17 @@ class ClusterStatus:
             pulls=sum(count.count for count in landed),
             blocks_pulled=sum(count.blocks for count in landed),
             bytes_pulled=sum(count.bytes for count in landed),
-            pulls_failed=sum(count.count for count in transfers if count.outcome != "landed"),
+            pulls_failed=sum(count.count for count in transfers if count.outcome not in ("landed", "ahead")),
             blocks_sent=sum(c.blocks_sent for c in counters),
             bytes_sent=sum(c.bytes_sent for c in counters),
             recomputed=sum(c.recomputed_requests for c in counters),
             leases_expired=sum(c.leases_expired for c in counters),
         )
+
+    def blocks_ahead(self) -> int:
+        """Of the blocks that were pulled, those that were while their prompt was still being computed."""
+        transfers = [count for worker in self.read().workers for count in worker.description.counters.transfers]
+        return sum(count.blocks for count in transfers if count.outcome == "ahead")
 
     def wait_until_quiet(self) -> None:
         """Raises `AssertionError` that says what is left if the cluster does not come to rest."""

@@ -61,7 +61,7 @@ def _prompts(seed: int) -> list[Prompt]:
     return [*greedy, *seeded]
 
 
-def _generate(stub: inference_pb2_grpc.InferenceStub, prompt: Prompt) -> list[int]:
+def generate(stub: inference_pb2_grpc.InferenceStub, prompt: Prompt) -> list[int]:
     sampling = pb.SamplingParameters(
         max_tokens=prompt.max_tokens,
         temperature=prompt.temperature,
@@ -90,7 +90,7 @@ def test_output_equals_one_engine_and_every_block_moved(
     before = status.totals()
 
     with ThreadPoolExecutor(at_once) as pool:
-        got = list(pool.map(lambda prompt: _generate(stub, prompt), prompts))
+        got = list(pool.map(lambda prompt: generate(stub, prompt), prompts))
 
     status.wait_until_quiet()
     moved = status.totals() - before
@@ -112,18 +112,18 @@ def test_state_that_spans_tokens_survives_the_hand_off(channel: grpc.Channel, de
         Prompt(ids, 40, temperature=1.2, seed=11, presence_penalty=0.5),
     ]
     stub = inference_pb2_grpc.InferenceStub(channel)
-    assert [_generate(stub, prompt) for prompt in prompts] == reference(demo_model, prompts)
+    assert [generate(stub, prompt) for prompt in prompts] == reference(demo_model, prompts)
 
 
 def test_a_repeated_prompt_moves_only_what_decode_lacks(channel: grpc.Channel, status: ClusterStatus) -> None:
     rng = random.Random(8)
     prompt = Prompt([rng.randrange(300, 4000) for _ in range(10 * BLOCK + 5)], 4)
     stub = inference_pb2_grpc.InferenceStub(channel)
-    first = _generate(stub, prompt)
+    first = generate(stub, prompt)
     status.wait_until_quiet()
     before = status.totals()
 
-    assert _generate(stub, prompt) == first
+    assert generate(stub, prompt) == first
 
     status.wait_until_quiet()
     moved = status.totals() - before

@@ -810,7 +810,9 @@ class TransferCount(_message.Message):
     transport: _builtins.str
     """"nixl", "grpc", "local" (nothing was missing) or "none" """
     outcome: _builtins.str
-    """"landed", "failed", "refused" or "stale" """
+    """"landed", or why not: "failed", "skipped", "refused", "stale" or "cancelled". Of the landed blocks once more, as
+    "ahead", those that came while their prompt was still being computed.
+    """
     count: _builtins.int
     blocks: _builtins.int
     bytes: _builtins.int
