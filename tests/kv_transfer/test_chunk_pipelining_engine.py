@@ -10,6 +10,7 @@ import itertools
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ from tests.kv_transfer.test_connector_engine import count, prompt
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
 
 OUTPUT = 12
-PIPELINED = {"chunk_pipelining": True, "pipelining_least_tokens": CHUNK}
+PIPELINED: dict[str, Any] = {"chunk_pipelining": True, "pipelining_least_tokens": CHUNK}
 LENGTHS = (CHUNK, CHUNK + 1, 3 * CHUNK - BLOCK_SIZE, 1000, 3000)
 
 
