@@ -1,10 +1,12 @@
 """What the transports are measured against: a NIXL READ and a gRPC stream with nothing around them.
 
-No ticket, no checksum, no asyncio for NIXL; the gRPC stream sends one message again and again and its reader drops it.
+No ticket, no checksum, no asyncio for NIXL; the gRPC stream has the same options on both ends, sends messages that are
+ready beforehand, and its reader drops them.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
 import uuid
 from collections.abc import Iterator
@@ -23,6 +25,7 @@ from kv_transfer.transport import Layout
 _METHOD = "Stream"
 _SERVICE = "bare.Frames"
 _THREADS = 4
+_MESSAGES_BYTES = 64 << 20
 
 
 class BareNixl:
@@ -57,10 +60,11 @@ class BareNixl:
 
 
 class BareServer:
-    """Answers with as many bytes as asked for, in messages of `frame_bytes` that are made beforehand."""
+    """Answers with as many bytes as asked for, in messages of `frame_bytes` that are made beforehand. They lie in more
+    memory than a processor's cache holds, as KV blocks do."""
 
     def __init__(self, frame_bytes: int) -> None:
-        self._message = bytes(frame_bytes)
+        self._messages = [bytes([1 + i]) * frame_bytes for i in range(_MESSAGES_BYTES // frame_bytes)]
         self._pool = ThreadPoolExecutor(_THREADS)
         self._server = grpc.server(self._pool, options=server_options(frame_bytes, _THREADS))
         method: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_stream_rpc_method_handler(self._answer)
@@ -74,11 +78,12 @@ class BareServer:
 
     def _answer(self, request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
         left = int(request)
-        while left >= len(self._message):
-            yield self._message
-            left -= len(self._message)
-        if left:
-            yield self._message[:left]
+        for message in itertools.cycle(self._messages):
+            if left <= len(message):
+                yield message[:left]
+                return
+            yield message
+            left -= len(message)
 
 
 class BareClient:
