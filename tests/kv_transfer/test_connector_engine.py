@@ -183,6 +183,20 @@ def test_only_blocks_that_decode_lacks_are_pulled(pair: Pair) -> None:
     assert first.tokens + apart.tokens == pair.decode.alone(shared + tail, OUTPUT)
 
 
+def test_what_decode_has_generated_is_not_pulled_in_the_next_turn(pair: Pair) -> None:
+    ids = prompt(100)
+    first = pair.prefill.prefill(ids)
+    answer = first.tokens + pair.decode.decode([*ids, *first.tokens], 60, first.ticket).tokens
+    turn = [*ids, *answer, *prompt(50, seed=6)]
+    known = (100 + len(answer) - 1) // BLOCK_SIZE  # the last token's KV was never needed
+    before = pair.settled()
+    again = pair.prefill.prefill(turn)
+    apart = pair.decode.decode([*turn, *again.tokens], OUTPUT - 1, again.ticket)
+    after = pair.settled()
+    assert after[0].blocks_sent - before[0].blocks_sent == -(-len(turn) // BLOCK_SIZE) - known
+    assert again.tokens + apart.tokens == pair.decode.alone(turn, OUTPUT)
+
+
 def test_a_prompt_that_decode_holds_already_moves_nothing_and_frees_the_lease_at_once(pair: Pair) -> None:
     ids = prompt(64)
     pair.decode.ask("generate", [*ids, 5, 6], 1, None)
