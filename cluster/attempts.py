@@ -16,6 +16,7 @@ Owner = TypeVar("Owner")
 class _Open(Generic[Owner]):
     owner: Owner
     unstarted_tokens: int  # of the prompt; 0 once the first output has come
+    awaited: bool
 
 
 class AttemptTable(Generic[Owner]):
@@ -25,12 +26,18 @@ class AttemptTable(Generic[Owner]):
         self._open: dict[str, _Open[Owner]] = {}
         self._outcomes: Counter[str] = Counter()
         self._queued_tokens = 0
+        self._awaited = 0
 
     def __len__(self) -> int:
         return len(self._open)
 
     def __contains__(self, attempt_id: object) -> bool:
         return attempt_id in self._open
+
+    @property
+    def awaited(self) -> int:
+        """Open attempts whose output somebody waits for."""
+        return self._awaited
 
     @property
     def queued_prefill_tokens(self) -> int:
@@ -49,11 +56,12 @@ class AttemptTable(Generic[Owner]):
     def owned_by(self, owner: Owner) -> list[str]:
         return [attempt_id for attempt_id, held in self._open.items() if held.owner is owner]
 
-    def add(self, attempt_id: str, owner: Owner, prompt_tokens: int) -> None:
-        """The id must not be open already."""
+    def add(self, attempt_id: str, owner: Owner, prompt_tokens: int, *, awaited: bool = True) -> None:
+        """The id must not be open already. `awaited`: False for one that may rightly be silent for long."""
         assert attempt_id not in self._open, f"attempt {attempt_id} is open already"
-        self._open[attempt_id] = _Open(owner, prompt_tokens)
+        self._open[attempt_id] = _Open(owner, prompt_tokens, awaited)
         self._queued_tokens += prompt_tokens
+        self._awaited += awaited
 
     def take(self, output: EngineOutput) -> Owner | None:
         """Notes an output and returns whom it is for; None for an attempt that is not open (any more)."""
@@ -72,6 +80,7 @@ class AttemptTable(Generic[Owner]):
         if held is None:
             return False
         self._queued_tokens -= held.unstarted_tokens
+        self._awaited -= held.awaited
         self._outcomes[outcome] += 1
         return True
 
@@ -86,3 +95,4 @@ class AttemptTable(Generic[Owner]):
     def check_integrity(self) -> None:
         """Recounts; raises `AssertionError` on a difference."""
         assert self._queued_tokens == sum(held.unstarted_tokens for held in self._open.values())
+        assert self._awaited == sum(held.awaited for held in self._open.values())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -157,19 +157,26 @@ class RungConfig(Section):
     floor_s: Seconds = 2.0
     ceiling_s: Seconds = 20.0
 
+    @model_validator(mode="after")
+    def _floor_below_ceiling(self) -> Self:
+        if self.floor_s > self.ceiling_s:
+            raise ValueError(f"floor_s {self.floor_s:g} is above ceiling_s {self.ceiling_s:g}")
+        return self
+
 
 class KvTransferConfig(Section):
     """How finished KV blocks move. A lease is held for `lease_s` from its offer and anew from each claim.
 
     `prefer` is tried first, what `forbid` names never. A transport that failed with a peer is skipped for
     `circuit_open_s`, twice as long after each probe that fails, at most `circuit_most_s`. `net_device` is the network
-    interface that NIXL may use; None leaves the choice to UCX.
+    interface that NIXL may use; None leaves the choice to UCX. With `vllm-nixl`, vLLM's own connector moves the blocks:
+    of these keys it knows `lease_s` and `net_device`. With `chunk_pipelining` decode pulls the blocks of a prompt of at
+    least `pipelining_least_tokens` tokens while prefill still computes the rest of it.
     """
 
     connector: Literal["baton", "vllm-nixl"] = "baton"
     lease_s: Seconds = 30.0
     connect_deadline_s: Seconds = 5.0
-    read_deadline_s: Seconds = 10.0
     prefer: TransportName = "nixl"
     forbid: list[TransportName] = Field(default_factory=list)
     nixl: RungConfig = RungConfig(mib_per_s=512)
@@ -181,6 +188,34 @@ class KvTransferConfig(Section):
     frame_kib: Annotated[int, Field(ge=256, le=4096)] = 1024
     in_flight_mib: Annotated[int, Field(ge=1)] = 64
     chunk_pipelining: bool = False
+    pipelining_least_tokens: Count = 2_048
+
+    @property
+    def first_token_from_prefill(self) -> bool:
+        """Whether decode can go on behind a token that prefill sampled; vLLM's connector moves whole prompts only."""
+        return self.connector == "baton"
+
+    @model_validator(mode="after")
+    def _some_way_is_left(self) -> Self:
+        if set(self.forbid) == set(get_args(TransportName)):
+            raise ValueError("forbid names every transport: leave at least one, blocks could never move")
+        if self.prefer in self.forbid:
+            raise ValueError(f"prefer is {self.prefer}, which forbid names: set prefer to what may be used")
+        if self.circuit_most_s < self.circuit_open_s:
+            raise ValueError(f"circuit_most_s {self.circuit_most_s:g} is below circuit_open_s {self.circuit_open_s:g}")
+        return self
+
+    @model_validator(mode="after")
+    def _connector_can(self) -> Self:
+        if self.connector == "vllm-nixl":
+            wanted = {
+                "chunk_pipelining": self.chunk_pipelining,
+                "prefer: grpc": self.prefer == "grpc",
+                "forbid: [nixl]": "nixl" in self.forbid,
+            }
+            if refused := ", ".join(key for key, is_set in wanted.items() if is_set):
+                raise ValueError(f"connector vllm-nixl cannot do {refused}: leave it out, or use connector: baton")
+        return self
 
 
 class StoreConfig(Section):
@@ -222,6 +257,8 @@ class Config(Section):
                 )
             if self.engine.device == "cpu" and gpus > 0:
                 raise ValueError(f"{pool}.gpus_per_replica is {gpus}, but engine.device is cpu: set engine.device: gpu")
+        if self.engine.kind == "simulated" and self.kv_transfer.connector != "baton":
+            raise ValueError("kv_transfer.connector is vLLM's, but engine.kind is simulated: use connector: baton")
         return self
 
 

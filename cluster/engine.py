@@ -24,12 +24,14 @@ class Leg(Enum):
     """What one attempt is to do.
 
     PREFILL: the prompt and one token, then a ticket. DECODE: pull the ticket's blocks, then continue.
-    WHOLE: prompt and output here.
+    WHOLE: prompt and output here. PREFETCH: pull the blocks of a prompt while another worker still computes it, into
+    this one's prefix cache; its tokens mean nothing.
     """
 
     PREFILL = "prefill"
     DECODE = "decode"
     WHOLE = "whole"
+    PREFETCH = "prefetch"
 
 
 class FinishReason(Enum):
@@ -54,11 +56,21 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
+class PrefillInProgress:
+    """A prefill leg that another worker runs. `source`: host:port of its engine's KvSource."""
+
+    source: str
+    epoch: int
+    attempt_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class EngineRequest:
     """One attempt at one leg.
 
     `engine_params`: the engine's own sampling parameters, opaque to everyone but the engine's two adapters.
-    `ticket`: serialized `Ticket`, for `Leg.DECODE` only.
+    `ticket`: serialized `Ticket`, for `Leg.DECODE` only. `follow`: for `Leg.PREFETCH` only. `after_attempt_id`: for
+    `Leg.DECODE`, the prefetch in the same engine whose end it waits for; empty without one.
     """
 
     attempt_id: str
@@ -70,6 +82,8 @@ class EngineRequest:
     cache_salt: str = ""
     priority: int = 0
     trace_headers: Mapping[str, str] = field(default_factory=dict)
+    follow: PrefillInProgress | None = None
+    after_attempt_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +134,8 @@ class EngineInfo:
 
 @dataclass(frozen=True, slots=True)
 class TransferCount:
-    """`outcome`: landed, failed, refused or stale."""
+    """`outcome`: landed, failed, refused or stale; and once more, of the landed blocks, as `ahead` those that came
+    while their prompt was still being computed."""
 
     transport: str
     outcome: str

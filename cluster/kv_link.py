@@ -1,16 +1,17 @@
 """What an engine needs of the hand-off of KV blocks, without knowing how blocks move.
 
-`KvLink` is an owner's line to the connector that lives inside a vLLM engine core; `Handoff` is the whole hand-off of a
-simulated engine. Both are implemented in `kv_transfer`, which may import this package; this package never imports it.
+`KvLink` is an owner's line to the connector that lives inside a vLLM engine core, `ConnectorDialect` what to say to one
+that does not know our tickets; `Handoff` is the whole hand-off of a simulated engine. All are implemented in
+`kv_transfer`, which may import this package; this package never imports it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from cluster.engine import TransferCount
+from cluster.engine import EngineLoad, EngineRequest, PromptOrigin, TransferCount
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,36 @@ class KvLink(Protocol):
 
     async def close(self) -> None:
         """Closes the line; the connector ends with its engine core. May be called twice."""
+        ...
+
+
+ConnectorParams = Mapping[str, object]
+"""`kv_transfer_params` of one request, as the connector inside a vLLM engine core takes and gives them: not looked
+into by anyone else."""
+
+
+class ConnectorDialect(Protocol):
+    """Translates for a connector that is not ours, and counts what its engine tells about it. Called on one event
+    loop; nothing here waits or raises."""
+
+    def ask(self, request: EngineRequest) -> ConnectorParams | None:
+        """What goes into the engine with a request; None and the engine computes the prompt without the connector."""
+        ...
+
+    def ticket(self, request: EngineRequest, answer: ConnectorParams) -> bytes:
+        """What came out with the end of a prefill leg, as a ticket; empty when nothing is handed over."""
+        ...
+
+    def began(self, request: EngineRequest, origin: PromptOrigin) -> None:
+        """The engine has the attempt's prompt."""
+        ...
+
+    def ended(self, attempt_id: str) -> None:
+        """No more comes of the attempt, whose prompt may never have begun."""
+        ...
+
+    def stepped(self, load: EngineLoad, counters: Mapping[str, Sequence[float]]) -> None:
+        """After each step: what it left in the engine, and what the connector counted during it."""
         ...
 
 

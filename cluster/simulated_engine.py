@@ -1,7 +1,8 @@
 """The engine protocol without a model: deterministic tokens, real blocks and leases, and time on an injected clock.
 
 What a step yields is `SimulatedBatch`'s business; this module adds time, pulls and the hand-off. Starts at once and
-imports no engine, so that everything around an engine can be tested, and simulated by the thousand.
+imports no engine, so that everything around an engine can be tested, and simulated by the thousand. A prefetch ends at
+once and fetches nothing: here prompts are not computed in chunks.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import replace
 from cluster.block_changes import BlockDelta
 from cluster.clock import Clock
 from cluster.config import EngineConfig, ModelConfig
-from cluster.engine import EngineInfo, EngineLoad, EngineOutput, EngineRequest, EngineStats, Leg
+from cluster.engine import EngineInfo, EngineLoad, EngineOutput, EngineRequest, EngineStats, FinishReason, Leg
 from cluster.errors import EngineFailed, InvalidRequest, TicketRefused, TransferFailed
 from cluster.kv_link import Handoff, KvStats
 from cluster.simulated_batch import Finished, Pull, SimulatedBatch
@@ -37,6 +38,7 @@ class SimulatedEngine:
         self._changed = asyncio.Event()
         self._blocks_changed = asyncio.Event()
         self._failure: EngineFailed | None = None
+        self._prefetched: list[str] = []
         self._pinned = self._recomputed = 0
 
     @property
@@ -60,7 +62,10 @@ class SimulatedEngine:
         """Raises `InvalidRequest` for a request that this engine can never finish."""
         self._raise_failure()
         self._check(request)
-        self._batch.add(request, self._handed_over(request))
+        if request.leg is Leg.PREFETCH:
+            self._prefetched.append(request.attempt_id)
+        else:
+            self._batch.add(request, self._handed_over(request))
         self._changed.set()
 
     async def abort(self, attempt_ids: Sequence[str]) -> None:
@@ -69,11 +74,15 @@ class SimulatedEngine:
             if (pull := self._pulls.get(attempt_id)) is not None:
                 pull.cancel()
             self._batch.abort(attempt_id)
+        self._prefetched = [attempt_id for attempt_id in self._prefetched if attempt_id not in attempt_ids]
         self._changed.set()
 
     async def step(self) -> list[EngineOutput]:
         while True:
             self._raise_failure()
+            if self._prefetched:
+                ended, self._prefetched = self._prefetched, []
+                return [EngineOutput(attempt_id, [], finish_reason=FinishReason.LENGTH) for attempt_id in ended]
             for pull in self._batch.admit():
                 self._start_pull(pull)
             self._tell_blocks()

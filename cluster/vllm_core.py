@@ -36,14 +36,15 @@ _GIVE_UP_S = 15.0
 @dataclass(frozen=True, slots=True)
 class VllmSpec:
     """`options` are engine arguments handed over unread. `gpus` is the tensor parallelism, 0 on CPU. `kv_transfer` is
-    vLLM's own `kv_transfer_config`, made by whoever owns the connector; None runs without one. `events`: where the
-    engine core tells what its prefix cache holds; None keeps it to itself."""
+    vLLM's own `kv_transfer_config`, made by whoever owns the connector; None runs without one. `environment` is what
+    that connector needs. `events`: where the engine core tells what its prefix cache holds; None keeps it to itself."""
 
     model: ModelConfig
     engine: EngineConfig
     options: Mapping[str, Any] = field(default_factory=dict)
     gpus: int = 0
     kv_transfer: Mapping[str, Any] | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
     events: EventSockets | None = None
 
 
@@ -105,7 +106,7 @@ class VllmCore:
     async def start(self) -> None:
         """Raises `EngineFailed` with the engine's own words when it does not come up within its deadline."""
         self._voice = EngineVoice()
-        prepare_environment(self._spec.model, self._spec.engine)
+        prepare_environment(self._spec.model, self._spec.engine, self._spec.environment)
         os.environ[OWNER_VARIABLE], os.environ[VOICE_VARIABLE] = str(os.getpid()), self._voice.path
         loading = asyncio.create_task(asyncio.to_thread(self._load))
         try:
@@ -151,6 +152,9 @@ class VllmCore:
         client = EngineCoreClient.make_async_mp_client(config, Executor.get_class(config), log_stats=True)
         self._processes = list(client.resources.engine_manager.processes)
         self._config, self._client = config, client
+        if self._spec.engine.device == "cpu":
+            for process in self._processes:
+                _let_run_anywhere(process.pid)
 
     async def _give_up(self, loading: asyncio.Task[None]) -> None:
         self._given_up.set()
@@ -170,6 +174,15 @@ class VllmCore:
         if words and cause not in words:
             told += f" ({cause})"
         return "\n  ".join([told, *tail])
+
+
+def _let_run_anywhere(pid: int) -> None:
+    """vLLM's own NIXL connector binds its process to the last core of the machine, where the compute threads of all
+    engines of that machine would then meet."""
+    cores = os.sched_getaffinity(0)
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        with contextlib.suppress(ProcessLookupError):
+            os.sched_setaffinity(int(thread), cores)
 
 
 def _first_line(error: BaseException) -> str:

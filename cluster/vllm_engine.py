@@ -9,34 +9,38 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from cluster.block_changes import BlockDelta
-from cluster.engine import EngineInfo, EngineLoad, EngineOutput, EngineRequest, EngineStats
+from cluster.engine import EngineInfo, EngineLoad, EngineOutput, EngineRequest, EngineStats, Leg
 from cluster.errors import EngineFailed, InvalidRequest
-from cluster.kv_link import KvLink, KvStats
+from cluster.kv_link import ConnectorDialect, KvLink, KvStats
 from cluster.vllm_core import VllmCore, VllmSpec
 from cluster.vllm_events import VllmEvents
-from cluster.vllm_messages import check_prompt, from_core_output, to_core_request
+from cluster.vllm_messages import check_prompt, check_seed, from_core_output, set_connector_params, to_core_request
 
 _CALL_S = 10.0
 _POKES = 5
 
 
 class VllmEngine:
-    """`link` reaches the connector that `spec.kv_transfer` names; None for an engine without a hand-off."""
+    """`link` reaches the connector that `spec.kv_transfer` names; None for an engine without a hand-off. `dialect` is
+    for a connector that is not ours."""
 
-    def __init__(self, spec: VllmSpec, link: KvLink | None = None) -> None:
+    def __init__(self, spec: VllmSpec, link: KvLink | None = None, dialect: ConnectorDialect | None = None) -> None:
         self._spec = spec
         self._link = link
+        self._dialect = dialect
         self._core = VllmCore(spec)
         self._events: VllmEvents | None = None
         self._closed = asyncio.Event()
         self._attempts: dict[str, EngineRequest] = {}
         self._load = EngineLoad()
         self._max_model_len = self._vocabulary = 0
+        self._fears_seeds = False
         self._failure: EngineFailed | None = None
 
     async def start(self) -> EngineInfo:
@@ -53,16 +57,20 @@ class VllmEngine:
         if request.attempt_id in self._attempts:
             raise InvalidRequest(f"attempt {request.attempt_id!r} is already here")
         core_request = to_core_request(request)
+        if self._dialect is not None:
+            set_connector_params(core_request, self._dialect.ask(request))
+        if self._fears_seeds:
+            check_seed(core_request)
         self._attempts[request.attempt_id] = request
         try:
             async with self._call("take a request"):
                 await self._core.client.add_request_async(core_request)
         except BaseException:
-            self._attempts.pop(request.attempt_id, None)
+            self._forget(request.attempt_id)
             raise
 
     async def abort(self, attempt_ids: Sequence[str]) -> None:
-        known = [attempt_id for attempt_id in attempt_ids if self._attempts.pop(attempt_id, None) is not None]
+        known = [attempt_id for attempt_id in attempt_ids if self._forget(attempt_id)]
         if known:
             async with self._call("abort"):
                 await self._core.client.abort_requests_async(known)
@@ -76,6 +84,8 @@ class VllmEngine:
         if (stats := outputs.scheduler_stats) is not None:
             waiting = stats.num_waiting_reqs + stats.num_skipped_waiting_reqs
             self._load = EngineLoad(stats.num_running_reqs, waiting, stats.kv_cache_usage)
+            if self._dialect is not None:
+                self._dialect.stepped(self._load, stats.kv_connector_stats or {})
         return [self._translate(output) for output in outputs.outputs if output.request_id in self._attempts]
 
     async def block_changes(self) -> BlockDelta:
@@ -126,6 +136,7 @@ class VllmEngine:
         config = self._core.config
         self._max_model_len = config.model_config.max_model_len
         self._vocabulary = config.model_config.get_vocab_size()
+        self._fears_seeds = self._spec.engine.device == "cpu" and config.scheduler_config.enable_chunked_prefill
         source, fingerprint = "", b""
         if self._link is not None:
             async with asyncio.timeout(self._spec.engine.start_deadline_s):
@@ -146,9 +157,21 @@ class VllmEngine:
 
     def _translate(self, output: Any) -> EngineOutput:
         request = self._attempts[output.request_id]
+        translated = from_core_output(output, request.sampling.logprobs)
+        if (dialect := self._dialect) is not None:
+            if translated.origin is not None:
+                dialect.began(request, translated.origin)
+            if output.kv_transfer_params and request.leg is Leg.PREFILL:
+                translated = replace(translated, ticket=dialect.ticket(request, output.kv_transfer_params))
         if output.finish_reason is not None:
-            del self._attempts[output.request_id]
-        return from_core_output(output, request.sampling.logprobs)
+            self._forget(request.attempt_id)
+        return translated
+
+    def _forget(self, attempt_id: str) -> bool:
+        """Whether the attempt was here."""
+        if self._dialect is not None:
+            self._dialect.ended(attempt_id)
+        return self._attempts.pop(attempt_id, None) is not None
 
     async def _settled_link_stats(self) -> KvStats:
         """The connector takes released blocks back on the engine's own thread, at its next step: asks for one while

@@ -13,8 +13,13 @@ from cluster.config import EngineConfig, ModelConfig
 PLUGIN = "baton"
 
 
-def environment_for(model: ModelConfig, engine: EngineConfig, inherited: Mapping[str, str]) -> dict[str, str]:
-    """What to set on top of `inherited`."""
+_NOTHING: Mapping[str, str] = {}
+
+
+def environment_for(
+    model: ModelConfig, engine: EngineConfig, inherited: Mapping[str, str], connector: Mapping[str, str] = _NOTHING
+) -> dict[str, str]:
+    """What to set on top of `inherited`. `connector`: what the KV connector needs."""
     wanted = {
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # our process has threads: a fork of it could dead-lock
         "VLLM_NO_USAGE_STATS": "1",
@@ -37,9 +42,9 @@ def environment_for(model: ModelConfig, engine: EngineConfig, inherited: Mapping
     allowed = inherited.get("VLLM_PLUGINS")
     if allowed is not None and PLUGIN not in allowed.split(","):
         wanted["VLLM_PLUGINS"] = f"{allowed},{PLUGIN}".strip(",")
-    return wanted
+    return wanted | dict(connector)
 
 
-def prepare_environment(model: ModelConfig, engine: EngineConfig) -> None:
+def prepare_environment(model: ModelConfig, engine: EngineConfig, connector: Mapping[str, str] = _NOTHING) -> None:
     """Sets it in this process, to be inherited by the engine's."""
-    os.environ.update(environment_for(model, engine, os.environ))
+    os.environ.update(environment_for(model, engine, os.environ, connector))

@@ -1,15 +1,18 @@
 """Between our requests and outputs and those of vLLM's engine core, both ways: pure translation.
 
 What travels to the connector inside the engine core, in a request's `kv_transfer_params`: `{"export": True}` asks a
-prefill leg for a ticket, `{"ticket": bytes}` gives one to a decode leg; on the way back `{"ticket": bytes}` is the
-one asked for.
+prefill leg for a ticket, `{"ticket": bytes}` gives one to a decode leg, with `"after": id` of its prefetch if there is
+one, `{"follow": (source, epoch, attempt id)}` makes a prefetch; on the way back `{"ticket": bytes}` is the one asked
+for.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
+from vllm.sampling_params import SamplingParams, SamplingType
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
 from vllm.v1.engine import FinishReason as VllmFinishReason
 
@@ -35,7 +38,7 @@ def to_core_request(request: EngineRequest) -> EngineCoreRequest:
 
     Raises `InvalidRequest` for parameters that cannot be read.
     """
-    params = decode_params(request.engine_params)
+    params = SamplingParams(temperature=0) if request.leg is Leg.PREFETCH else decode_params(request.engine_params)
     params.max_tokens = request.sampling.max_tokens
     extra: dict[str, Any] = {key: value for key, value in (params.extra_args or {}).items() if key not in _OURS}
     match request.leg:
@@ -45,7 +48,12 @@ def to_core_request(request: EngineRequest) -> EngineCoreRequest:
             params.max_tokens, params.min_tokens, params.seed, params.structured_outputs = 1, 0, None, None
             extra["kv_transfer_params"] = {"export": True}
         case Leg.DECODE:
-            extra["kv_transfer_params"] = {"ticket": request.ticket}
+            after = {"after": request.after_attempt_id} if request.after_attempt_id else {}
+            extra["kv_transfer_params"] = {"ticket": request.ticket, **after}
+        case Leg.PREFETCH:
+            assert request.follow is not None, "a prefetch follows a prefill"
+            follow = request.follow
+            extra["kv_transfer_params"] = {"follow": (follow.source, follow.epoch, follow.attempt_id)}
         case Leg.WHOLE:
             pass
     params.extra_args = extra or None
@@ -63,6 +71,16 @@ def to_core_request(request: EngineRequest) -> EngineCoreRequest:
         priority=request.priority,
         trace_headers=dict(request.trace_headers) or None,
     )
+
+
+def set_connector_params(request: EngineCoreRequest, params: Mapping[str, object] | None) -> None:
+    """Instead of those above, for a connector that has others; None for none."""
+    assert request.sampling_params is not None
+    extra = dict(request.sampling_params.extra_args or {})
+    extra.pop("kv_transfer_params", None)
+    if params is not None:
+        extra["kv_transfer_params"] = dict(params)
+    request.sampling_params.extra_args = extra or None
 
 
 def from_core_output(output: EngineCoreOutput, logprobs: int | None) -> EngineOutput:
@@ -92,6 +110,17 @@ def check_prompt(request: EngineRequest, max_model_len: int, vocabulary: int) ->
         raise InvalidRequest(f"token id {top} is outside the model's vocabulary of {vocabulary}")
     if request.sampling.max_tokens < 1:
         raise InvalidRequest(f"max_tokens must be at least 1, got {request.sampling.max_tokens}")
+
+
+def check_seed(request: EngineCoreRequest) -> None:
+    """For engines that cut prompts into chunks and cannot take the draw of an unfinished prompt back. Raises
+    `InvalidRequest` for a request with its own stream of random numbers."""
+    params = request.sampling_params
+    if params is not None and params.sampling_type is SamplingType.RANDOM_SEED:
+        raise InvalidRequest(
+            "a request with a seed would end this engine, which cuts prompts into chunks on a CPU: it needs a worker "
+            "whose engine_options leave enable_chunked_prefill off"
+        )
 
 
 def _origin(stats: Any) -> PromptOrigin:

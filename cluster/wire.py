@@ -12,6 +12,7 @@ from cluster.engine import (
     EngineStats,
     FinishReason,
     Leg,
+    PrefillInProgress,
     PromptOrigin,
     Role,
     Sampling,
@@ -21,7 +22,12 @@ from cluster.engine import (
 from cluster.errors import InvalidRequest
 from protos.baton.v1 import worker_pb2 as pb
 
-_LEGS = {Leg.PREFILL: pb.LEG_PREFILL, Leg.DECODE: pb.LEG_DECODE, Leg.WHOLE: pb.LEG_WHOLE}
+_LEGS = {
+    Leg.PREFILL: pb.LEG_PREFILL,
+    Leg.DECODE: pb.LEG_DECODE,
+    Leg.WHOLE: pb.LEG_WHOLE,
+    Leg.PREFETCH: pb.LEG_PREFETCH,
+}
 _LEGS_BACK = {wire: leg for leg, wire in _LEGS.items()}
 _ROLES = {Role.PREFILL: pb.ROLE_PREFILL, Role.DECODE: pb.ROLE_DECODE}
 _ROLES_BACK = {wire: role for role, wire in _ROLES.items()}
@@ -64,6 +70,8 @@ def request_to_wire(request: EngineRequest) -> pb.Submit:
         cache_salt=request.cache_salt,
         priority=request.priority,
         trace_headers=request.trace_headers,
+        follow=None if request.follow is None else _follow_to_wire(request.follow),
+        after_attempt_id=request.after_attempt_id,
     )
 
 
@@ -76,6 +84,10 @@ def request_from_wire(submit: pb.Submit) -> EngineRequest:
     leg = _LEGS_BACK[submit.leg]
     if bool(submit.ticket) != (leg is Leg.DECODE):
         raise InvalidRequest(f"attempt {submit.attempt_id!r}: a ticket goes with the decode leg, and only with it")
+    if submit.HasField("follow") != (leg is Leg.PREFETCH):
+        raise InvalidRequest(f"attempt {submit.attempt_id!r}: what to follow goes with a prefetch, and only with it")
+    if submit.after_attempt_id and leg is not Leg.DECODE:
+        raise InvalidRequest(f"attempt {submit.attempt_id!r}: only the decode leg waits for a prefetch")
     sampling = Sampling(
         max_tokens=submit.sampling.max_tokens,
         ignore_eos=submit.sampling.ignore_eos,
@@ -92,6 +104,8 @@ def request_from_wire(submit: pb.Submit) -> EngineRequest:
         cache_salt=submit.cache_salt,
         priority=submit.priority,
         trace_headers=dict(submit.trace_headers),
+        follow=_follow_from_wire(submit.follow) if submit.HasField("follow") else None,
+        after_attempt_id=submit.after_attempt_id,
     )
 
 
@@ -143,6 +157,7 @@ def describe_engine(info: EngineInfo, stats: EngineStats) -> pb.WorkerDescriptio
         block_size=info.block_size,
         num_blocks=info.num_blocks,
         fingerprint=info.fingerprint,
+        source=info.source,
         counters=pb.Counters(
             transfers=[_transfer_to_wire(count) for count in stats.transfers],
             recomputed_requests=stats.recomputed_requests,
@@ -154,6 +169,16 @@ def describe_engine(info: EngineInfo, stats: EngineStats) -> pb.WorkerDescriptio
             pinned_blocks=stats.pinned_blocks,
         ),
     )
+
+
+def _follow_to_wire(follow: PrefillInProgress) -> pb.PrefillInProgress:
+    return pb.PrefillInProgress(source=follow.source, epoch=follow.epoch, attempt_id=follow.attempt_id)
+
+
+def _follow_from_wire(wire: pb.PrefillInProgress) -> PrefillInProgress:
+    if not (wire.source and wire.attempt_id):
+        raise InvalidRequest("a prefetch must name the source and the attempt that it follows")
+    return PrefillInProgress(wire.source, wire.epoch, wire.attempt_id)
 
 
 def _transfer_to_wire(count: TransferCount) -> pb.TransferCount:

@@ -28,7 +28,7 @@ from protos.baton.v1 import worker_pb2 as pb
 
 logger = logging.getLogger(__name__)
 
-_LEGS = {Role.PREFILL: {Leg.PREFILL, Leg.WHOLE}, Role.DECODE: {Leg.DECODE, Leg.WHOLE}}
+_LEGS = {Role.PREFILL: {Leg.PREFILL, Leg.WHOLE}, Role.DECODE: {Leg.DECODE, Leg.WHOLE, Leg.PREFETCH}}
 _DRAIN_LOOK_S = 0.1
 _ENGINE_CALL_S = 10.0
 
@@ -183,8 +183,7 @@ class Worker:
     async def submit(self, session: Session, submit: pb.Submit) -> None:
         try:
             request = self._accept(submit)
-            self._attempts.add(request.attempt_id, session, len(request.prompt_token_ids))
-            self._progress.work_came(self._clock.now())
+            self._open(request, session)
             self._feed.stir()
         except (InvalidRequest, WorkerLost) as error:
             self._attempts.refused()
@@ -207,6 +206,13 @@ class Worker:
 
     # ----------------------------------------------------------------------------------------------------------------
 
+    def _open(self, request: EngineRequest, session: Session) -> None:
+        if request.leg is Leg.PREFETCH:  # computes nothing here, and its pace is that of another engine
+            self._attempts.add(request.attempt_id, session, 0, awaited=False)
+            return
+        self._attempts.add(request.attempt_id, session, len(request.prompt_token_ids))
+        self._progress.work_came(self._clock.now())
+
     def _accept(self, submit: pb.Submit) -> EngineRequest:
         if self._state is not State.READY:
             raise WorkerLost(f"worker {self.spec.worker_id} is {self._state.name.lower()} {self._reason}".rstrip())
@@ -219,7 +225,7 @@ class Worker:
 
     async def _abort(self, attempt_ids: Sequence[str]) -> None:
         ended = self._attempts.end_all(attempt_ids, FinishReason.ABORT.value)
-        if not self._attempts:
+        if not self._attempts.awaited:
             self._progress.work_gone()
         if not ended:
             return
@@ -236,7 +242,7 @@ class Worker:
             self._stirred = True
             self._deliver(outputs)
             self._feed.stir()
-            self._progress.moved(self._clock.now(), work_left=bool(self._attempts))
+            self._progress.moved(self._clock.now(), work_left=bool(self._attempts.awaited))
             if self._state is State.STALLED:
                 self._enter(State.READY)
 

@@ -116,7 +116,7 @@ class ServeCluster:
         config = self._config
         resources: dict[str, float] = {}
         for part, count in (
-            (config.router, 1),
+            (config.router, config.router.replicas),
             (config.prefill, config.prefill.most_replicas),
             (config.decode, config.decode.most_replicas),
         ):

@@ -18,6 +18,7 @@ from pathlib import Path
 from cluster.config import Config, load_config
 from cluster.errors import ConfigError, StartFailed
 from deploy.cluster_record import ClusterRecord, all_records, read_record, recorded, state_folder
+from deploy.guard import ASK_TO_END, guard
 from deploy.serve_cluster import ServeCluster
 
 OK, FAILED, NOT_FOUND, INTERRUPTED = 0, 1, 4, 130
@@ -47,6 +48,7 @@ def run_down(name: str | None) -> int:
 
 
 def _run_here(config: Config, deadline_s: float) -> int:
+    guard()
     cluster = ServeCluster(config, _say)
     with _interruptible():
         try:
@@ -88,7 +90,7 @@ def _run_detached(config_path: Path, name: str, deadline_s: float) -> int:
 
 
 def _end(record: ClusterRecord) -> int:
-    os.kill(record.pid, signal.SIGTERM)
+    os.kill(record.pid, ASK_TO_END)
     give_up = time.monotonic() + _DOWN_S
     while time.monotonic() < give_up:
         if not record.alive:

@@ -1,55 +1,93 @@
-"""A reader's connections to sources, made once for each epoch of a source: gRPC channel, checked fingerprint,
-transport peer.
+"""A reader's connections to sources, made once for each epoch of a source: gRPC channel and checked fingerprint; and
+below each the links over which its blocks can be read, one for each transport, made when first wanted.
 
-A connection in use is never torn down: forgetting it only keeps new pulls away, the last pull closes it.
+A connection or link in use is never torn down: forgetting it only keeps new users away, the last user closes it.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.errors import LeaseLost, TicketRefused, TransferFailed
 from kv_transfer.fingerprint import Fingerprint
 from kv_transfer.source_client import SourceClient
 from kv_transfer.ticket import Ticket
-from kv_transfer.transport import Transport
+from kv_transfer.transport import Endpoint, Transport
+from kv_transfer.unbroken import to_its_end
 
 _MOST_KEPT = 256
+
+Origin = tuple[str, int]
+"""(host:port of KvSource, epoch): one start of one engine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """Who reads. `id` names this engine start to sources; `rank` says which part of each block is ours, `block_bytes`
+    how large that part is over all layers."""
+
+    id: str
+    rank: int
+    fingerprint: Fingerprint
+    block_bytes: int
+
+
+@dataclass(slots=True, eq=False)
+class Link:
+    """One transport to one source. `proven`: bytes have come over it."""
+
+    transport: Transport[Any]
+    peer: Any
+    proven: bool = False
+    users: int = 0
+    forgotten: bool = False
 
 
 @dataclass(slots=True, eq=False)
 class Connection:
     worker_id: str
-    epoch: int
+    origin: Origin
     client: SourceClient
-    peer: Any
-    num_blocks: int
+    endpoint: Endpoint
+    links: dict[str, Link] = field(default_factory=dict)
     users: int = 0
     forgotten: bool = False
 
+    def __str__(self) -> str:
+        return f"{self.worker_id} at {self.origin[0]}"
+
 
 class Connections:
-    """For one rank: `rank` selects the source's endpoint. `connect_s`: deadline of connecting and of each call,
-    seconds."""
+    """For one rank. `connect_s`: deadline of connecting and of each call, seconds. `dropped` hears of sources that will
+    not come back."""
 
     def __init__(
-        self, transport: Transport[Any, Any], fingerprint: Fingerprint, reader_id: str, rank: int, connect_s: float
+        self,
+        transports: Sequence[Transport[Any]],
+        reader: Reader,
+        connect_s: float,
+        dropped: Callable[[Origin], None] = lambda origin: None,
     ) -> None:
-        self._transport = transport
-        self._fingerprint = fingerprint
-        self._reader_id = reader_id
-        self._rank = rank
+        self._transports: Mapping[str, Transport[Any]] = {transport.name: transport for transport in transports}
+        self._reader = reader
         self._connect_s = connect_s
-        self._kept: dict[tuple[str, int], Connection] = {}
-        self._locks: defaultdict[tuple[str, int], asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._dropped = dropped
+        self._kept: dict[Origin, Connection] = {}
+        self._locks: defaultdict[Origin, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     def __repr__(self) -> str:
-        return f"<Connections kept={len(self._kept)} users={sum(c.users for c in self._kept.values())}>"
+        links = sum(len(connection.links) for connection in self._kept.values())
+        return f"<Connections kept={len(self._kept)} links={links} users={sum(c.users for c in self._kept.values())}>"
+
+    @property
+    def transports(self) -> tuple[str, ...]:
+        """What we can read over."""
+        return tuple(self._transports)
 
     @asynccontextmanager
     async def to(self, ticket: Ticket) -> AsyncIterator[Connection]:
@@ -63,65 +101,110 @@ class Connections:
                 connection = await self._connected(ticket)
         except TimeoutError:
             raise TransferFailed(f"{ticket.source}: not connected within {self._connect_s:g} s") from None
+        async with self.held(connection):
+            try:
+                yield connection
+            except (LeaseLost, TicketRefused):
+                raise  # of this ticket, not of the connection
+            except TransferFailed:
+                self._forget(connection)
+                raise
+
+    @asynccontextmanager
+    async def held(self, connection: Connection) -> AsyncIterator[None]:
+        """Keeps a connection that is open from being closed meanwhile."""
         connection.users += 1
         try:
-            yield connection
-        except (LeaseLost, TicketRefused):
-            raise  # of this ticket, not of the connection
-        except TransferFailed:
-            self._forget(connection)
-            raise
+            yield
         finally:
             connection.users -= 1
             await self._close_unused(connection)
 
+    @contextmanager
+    def link(self, connection: Connection, transport: str) -> Iterator[Link]:
+        """A link over that transport, kept meanwhile; new users make a new one after a `TransferFailed`, which making
+        it may raise."""
+        link = connection.links.get(transport) or self._new_link(connection, transport)
+        link.users += 1
+        try:
+            yield link
+        except (LeaseLost, TicketRefused):
+            raise  # of this ticket, not of the link
+        except TransferFailed:
+            link.forgotten = True
+            if connection.links.get(transport) is link:
+                del connection.links[transport]
+            raise
+        finally:
+            link.users -= 1
+            _disconnect_unused(link)
+
     def client(self, source: str) -> SourceClient:
         """For a single call, without connecting; the caller closes it."""
-        return SourceClient(source, self._reader_id, self._connect_s)
+        return SourceClient(source, self._reader.id, self._connect_s)
 
     async def close(self) -> None:
         for connection in list(self._kept.values()):
             self._forget(connection)
             await self._close_unused(connection)
 
+    def check_idle(self) -> None:
+        used = [c for c in self._kept.values() if c.users or any(link.users for link in c.links.values())]
+        assert not used, f"connections without a pull are in use: {', '.join(map(str, used))}"
+
     async def _connected(self, ticket: Ticket) -> Connection:
-        key = (ticket.source, ticket.epoch)
-        async with self._locks[key]:
-            if key not in self._kept:
-                self._kept[key] = await self._connect(ticket)
-                await self._drop_older(self._kept[key])
-            return self._kept[key]
+        origin = (ticket.source, ticket.epoch)
+        async with self._locks[origin]:
+            if origin not in self._kept:
+                self._kept[origin] = await self._connect(ticket)
+                await self._drop_older(self._kept[origin])
+            return self._kept[origin]
 
     async def _connect(self, ticket: Ticket) -> Connection:
         client = self.client(ticket.source)
+        rank = self._reader.rank
         try:
-            endpoints = await client.connect(ticket.epoch, self._fingerprint)
-            if self._rank >= len(endpoints):
-                raise TransferFailed(f"{ticket.source} has {len(endpoints)} ranks, ours is rank {self._rank}")
-            endpoint = endpoints[self._rank]
-            peer = self._transport.connect(endpoint)
+            endpoints = await client.connect(ticket.epoch, self._reader.fingerprint)
+            if rank >= len(endpoints):
+                raise TransferFailed(f"{ticket.source} has {len(endpoints)} ranks, ours is rank {rank}")
         except BaseException:
-            await client.close()
+            await to_its_end(client.close())
             raise
-        return Connection(ticket.worker_id, ticket.epoch, client, peer, endpoint.layout.num_blocks)
+        return Connection(ticket.worker_id, (ticket.source, ticket.epoch), client, endpoints[rank])
+
+    def _new_link(self, connection: Connection, name: str) -> Link:
+        transport = self._transports[name]
+        link = connection.links[name] = Link(transport, transport.connect(connection.endpoint))
+        return link
 
     async def _drop_older(self, newer: Connection) -> None:
         """A worker that came back has a new epoch, its old one will never answer again; and there is a limit to what
         we keep."""
-        stale = [c for c in self._kept.values() if c.worker_id == newer.worker_id and c.epoch < newer.epoch]
+        stale = [c for c in self._kept.values() if c.worker_id == newer.worker_id and c.origin[1] < newer.origin[1]]
         idle = [c for c in self._kept.values() if not c.users and c is not newer]
         for connection in [*stale, *idle[: max(0, len(self._kept) - _MOST_KEPT)]]:
             self._forget(connection)
             await self._close_unused(connection)
+        for connection in stale:
+            self._dropped(connection.origin)
 
     def _forget(self, connection: Connection) -> None:
         connection.forgotten = True
-        self._kept = {key: kept for key, kept in self._kept.items() if kept is not connection}
-        unused = [key for key, lock in self._locks.items() if not lock.locked() and key not in self._kept]
-        for key in unused:
-            del self._locks[key]
+        self._kept = {origin: kept for origin, kept in self._kept.items() if kept is not connection}
+        unused = [origin for origin, lock in self._locks.items() if not lock.locked() and origin not in self._kept]
+        for origin in unused:
+            del self._locks[origin]
 
     async def _close_unused(self, connection: Connection) -> None:
-        if connection.forgotten and not connection.users:
-            self._transport.disconnect(connection.peer)
-            await connection.client.close()
+        if not connection.forgotten or connection.users:
+            return
+        links, connection.links = connection.links, {}
+        for link in links.values():
+            link.forgotten = True
+            _disconnect_unused(link)
+        await to_its_end(connection.client.close())
+
+
+def _disconnect_unused(link: Link) -> None:
+    if link.forgotten and not link.users:
+        link.transport.disconnect(link.peer)

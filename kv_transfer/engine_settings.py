@@ -8,8 +8,10 @@ stays in the environment, only its variable is named. Imports no vllm.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
+
+from pydantic import ValidationError
 
 from cluster.config import KvTransferConfig
 from cluster.engine import Role
@@ -17,6 +19,7 @@ from cluster.errors import ConfigError
 
 CONNECTOR = "BatonConnector"
 MODULE = "kv_transfer.connector.baton_connector"
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _ROLES = {Role.PREFILL: "kv_producer", Role.DECODE: "kv_consumer"}
 
 
@@ -24,7 +27,7 @@ _ROLES = {Role.PREFILL: "kv_producer", Role.DECODE: "kv_consumer"}
 class ConnectorSettings:
     """`listen_host` is where KvSource listens, `advertise_host` where peers reach it. `announce_path`: the file in
     which the connector tells its owner where it listens. `secret_env`: the environment variable that holds the
-    tickets' key. Times are seconds."""
+    tickets' key. `transfer` is the section of our configuration."""
 
     worker_id: str
     epoch: int
@@ -32,9 +35,17 @@ class ConnectorSettings:
     advertise_host: str
     announce_path: str
     secret_env: str
-    lease_s: float
-    connect_deadline_s: float
-    read_deadline_s: float
+    transfer: KvTransferConfig
+
+    @property
+    def lease_s(self) -> float:
+        return self.transfer.lease_s
+
+    @property
+    def net_device(self) -> str | None:
+        """The network interface for NIXL; None leaves it to UCX, which listens on all. An engine that listens on the
+        loopback interface does so with NIXL as well."""
+        return self.transfer.net_device or ("lo" if self.listen_host in _LOOPBACK else None)
 
     @property
     def reader_id(self) -> str:
@@ -48,7 +59,11 @@ class ConnectorSettings:
         if extra.keys() != names:
             differ = ", ".join(sorted(extra.keys() ^ names))
             raise ConfigError(f"kv_connector_extra_config: missing or unknown: {differ}; it is written by Baton only")
-        return cls(**extra)
+        try:
+            transfer = KvTransferConfig.model_validate(extra["transfer"])
+        except ValidationError as error:
+            raise ConfigError(f"kv_connector_extra_config: transfer: {error}; it is written by Baton only") from error
+        return cls(**{**extra, "transfer": transfer})
 
 
 def kv_transfer_config(settings: ConnectorSettings, role: Role) -> dict[str, Any]:
@@ -59,7 +74,10 @@ def kv_transfer_config(settings: ConnectorSettings, role: Role) -> dict[str, Any
         "kv_role": _ROLES[role],
         "engine_id": settings.reader_id,
         "kv_load_failure_policy": "recompute",
-        "kv_connector_extra_config": asdict(settings),
+        "kv_connector_extra_config": {
+            **{field.name: getattr(settings, field.name) for field in fields(settings)},
+            "transfer": settings.transfer.model_dump(mode="json"),
+        },
     }
 
 
@@ -81,7 +99,5 @@ def connector_settings(
         advertise_host=advertise_host,
         announce_path=announce_path,
         secret_env=secret_env,
-        lease_s=config.lease_s,
-        connect_deadline_s=config.connect_deadline_s,
-        read_deadline_s=config.read_deadline_s,
+        transfer=config,
     )

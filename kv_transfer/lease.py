@@ -7,8 +7,11 @@ or an engine is, they do not know: block ids are numbers. `LeaseBook` shares the
        │                  │                                      │                  └───▶ RELEASED (some gave up)
        └─ release by anyone ─▶ RELEASED        in any of the three: deadline passed ─▶ EXPIRED
 
+    beside it, for a prompt that is still being computed:   open ──grow──▶ open with more blocks ──close──▶ closed
+
 An ended lease stays in the table as long as its blocks do: until `freed`. Between a claim and its deadline only the
-claimant can end a lease. Completion is judged by the time of the call, whether or not `expire` has run.
+claimant can end a lease. Completion is judged by the time of the call, whether or not `expire` has run. While nobody
+has claimed an open lease, each growth renews it; closed without a reader, it soon ends.
 """
 
 from __future__ import annotations
@@ -21,6 +24,9 @@ from cluster.errors import LeaseLost
 
 # How many ended leases are remembered, to answer a repeated completion and to say why a late message is refused.
 _REMEMBERED = 4096
+# How long a grown lease that nobody has claimed waits for its reader after it was closed, seconds. Whoever comes later
+# has the ticket of the finished prompt.
+LINGER_S = 1.0
 
 
 class LeaseState(Enum):
@@ -45,11 +51,13 @@ class Free:
 
 @dataclass(slots=True)
 class Lease:
-    """`finished` maps each rank of the reader that is done to whether it has read everything."""
+    """`finished` maps each rank of the reader that is done to whether it has read everything. `open`: blocks may still
+    be added at the end."""
 
     lease_id: str
     block_ids: tuple[int, ...]
     deadline: float
+    open: bool = False
     state: LeaseState = LeaseState.OFFERED
     reader_id: str = ""
     finished: dict[int, bool] = field(default_factory=dict)
@@ -57,6 +65,15 @@ class Lease:
     @property
     def ended(self) -> bool:
         return self.state in _ENDED
+
+
+@dataclass(frozen=True, slots=True)
+class Watermark:
+    """How far a growing lease has come. `closed`: no block will follow. `held_s`: for how long the reader has it."""
+
+    block_ids: tuple[int, ...]
+    closed: bool
+    held_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +106,50 @@ class LeaseTable:
     def __repr__(self) -> str:
         return f"<LeaseTable epoch={self._epoch} {self.counts}>"
 
-    def offer(self, lease_id: str, block_ids: tuple[int, ...], now: float) -> None:
-        """Opens a lease. The id must be new; raises ValueError otherwise."""
+    def offer(self, lease_id: str, block_ids: tuple[int, ...], now: float, *, growing: bool = False) -> None:
+        """Opens a lease, `growing` or on all the blocks it will ever have. The id must be new; raises ValueError
+        otherwise."""
         if lease_id in self._leases or lease_id in self._past:
             raise ValueError(f"lease {lease_id} was offered before")
-        lease = Lease(lease_id, block_ids, now + self._lease_s)
+        lease = Lease(lease_id, block_ids, now + self._lease_s, growing)
         self._leases[lease_id] = lease
         self._earliest = min(self._earliest, lease.deadline)
         self._offered += 1
+
+    def grow(self, lease_id: str, block_ids: tuple[int, ...], now: float) -> bool:
+        """Adds blocks to an open lease. False: it has ended meanwhile, and these blocks are not its own."""
+        lease = self._leases.get(lease_id)
+        if lease is None or lease.ended:
+            return False
+        assert lease.open, f"lease {lease_id} was closed and grows"
+        lease.block_ids += block_ids
+        if lease.state is LeaseState.OFFERED:
+            lease.deadline = now + self._lease_s
+        return True
+
+    def close(self, lease_id: str, now: float) -> None:
+        """No block will follow. Without a reader the lease ends soon. One that has ended stays as it is."""
+        lease = self._leases.get(lease_id)
+        if lease is None or lease.ended or not lease.open:
+            return
+        lease.open = False
+        if lease.state is LeaseState.OFFERED:
+            lease.deadline = min(lease.deadline, now + LINGER_S)
+            self._earliest = min(self._earliest, lease.deadline)
+
+    def has_news(self, lease_id: str, known_blocks: int) -> bool:
+        """Whether a reader that knows so many blocks would hear anything new from `follow`."""
+        lease = self._leases.get(lease_id) or self._past.get(lease_id)
+        return lease is not None and (lease.ended or not lease.open or len(lease.block_ids) > known_blocks)
+
+    def follow(self, lease_id: str, epoch: int, reader_id: str, now: float) -> Watermark | None:
+        """Claims or renews, and tells how far the lease has come; None while there is none of this id. Raises
+        `LeaseLost`."""
+        if epoch == self._epoch and lease_id not in self._leases and lease_id not in self._past:
+            return None
+        held_s = self.claim(lease_id, epoch, reader_id, now)
+        lease = self._leases[lease_id]
+        return Watermark(lease.block_ids, not lease.open, held_s)
 
     def claim(self, lease_id: str, epoch: int, reader_id: str, now: float) -> float:
         """Gives the lease to the reader, or renews it, and returns for how many seconds. Raises `LeaseLost`."""
@@ -112,8 +165,8 @@ class LeaseTable:
         self, lease_id: str, epoch: int, reader_id: str, rank: int, blocks: int, size: int, now: float
     ) -> tuple[Free, ...]:
         """One rank has read its `size` bytes of `blocks` blocks. Raises `LeaseLost`: they must not be used."""
-        past = self._ended_lease(lease_id)
-        if past is not None and epoch == self._epoch and past.reader_id == reader_id and past.finished.get(rank):
+        known = self._leases.get(lease_id) or self._past.get(lease_id)
+        if known is not None and epoch == self._epoch and known.reader_id == reader_id and known.finished.get(rank):
             return ()  # the answer to the first completion was lost
         lease = self._readable(lease_id, epoch, now)
         if lease.reader_id != reader_id:
@@ -204,10 +257,6 @@ class LeaseTable:
         if lease.deadline <= now:
             raise LeaseLost(f"lease {lease_id} expired {now - lease.deadline:.3f} s ago")
         return lease
-
-    def _ended_lease(self, lease_id: str) -> Lease | None:
-        lease = self._leases.get(lease_id) or self._past.get(lease_id)
-        return lease if lease is not None and lease.ended else None
 
     def _finish(self, lease: Lease, rank: int, landed: bool) -> tuple[Free, ...]:
         lease.finished[rank] = landed

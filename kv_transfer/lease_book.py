@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from cluster.engine import TransferCount
 from cluster.kv_link import KvStats
-from kv_transfer.lease import Free, LeaseCounts, LeaseTable
+from kv_transfer.lease import Free, LeaseCounts, LeaseTable, Watermark
 
 T = TypeVar("T")
 
@@ -29,11 +29,33 @@ class LeaseBook:
         self._clock = clock
         self._on_free = on_free
         self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)  # an open lease grew, was closed or ended
         self._frees: list[Free] = []
 
     def offer(self, lease_id: str, block_ids: tuple[int, ...]) -> None:
         with self._lock:
             self._table.offer(lease_id, block_ids, self._clock())
+
+    def open(self, lease_id: str, block_ids: tuple[int, ...]) -> None:
+        """As `offer`, but more blocks follow, until `close`."""
+        with self._changed:
+            self._table.offer(lease_id, block_ids, self._clock(), growing=True)
+            self._changed.notify_all()
+
+    def grow(self, lease_id: str, block_ids: tuple[int, ...]) -> bool:
+        """False: the lease has ended, and these blocks stay the caller's."""
+        return self._decide(lambda now: self._table.grow(lease_id, block_ids, now))
+
+    def close(self, lease_id: str) -> None:
+        """No block will follow. No error for a lease that has ended."""
+        self._decide(lambda now: self._table.close(lease_id, now))
+
+    def follow(self, lease_id: str, epoch: int, reader_id: str, known_blocks: int, wait_s: float) -> Watermark | None:
+        """Claims or renews a growing lease, once it has more than the blocks the reader knows of, but after `wait_s`
+        in any case; None while there is none of this id. Raises `LeaseLost`."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._table.has_news(lease_id, known_blocks), wait_s)
+        return self._decide(lambda now: self._table.follow(lease_id, epoch, reader_id, now))
 
     def claim(self, lease_id: str, epoch: int, reader_id: str) -> float:
         """Seconds until the claim must be renewed. Raises `LeaseLost`."""
@@ -107,7 +129,10 @@ class LeaseBook:
             with self._lock:
                 now = self._clock()
                 self._frees.extend(self._table.expire(now))
-                return decision(now)
+                try:
+                    return decision(now)
+                finally:
+                    self._changed.notify_all()
         finally:
             if self._frees and self._on_free is not None:
                 self._on_free()

@@ -1,7 +1,8 @@
-"""Pulling the blocks of a ticket into blocks of ours: connect, claim, read, complete, each within its deadline.
+"""Pulling the blocks of a ticket into blocks of ours: connect, claim, climb down the ladder of transports, complete.
 
 Runs on one event loop. Knows nothing of requests beyond their ids, nor of the engine: what a failed pull means for a
-request is decided by whoever asked for it. A pull ends only when nothing can write into its target blocks any more.
+request is decided by whoever asked for it. A pull ends only when nothing can write into its target blocks any more, and
+the same holds for each rung of it; every wait for a peer has a deadline.
 """
 
 from __future__ import annotations
@@ -9,40 +10,53 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.errors import BatonError, FingerprintMismatch, LeaseLost, TicketRefused, TransferFailed
-from kv_transfer.connections import Connection, Connections
-from kv_transfer.fingerprint import Fingerprint
+from kv_transfer.connections import Connection, Connections, Reader
+from kv_transfer.ladder import LadderRules
+from kv_transfer.reachability import Reachability
+from kv_transfer.source_client import SourceClient
 from kv_transfer.ticket import Ticket, check_blocks
-from kv_transfer.transport import ReadState, Transport
+from kv_transfer.transport import BlockRead, Transport
+from kv_transfer.unbroken import to_its_end
 
 _log = logging.getLogger(__name__)
 
-# A read over shared memory moves bytes only while we poll, so we poll without pause for as long as such a read may
-# take; a network card moves them by itself, so after that we pause.
-_BUSY_BYTES_PER_S = 1e9
-_BUSY_S = 0.002
-_PAUSE_S = 0.001
-_UNQUIET_S = 0.01
 _RENEW_AFTER = 1 / 3  # of the time for which a claim holds
+_RENEW_AGAIN_S = 0.2  # after a renewal that was not answered
+_FAREWELLS_S = 1.0
+_NO_TRANSPORT = "none"
 
 
 @dataclass(frozen=True, slots=True)
 class PullJob:
-    """`source` are blocks of the ticket's engine, `target` as many of ours, in the same order."""
+    """`source` are blocks of the ticket's engine, `target` as many of ours, in the same order. `sealed`: the ticket as
+    its writer signed it."""
 
     request_id: str
     ticket: Ticket
+    sealed: bytes
     source: tuple[int, ...]
     target: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
+class FallenRung:
+    """A transport that failed, and another one was tried instead."""
+
+    transport: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class PullResult:
-    """`outcome`: landed, or why not: failed, refused (ticket or fingerprint), stale (the lease was lost) or cancelled.
-    `blocks` and `bytes` are those that landed, `bytes` of this rank only."""
+    """`outcome`: landed, or why not: failed (over the last transport that was tried), skipped (none was worth a try),
+    refused (ticket or fingerprint), stale (the lease was lost) or cancelled. `transport` is the last one tried, "none"
+    before any. `blocks` and `bytes` are those that landed, `bytes` of this rank only; `ahead` of these blocks came
+    while the rest of their prompt was still being computed."""
 
     request_id: str
     transport: str
@@ -50,107 +64,210 @@ class PullResult:
     blocks: int = 0
     bytes: int = 0
     reason: str = ""
+    fallen: tuple[FallenRung, ...] = ()
+    ahead: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Deadlines:
-    """Seconds. `connect_s` holds for connecting and for each call to a source, `read_s` for one read."""
+@dataclass(slots=True)
+class Climb:
+    """How far one pull has come down the ladder. `reason`: why the last rung failed, empty while it has not."""
 
-    connect_s: float
-    read_s: float
+    transport: str = _NO_TRANSPORT
+    reason: str = ""
+    fallen: list[FallenRung] = field(default_factory=list)
+
+    def step(self, transport: str) -> None:
+        if self.reason:
+            self.fallen.append(FallenRung(self.transport, self.reason))
+        self.transport, self.reason = transport, ""
 
 
 class Mover:
-    """All pulls of one rank. `reader_id` names this engine start to sources; `rank` says which part of each block is
-    ours."""
+    """All pulls of one rank over the given transports, which are closed with it. `now`: monotonic seconds, for what is
+    remembered of transports that failed."""
 
     def __init__(
-        self, transport: Transport[Any, Any], fingerprint: Fingerprint, reader_id: str, rank: int, deadlines: Deadlines
+        self,
+        transports: Sequence[Transport[Any]],
+        reader: Reader,
+        rules: LadderRules,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._transport = transport
-        self._block_bytes = transport.endpoint().layout.block_bytes
-        self._rank = rank
-        self._read_s = deadlines.read_s
-        self._connections = Connections(transport, fingerprint, reader_id, rank, deadlines.connect_s)
+        self._transports = transports
+        self._reader = reader
+        self._rules = rules
+        self._reach = Reachability(rules, now)
+        self._connections = Connections(transports, reader, rules.connect_s, self._reach.forget)
         self._farewells: set[asyncio.Task[None]] = set()
+
+    def __repr__(self) -> str:
+        return f"<Mover farewells={len(self._farewells)} {self._connections} {self._reach}>"
 
     async def pull(self, job: PullJob) -> PullResult:
         """Does not raise: cancelling it ends it as `cancelled`, once its target blocks are safe."""
+        climb = Climb()
         try:
-            size = await self._move(job)
-        except asyncio.CancelledError:
-            return self._not_landed(job, "cancelled", "aborted")
-        except (FingerprintMismatch, TicketRefused) as error:
-            return self._not_landed(job, "refused", str(error))
-        except LeaseLost as error:
-            return self._not_landed(job, "stale", str(error))
-        except BatonError as error:
-            return self._not_landed(job, "failed", str(error))
-        return PullResult(job.request_id, self._transport.name, "landed", len(job.target), size)
+            outcome, reason = await self._move(job, climb)
+        except (asyncio.CancelledError, BatonError) as error:
+            outcome, reason = outcome_of(error)
+        landed = outcome == "landed"
+        if not landed and outcome != "stale":
+            self.release(job.ticket)
+        return PullResult(
+            request_id=job.request_id,
+            transport=climb.transport,
+            outcome=outcome,
+            blocks=len(job.target) if landed else 0,
+            bytes=len(job.target) * self._reader.block_bytes if landed else 0,
+            reason=reason,
+            fallen=tuple(climb.fallen),
+        )
+
+    def client(self, source: str) -> SourceClient:
+        """For calls to a source; the caller closes it."""
+        return self._connections.client(source)
+
+    async def read(self, job: PullJob, climb: Climb) -> None:
+        """Claims the lease and reads some of its blocks, but does not end it. However it ends, nothing can write into
+        the target any more. Raises `TransferFailed`, `LeaseLost`, `TicketRefused`, `FingerprintMismatch`."""
+        async with self._connections.to(job.ticket) as source:
+            outcome, reason = await self._bring(source, job, climb)
+        if outcome != "landed":
+            raise TransferFailed(reason)
+
+    async def complete(self, ticket: Ticket, blocks: int) -> int:
+        """Ends the lease after all of `blocks` were read; returns their bytes. Raises `LeaseLost`: they must not be
+        used."""
+        async with self._connections.to(ticket) as source:
+            return await self._complete(source, ticket, blocks)
 
     def release(self, ticket: Ticket) -> None:
         """Tells the source, in the background, that we shall not read (any more)."""
-        task = asyncio.create_task(self._release(ticket))
+        self.leave(ticket.source, ticket.lease_id)
+
+    def leave(self, source: str, lease_id: str) -> None:
+        """As `release`, for a lease whose ticket we may not have."""
+        task = asyncio.create_task(self._release(source, lease_id))
         self._farewells.add(task)
         task.add_done_callback(self._farewells.discard)
 
     async def close(self) -> None:
-        await asyncio.gather(*self._farewells)
+        """After the last pull has ended."""
+        await self._reach.close()
+        if self._farewells:
+            await asyncio.wait(self._farewells, timeout=_FAREWELLS_S)  # a lease that hears nothing ends by itself
+        for task in self._farewells:
+            task.cancel()
+        await asyncio.gather(*self._farewells, return_exceptions=True)
         await self._connections.close()
+        for transport in self._transports:
+            transport.close()
 
-    async def _move(self, job: PullJob) -> int:
-        ticket, size = job.ticket, len(job.target) * self._block_bytes
-        async with self._connections.to(ticket) as source:
-            check_blocks(ticket, source.num_blocks)
-            held_s = await source.client.claim(ticket.lease_id, ticket.epoch)
-            read = self._transport.start(source.peer, job.source, job.target)
-            try:
-                await self._landed(read, source, job, held_s)
-            finally:
-                await self._let_go(read, job)
-            # Only this answer proves that the blocks were ours to read until the last byte.
-            await source.client.complete(ticket.lease_id, ticket.epoch, self._rank, len(job.target), size)
+    def check_idle(self) -> None:
+        """AssertionError: something of a pull that has ended is still here."""
+        assert not self._farewells, f"{len(self._farewells)} releases are under way"
+        self._reach.check_idle()
+        self._connections.check_idle()
+
+    async def _move(self, job: PullJob, climb: Climb) -> tuple[str, str]:
+        async with self._connections.to(job.ticket) as source:
+            outcome, reason = await self._bring(source, job, climb)
+            if outcome == "landed":
+                await self._complete(source, job.ticket, len(job.target))
+        return outcome, reason
+
+    async def _bring(self, source: Connection, job: PullJob, climb: Climb) -> tuple[str, str]:
+        """All bytes of the job, under a claim; the outcome and, unless they landed, the reason."""
+        ticket = job.ticket
+        check_blocks(ticket, source.endpoint.layout.num_blocks)
+        rungs = self._reach.rungs(self._connections, source)
+        if not rungs:
+            return "skipped", f"{source}: all transports failed a moment ago, or none is offered by both ends"
+        held_s = await source.client.claim(ticket.lease_id, ticket.epoch)
+        await _renewed(source.client, ticket, held_s, self._climb(source, job, rungs, climb))
+        return ("failed", climb.reason) if climb.reason else ("landed", "")
+
+    async def _complete(self, source: Connection, ticket: Ticket, blocks: int) -> int:
+        # Only this answer proves that the blocks were ours to read until the last byte.
+        size = blocks * self._reader.block_bytes
+        await source.client.complete(ticket.lease_id, ticket.epoch, self._reader.rank, blocks, size)
         return size
 
-    async def _landed(self, read: Any, source: Connection, job: PullJob, held_s: float) -> None:
-        started = claimed = time.monotonic()
-        busy_until = started + _BUSY_S + len(job.target) * self._block_bytes / _BUSY_BYTES_PER_S
-        try:
-            async with asyncio.timeout(self._read_s):
-                while (state := self._transport.poll(read)) is ReadState.MOVING:
-                    now = time.monotonic()
-                    if now > claimed + held_s * _RENEW_AFTER:
-                        held_s = await source.client.claim(job.ticket.lease_id, job.ticket.epoch)
-                        claimed = now
-                    await asyncio.sleep(0 if now < busy_until else _PAUSE_S)
-        except TimeoutError:
-            raise TransferFailed(f"{job.ticket.source}: blocks did not arrive within {self._read_s:g} s") from None
-        if state is ReadState.FAILED:
-            raise TransferFailed(f"{job.ticket.source}: {self._transport.name} could not read the blocks")
-
-    async def _let_go(self, read: Any, job: PullJob) -> None:
-        # No deadline: as long as bytes may arrive, the target blocks must not become anyone else's.
-        told = False
-        while True:
-            if self._transport.cancel(read):
+    async def _climb(self, source: Connection, job: PullJob, rungs: tuple[str, ...], climb: Climb) -> None:
+        """Tries one rung after the other until one brings all bytes; `climb.reason` tells when none did."""
+        for name in rungs:
+            climb.step(name)
+            try:
+                await self._read(source, job, name)
                 return
-            if not told:
-                _log.error(
-                    "request %s: its read cannot be stopped yet; its blocks are kept until it is", job.request_id
-                )
-                told = True
-            await asyncio.sleep(_UNQUIET_S)
+            except (LeaseLost, TicketRefused):
+                raise  # no other transport mends the ticket
+            except BatonError as error:
+                climb.reason = str(error)
+                _log.warning("request %s: %s failed: %s", job.request_id, name, error)
 
-    def _not_landed(self, job: PullJob, outcome: str, reason: str) -> PullResult:
-        if outcome != "stale":
-            self.release(job.ticket)
-        return PullResult(job.request_id, self._transport.name, outcome, reason=reason)
+    async def _read(self, source: Connection, job: PullJob, name: str) -> None:
+        deadline_s = self._rules.deadline_s(name, len(job.target) * self._reader.block_bytes)
+        with self._reach.watched(source, name):
+            await self._reach.prove(self._connections, source, name)
+            with self._connections.link(source, name) as link:
+                try:
+                    async with asyncio.timeout(deadline_s):
+                        await link.transport.read(link.peer, BlockRead(job.sealed, job.source, job.target))
+                except TimeoutError:
+                    raise TransferFailed(f"{source}: blocks did not arrive within {deadline_s:g} s") from None
 
-    async def _release(self, ticket: Ticket) -> None:
-        client = self._connections.client(ticket.source)
+    async def _release(self, source: str, lease_id: str) -> None:
+        client = self._connections.client(source)
         try:
-            await client.release(ticket.lease_id, self._rank)
+            await client.release(lease_id, self._reader.rank)
         except TransferFailed as error:
-            _log.info("lease %s ends by itself: %s", ticket.lease_id, error)
+            _log.info("lease %s ends by itself: %s", lease_id, error)
         finally:
-            await client.close()
+            await to_its_end(client.close())
+
+
+async def _renewed(client: SourceClient, ticket: Ticket, held_s: float, reading: Coroutine[None, None, None]) -> None:
+    """Awaits `reading` and renews the claim meanwhile. Raises `LeaseLost` once `reading` has ended."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            renewing = tasks.create_task(_renew(client, ticket, held_s))
+            await reading
+            renewing.cancel()
+    except BaseExceptionGroup as group:
+        raise group.exceptions[0] from None
+
+
+async def _renew(client: SourceClient, ticket: Ticket, held_s: float) -> None:
+    """Holds the claim until it is cancelled. Raises `LeaseLost`."""
+    loop = asyncio.get_running_loop()
+    lost_at = loop.time() + held_s
+    pause_s = held_s * _RENEW_AFTER
+    while True:
+        try:
+            async with asyncio.timeout_at(lost_at):
+                await asyncio.sleep(pause_s)
+                asked_at = loop.time()
+                held_s = await client.claim(ticket.lease_id, ticket.epoch)
+        except TimeoutError:
+            raise LeaseLost(f"lease {ticket.lease_id} could not be renewed: {client.address} is silent") from None
+        except LeaseLost:
+            raise
+        except TransferFailed as error:
+            _log.warning("lease %s is not renewed yet: %s", ticket.lease_id, error)
+            pause_s = _RENEW_AGAIN_S
+        else:
+            lost_at, pause_s = asked_at + held_s, held_s * _RENEW_AFTER
+
+
+def outcome_of(error: BaseException) -> tuple[str, str]:
+    """The outcome and the reason of a pull that ended with this error."""
+    match error:
+        case asyncio.CancelledError():
+            return "cancelled", "aborted"
+        case FingerprintMismatch() | TicketRefused():
+            return "refused", str(error)
+        case LeaseLost():
+            return "stale", str(error)
+        case _:
+            return "failed", str(error)

@@ -12,9 +12,10 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 
 from cluster.errors import EngineFailed, TransferFailed
+from kv_transfer.follower import Follower, FollowJob
 from kv_transfer.mover import Mover, PullJob, PullResult
 from kv_transfer.ticket import Ticket
 
@@ -25,10 +26,16 @@ _CLOSE_S = 5.0
 
 
 class MoverThread:
-    """`make_mover` and `serve` run on the thread. All methods may be called from any other thread."""
+    """`make_mover`, `make_follower` and `serve` run on the thread. All methods may be called from any other thread."""
 
-    def __init__(self, make_mover: Callable[[], Mover], serve: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        make_mover: Callable[[], Mover],
+        serve: Callable[[], None],
+        make_follower: Callable[[Mover], Follower] | None = None,
+    ) -> None:
         self._make_mover = make_mover
+        self._make_follower = make_follower
         self._serve = serve
         self._serve_until = 0.0
         self._results: queue.SimpleQueue[PullResult] = queue.SimpleQueue()
@@ -41,7 +48,16 @@ class MoverThread:
 
     def pull(self, job: PullJob) -> None:
         """Starts a pull; its result comes from `take_results`."""
-        self._call(self._start, job)
+        self._call(self._start, job.request_id, lambda: self._mover.pull(job), lambda: self._mover.release(job.ticket))
+
+    def follow(self, job: FollowJob) -> None:
+        """As `pull`, of a prompt that is still being computed."""
+        self._call(self._start, job.request_id, lambda: self._follower.follow(job), lambda: self._follower.leave(job))
+
+    def prompts_done(self, request_ids: Iterable[str]) -> None:
+        """The prompts that these requests follow have been computed. Unknown ids are no error."""
+        for request_id in request_ids:
+            self._call(lambda request_id=request_id: self._follower.prompt_done(request_id))
 
     def cancel(self, request_ids: Iterable[str]) -> None:
         """Ends these requests' pulls early. Unknown ids are no error."""
@@ -88,6 +104,8 @@ class MoverThread:
         self._loop = asyncio.get_running_loop()
         self._wake, self._stop = asyncio.Event(), asyncio.Event()
         self._mover = self._make_mover()
+        if self._make_follower is not None:
+            self._follower = self._make_follower(self._mover)
         serving = asyncio.create_task(self._serve_peers())
         stopping = asyncio.create_task(self._stop.wait())
         ready.set()
@@ -112,24 +130,28 @@ class MoverThread:
                 await asyncio.sleep(1.0)
             await asyncio.sleep(_SERVE_EVERY_S)
 
-    def _start(self, job: PullJob) -> None:
-        task = asyncio.create_task(self._mover.pull(job))
-        self._pulls[job.request_id] = task
-        task.add_done_callback(functools.partial(self._ended, job))
+    def _start(
+        self, request_id: str, pull: Callable[[], Coroutine[None, None, PullResult]], leave: Callable[[], None]
+    ) -> None:
+        """`leave` is for a pull that is cancelled before it began."""
+        task = asyncio.create_task(pull())
+        self._pulls[request_id] = task
+        task.add_done_callback(functools.partial(self._ended, request_id, leave))
 
     def _cancel(self, request_ids: tuple[str, ...]) -> None:
         for request_id in request_ids:
             if task := self._pulls.get(request_id):
                 task.cancel()
 
-    def _ended(self, job: PullJob, task: asyncio.Task[PullResult]) -> None:
-        del self._pulls[job.request_id]
+    def _ended(self, request_id: str, leave: Callable[[], None], task: asyncio.Task[PullResult]) -> None:
+        del self._pulls[request_id]
         if task.cancelled():  # before it began
-            self._mover.release(job.ticket)
-            self._results.put(PullResult(job.request_id, "none", "cancelled"))
+            leave()
+            self._results.put(PullResult(request_id, "none", "cancelled"))
         elif (error := task.exception()) is not None:
-            _log.error("request %s: its pull broke", job.request_id, exc_info=error)
-            self._results.put(PullResult(job.request_id, "none", "failed", reason=str(error)))
+            _log.error("request %s: its pull broke", request_id, exc_info=error)
+            leave()
+            self._results.put(PullResult(request_id, "none", "failed", reason=str(error)))
         else:
             self._results.put(task.result())
 

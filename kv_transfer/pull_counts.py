@@ -7,6 +7,9 @@ from collections import Counter
 from cluster.engine import TransferCount
 from kv_transfer.mover import PullResult
 
+# Of the pulls and blocks that landed, those that did while their prompt was still being computed.
+AHEAD = "ahead"
+
 
 class PullCounts:
     """Written by one thread; may be read by others."""
@@ -17,12 +20,17 @@ class PullCounts:
         self._bytes: Counter[tuple[str, str]] = Counter()
 
     def add(self, result: PullResult, whole_pull: bool = True) -> None:
-        """`whole_pull`: False for a further rank of a pull that is counted already, which adds only its bytes."""
+        """Also every transport that failed before the last one. `whole_pull`: False for a further rank of a pull that
+        is counted already, which adds only its bytes."""
         key = (result.transport, result.outcome)
         self._bytes[key] += result.bytes
         if whole_pull:
             self._blocks[key] += result.blocks
             self._counts[key] += 1
+            self._counts.update((rung.transport, "failed") for rung in result.fallen)
+        if whole_pull and result.ahead:
+            self._blocks[result.transport, AHEAD] += result.ahead
+            self._counts[result.transport, AHEAD] += 1
 
     @property
     def transfers(self) -> tuple[TransferCount, ...]:

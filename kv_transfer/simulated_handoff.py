@@ -11,19 +11,22 @@ import asyncio
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cluster.clock import Clock
+from cluster.config import KvTransferConfig, RungConfig
 from cluster.errors import LeaseLost, TicketRefused, TransferFailed
 from cluster.kv_link import KvStats
+from kv_transfer.connections import Reader
 from kv_transfer.fingerprint import Fingerprint
+from kv_transfer.ladder import LadderRules
 from kv_transfer.lease import Free, LeaseTable
 from kv_transfer.lease_book import LeaseBook
-from kv_transfer.mover import Deadlines, Mover, PullJob
+from kv_transfer.mover import Mover, PullJob
 from kv_transfer.pull_counts import PullCounts
 from kv_transfer.source_server import KvSource, KvSourceServer
 from kv_transfer.ticket import Ticket, prompt_digest, seal, unseal
-from kv_transfer.transport import Endpoint, Layout, ReadState, Region
+from kv_transfer.transport import BlockRead, Endpoint, Layout, Region
 
 _ERRORS = {"stale": LeaseLost, "refused": TicketRefused}
 _BLOCK_BYTES = 4096
@@ -41,9 +44,7 @@ class SimulatedLink:
     secret: bytes
     block_size: int
     num_blocks: int
-    lease_s: float
-    connect_deadline_s: float
-    read_deadline_s: float
+    transfer: KvTransferConfig
     block_s: float
 
 
@@ -52,27 +53,22 @@ class PretendedTransport:
 
     name = "simulated"
 
-    def __init__(self, clock: Clock, num_blocks: int, block_s: float) -> None:
+    def __init__(self, clock: Clock, block_s: float) -> None:
         self._clock = clock
         self._block_s = block_s
-        self._endpoint = Endpoint({self.name: b""}, Layout((Region(0, _BLOCK_BYTES, _BLOCK_BYTES, num_blocks),)))
 
-    def endpoint(self) -> Endpoint:
-        return self._endpoint
+    def offer(self) -> bytes:
+        return b""
 
     def connect(self, endpoint: Endpoint) -> Endpoint:
         return endpoint
 
+    async def probe(self, peer: Endpoint) -> None: ...
+
+    async def read(self, peer: Endpoint, read: BlockRead) -> None:
+        await self._clock.sleep(len(read.source) * self._block_s)
+
     def disconnect(self, peer: Endpoint) -> None: ...
-
-    def start(self, peer: Endpoint, source: tuple[int, ...], target: tuple[int, ...]) -> float:
-        return self._clock.now() + len(source) * self._block_s
-
-    def poll(self, read: float) -> ReadState:
-        return ReadState.DONE if self._clock.now() >= read else ReadState.MOVING
-
-    def cancel(self, read: float) -> bool:
-        return True
 
     def progress(self) -> None: ...
 
@@ -84,8 +80,8 @@ class SimulatedHandoff:
         self._link = link
         self._clock = clock
         self._fingerprint = Fingerprint.of({"engine": "simulated", "model": model, "block_size": str(link.block_size)})
-        self._transport = PretendedTransport(clock, link.num_blocks, link.block_s)
-        self._book = LeaseBook(LeaseTable(link.epoch, link.lease_s), clock.now, self._frees_wait)
+        self._transport = PretendedTransport(clock, link.block_s)
+        self._book = LeaseBook(LeaseTable(link.epoch, link.transfer.lease_s), clock.now, self._frees_wait)
         self._counts = PullCounts()
         self._recomputed = 0
         self._freed: Callable[[Sequence[int]], None]
@@ -95,12 +91,12 @@ class SimulatedHandoff:
         link = self._link
         self._freed = freed
         self._loop = asyncio.get_running_loop()
-        deadlines = Deadlines(link.connect_deadline_s, link.read_deadline_s)
-        self._mover = Mover(self._transport, self._fingerprint, f"{link.worker_id}/{link.epoch}", 0, deadlines)
+        reader = Reader(f"{link.worker_id}/{link.epoch}", 0, self._fingerprint, _BLOCK_BYTES)
+        self._mover = Mover([self._transport], reader, _rules(link.transfer))
+        layout = Layout((Region(0, _BLOCK_BYTES, _BLOCK_BYTES, link.num_blocks),))
+        endpoint = Endpoint({self._transport.name: self._transport.offer()}, layout)
         self._server = KvSourceServer(link.listen_host, link.advertise_host)
-        self._server.start(
-            KvSource(self._book, link.epoch, self._fingerprint, (self._transport.endpoint(),), self._count)
-        )
+        self._server.start(KvSource(self._book, link.epoch, self._fingerprint, (endpoint,), self._count))
         self._sweeping = asyncio.create_task(self._sweep())
         return self._server.address
 
@@ -122,7 +118,7 @@ class SimulatedHandoff:
             fingerprint=self._fingerprint.digest,
             source=self._server.address,
             prompt_digest=prompt_digest(()),
-            expires_unix_ms=int((time.time() + self._link.lease_s) * 1000),
+            expires_unix_ms=int((time.time() + self._link.transfer.lease_s) * 1000),
         )
         return seal(ticket, self._link.secret)
 
@@ -135,7 +131,7 @@ class SimulatedHandoff:
             self._mover.release(opened)
             return
         blocks = opened.block_ids[-missing_blocks:]
-        result = await self._mover.pull(PullJob(opened.attempt_id, opened, blocks, blocks))
+        result = await self._mover.pull(PullJob(opened.attempt_id, opened, ticket, blocks, blocks))
         self._counts.add(result)
         if result.outcome == "cancelled":
             raise asyncio.CancelledError
@@ -179,5 +175,11 @@ class SimulatedHandoff:
     async def _sweep(self) -> None:
         """Expiry is seen by whoever looks; an engine that waits for blocks does not look."""
         while True:
-            await self._clock.sleep(self._link.lease_s / _SWEEPS_PER_LEASE)
+            await self._clock.sleep(self._link.transfer.lease_s / _SWEEPS_PER_LEASE)
             self._take_back()
+
+
+def _rules(transfer: KvTransferConfig) -> LadderRules:
+    """A ladder of the one pretended transport, which may take as long as the injected clock makes it."""
+    rung = RungConfig(mib_per_s=1, floor_s=transfer.nixl.ceiling_s, ceiling_s=transfer.nixl.ceiling_s)
+    return replace(LadderRules.of(transfer), prefer=PretendedTransport.name, rungs={PretendedTransport.name: rung})

@@ -11,6 +11,7 @@ import grpc.aio
 from cluster.errors import BatonError, FingerprintMismatch, LeaseLost, TransferFailed
 from cluster.kv_link import KvStats
 from kv_transfer.fingerprint import Fingerprint
+from kv_transfer.growing_exports import Followed
 from kv_transfer.kv_wire import endpoint_from_wire, stats_from_wire
 from kv_transfer.source_server import ERROR_KEY
 from kv_transfer.transport import Endpoint
@@ -62,6 +63,19 @@ class SourceClient:
     async def release(self, lease_id: str, rank: int = 0) -> None:
         request = pb.ReleaseRequest(lease_id=lease_id, reader_id=self._reader_id, rank=rank)
         await self._call(self._stub.Release(request, timeout=self._call_s))
+
+    async def follow(self, lease_id: str, epoch: int, known_blocks: int) -> Followed | None:
+        """What is there of a prompt in progress; the source waits a moment for more than `known_blocks`. Claims or
+        renews the lease. None: the source knows no such lease, perhaps not yet. Raises `LeaseLost`."""
+        request = pb.FollowRequest(lease_id=lease_id, epoch=epoch, reader_id=self._reader_id, known_blocks=known_blocks)
+        try:
+            response = await self._call(self._stub.Follow(request, timeout=self._call_s))
+        except TransferFailed as error:
+            cause = error.__cause__
+            if isinstance(cause, grpc.aio.AioRpcError) and cause.code() is grpc.StatusCode.NOT_FOUND:
+                return None
+            raise
+        return Followed(response.ticket, response.closed, response.ttl_ms / 1000)
 
     async def stats(self) -> KvStats:
         return stats_from_wire(await self._call(self._stub.Stats(pb.KvStatsRequest(), timeout=self._call_s)))

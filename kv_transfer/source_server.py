@@ -2,7 +2,7 @@
 engine.
 
 Owns the gRPC server and the mapping of our errors to statuses. Its threads only take the book's lock, so they never
-wait for a forward pass.
+wait for a forward pass; a few of them at a time wait a moment for a prompt to grow.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import grpc
 from cluster.errors import BatonError, ConfigError, LeaseLost, answer_for
 from cluster.kv_link import KvStats
 from kv_transfer.fingerprint import Fingerprint, require_equal
+from kv_transfer.growing_exports import GrowingExports
 from kv_transfer.kv_wire import endpoint_to_wire, stats_to_wire
 from kv_transfer.lease_book import LeaseBook
 from kv_transfer.transport import Endpoint
@@ -28,7 +29,8 @@ _STOP_S = 1.0
 
 
 class KvSource(KvSourceServicer):
-    """`endpoints`: one a rank. `stats`: counts both halves of this engine's hand-off."""
+    """`endpoints`: one a rank. `stats`: counts both halves of this engine's hand-off. `growing`: prompts that can be
+    followed while they are computed; None where none can."""
 
     def __init__(
         self,
@@ -37,12 +39,14 @@ class KvSource(KvSourceServicer):
         fingerprint: Fingerprint,
         endpoints: tuple[Endpoint, ...],
         stats: Callable[[], KvStats],
+        growing: GrowingExports | None = None,
     ) -> None:
         self._book = book
         self._epoch = epoch
         self._fingerprint = fingerprint
         self._endpoints = endpoints
         self._stats = stats
+        self._growing = growing
 
     def Connect(self, request: pb.ConnectRequest, context: grpc.ServicerContext) -> pb.ConnectResponse:
         with _answered(context):
@@ -69,7 +73,15 @@ class KvSource(KvSourceServicer):
         return pb.ReleaseResponse()
 
     def Follow(self, request: pb.FollowRequest, context: grpc.ServicerContext) -> pb.FollowResponse:
-        context.abort(grpc.StatusCode.NOT_FOUND, f"attempt {request.lease_id} has no growing lease here")
+        followed = None
+        with _answered(context):
+            if self._growing is not None:
+                followed = self._growing.follow(
+                    request.lease_id, request.epoch, request.reader_id, request.known_blocks
+                )
+        if followed is None:
+            context.abort(grpc.StatusCode.NOT_FOUND, f"attempt {request.lease_id} has no growing lease here")
+        return pb.FollowResponse(ticket=followed.ticket, closed=followed.closed, ttl_ms=int(followed.held_s * 1000))
 
     def Stats(self, request: pb.KvStatsRequest, context: grpc.ServicerContext) -> pb.KvStatsResponse:
         return stats_to_wire(self._stats())

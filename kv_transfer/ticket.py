@@ -66,13 +66,17 @@ def seal(ticket: Ticket, secret: bytes) -> bytes:
         prompt_digest=ticket.prompt_digest,
         expires_unix_ms=ticket.expires_unix_ms,
     )
+    return sign(wire, secret)
+
+
+def sign(wire: pb.Ticket, secret: bytes) -> bytes:
+    """The bytes of a whole ticket but for its `hmac`, which is filled in."""
     wire.hmac = _signature(wire, secret)
     return wire.SerializeToString(deterministic=True)
 
 
-def unseal(data: bytes, secret: bytes, block_size: int) -> Ticket:
-    """Reads a ticket. Raises `TicketRefused`: not a ticket, other version, bad signature, or blocks that cannot hold
-    its tokens in blocks of `block_size` tokens."""
+def verified(data: bytes, secret: bytes) -> pb.Ticket:
+    """What `sign` made of a ticket. Raises `TicketRefused`: not a ticket, other version, bad signature."""
     wire = _parse(data)
     if wire.version != VERSION:
         raise TicketRefused(f"ticket has version {wire.version}, this engine reads {VERSION}: run one release")
@@ -80,6 +84,13 @@ def unseal(data: bytes, secret: bytes, block_size: int) -> Ticket:
     wire.ClearField("hmac")
     if not hmac.compare_digest(signature, _signature(wire, secret)):
         raise TicketRefused("ticket's signature is wrong: do all workers have the same ticket secret?")
+    return wire
+
+
+def unseal(data: bytes, secret: bytes, block_size: int) -> Ticket:
+    """Reads a ticket. Raises `TicketRefused`: not a ticket, other version, bad signature, or blocks that cannot hold
+    its tokens in blocks of `block_size` tokens."""
+    wire = verified(data, secret)
     ticket = Ticket(
         attempt_id=wire.attempt_id,
         lease_id=wire.lease_id,

@@ -1,14 +1,13 @@
 """The contract of a transport: reading blocks of a peer's memory into blocks of our own.
 
-All methods are called from one thread. Leases, tickets and deadlines are the mover's business; a transport knows
-addresses and block ids only.
+All methods are called on one event loop. Leases, deadlines and what is tried after a failure are the mover's business;
+a transport knows addresses and block ids only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
 from typing import Protocol, TypeVar
 
 
@@ -39,6 +38,11 @@ class Layout:
         """Of one block over all layers."""
         return sum(region.block_bytes for region in self.regions)
 
+    @property
+    def block_sizes(self) -> tuple[int, ...]:
+        """Bytes of one block, layer by layer."""
+        return tuple(region.block_bytes for region in self.regions)
+
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
@@ -49,48 +53,53 @@ class Endpoint:
     layout: Layout
 
 
-class ReadState(Enum):
-    MOVING = "moving"
-    DONE = "done"
-    FAILED = "failed"
+@dataclass(frozen=True, slots=True)
+class BlockRead:
+    """Blocks `source` of the peer into as many blocks `target` of ours, in the same order, of every layer. `ticket`:
+    sealed; proves to a peer that asks for it that `source` is ours to read."""
+
+    ticket: bytes
+    source: tuple[int, ...]
+    target: tuple[int, ...]
 
 
 P = TypeVar("P")
-R = TypeVar("R")
 
 
-class Transport(Protocol[P, R]):
-    """`P` is a connected peer, `R` a read in progress."""
+class Transport(Protocol[P]):
+    """`P` is a connected peer."""
 
     @property
     def name(self) -> str: ...
 
-    def endpoint(self) -> Endpoint: ...
+    def offer(self) -> bytes:
+        """What a peer needs to read from here: our entry in `Endpoint.offers`."""
+        ...
 
     def connect(self, endpoint: Endpoint) -> P:
-        """Prepares reads from a peer. Raises `TransferFailed`."""
+        """Prepares reads from a peer that has an offer of this transport; does not wait for it. Raises
+        `TransferFailed`."""
+        ...
+
+    async def probe(self, peer: P) -> None:
+        """Proves that bytes come from the peer, without touching any block. Raises `TransferFailed`; the deadline is
+        the caller's. Leaves nothing behind, however it ends."""
+        ...
+
+    async def read(self, peer: P, read: BlockRead) -> None:
+        """Returns once every byte is there. Raises `TransferFailed`; the deadline is the caller's.
+
+        However it ends, also when it is cancelled, nothing can write into the target blocks any more by then: as long
+        as bytes may still arrive it does not end.
+        """
         ...
 
     def disconnect(self, peer: P) -> None:
         """Forgets a peer without reads in progress. A peer that is already gone is no error."""
         ...
 
-    def start(self, peer: P, source: tuple[int, ...], target: tuple[int, ...]) -> R:
-        """Begins to read blocks `source` of the peer into blocks `target` here, of every layer. May block while bytes
-        move. Raises `TransferFailed`; then nothing moves."""
-        ...
-
-    def poll(self, read: R) -> ReadState:
-        """Lets the read progress. After DONE or FAILED the caller must still `cancel` to let go of it."""
-        ...
-
-    def cancel(self, read: R) -> bool:
-        """Ends the read and lets go of it. False: bytes may still arrive, so the target blocks must be kept; ask
-        again."""
-        ...
-
     def progress(self) -> None:
-        """Serves peers that connect to us or read from us."""
+        """Serves peers that connect to us or read from us, where the transport has no thread of its own for it."""
         ...
 
     def close(self) -> None: ...

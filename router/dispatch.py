@@ -13,13 +13,24 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from cluster.config import RouterConfig
-from cluster.engine import EngineOutput, FinishReason, Leg, Role
+from cluster.engine import EngineOutput, EngineRequest, FinishReason, Leg, PrefillInProgress, Role
 from cluster.errors import BatonError, DeadlineExceeded, InvalidRequest, NoWorker, Overloaded, WorkerLost
-from cluster.wire import output_from_wire, request_to_wire
+from cluster.wire import output_from_wire, request_to_wire, role_from_wire
 from protos.baton.v1 import admin_pb2, worker_pb2
 from router.fleet_view import FleetView
 from router.generation import Emission, GenerationRequest, Outcome, Sink
-from router.pipeline import Action, Cancel, Emit, End, Release, RequestPipeline, Settle, Submit, stray_ticket
+from router.handover_rules import DEFAULT_RULES, HandoverRules
+from router.pipeline import (
+    Action,
+    Cancel,
+    Emit,
+    End,
+    Release,
+    RequestPipeline,
+    Settle,
+    Submit,
+    stray_ticket,
+)
 from router.placement import place
 
 logger = logging.getLogger(__name__)
@@ -37,8 +48,16 @@ class _Live:
 class Dispatch:
     """`now` gives seconds of a monotonic clock; `seed` makes placement's draws repeatable."""
 
-    def __init__(self, config: RouterConfig, post: Post, now: Callable[[], float], seed: int) -> None:
+    def __init__(
+        self,
+        config: RouterConfig,
+        post: Post,
+        now: Callable[[], float],
+        seed: int,
+        rules: HandoverRules = DEFAULT_RULES,
+    ) -> None:
         self._config = config
+        self._rules = rules
         self._post = post
         self._now = now
         self._draw = random.Random(seed)
@@ -74,7 +93,7 @@ class Dispatch:
 
     def submit(self, request: GenerationRequest) -> None:
         """Takes the request; every way it can end comes as an emission. Admission is the caller's to ask for first."""
-        pipeline = RequestPipeline(request, self._choose)
+        pipeline = RequestPipeline(request, self._choose, self._follow, self._rules.first_token_from_prefill)
         live = _Live(pipeline, self._now() + self._config.request_deadline_s)
         self._live[request.request_id] = live
         self._perform(live, pipeline.start())
@@ -94,8 +113,10 @@ class Dispatch:
 
     # Workers
 
-    def worker_up(self, worker_id: str, role: Role, load: worker_pb2.Load) -> None:
-        self.view.add(worker_id, role).report(load)
+    def worker_up(self, worker: worker_pb2.WorkerDescription) -> None:
+        """Raises `InvalidRequest` for a role that is not a pool's."""
+        role = role_from_wire(worker.role)
+        self.view.add(worker.worker_id, role, worker.source, worker.epoch).report(worker.load)
 
     def worker_down(self, worker_id: str, cause: BatonError) -> None:
         """The worker is gone with all that it had of ours. Unknown ids are no error."""
@@ -151,8 +172,16 @@ class Dispatch:
 
     # Inside
 
-    def _choose(self, role: Role, avoid: frozenset[str]) -> str | None:
-        return place(self.view, role, avoid, self._draw)
+    def _choose(self, role: Role, avoid: frozenset[str], prefer: str | None) -> str | None:
+        return place(self.view, role, avoid, self._draw, prefer)
+
+    def _follow(self, worker_id: str, request: EngineRequest) -> PrefillInProgress | None:
+        worker = self.view.get(worker_id)
+        if self._rules.pipelining_from is None or worker is None or not worker.source:
+            return None
+        if len(request.prompt_token_ids) < self._rules.pipelining_from:
+            return None
+        return PrefillInProgress(worker.source, worker.epoch, request.attempt_id)
 
     def _on_output(self, worker_id: str, output: EngineOutput) -> None:
         live = self._attempts.get(output.attempt_id)
@@ -188,7 +217,8 @@ class Dispatch:
         request = submit.request
         self._attempts[request.attempt_id] = live
         if worker := self.view.get(submit.worker_id):
-            worker.reserve(request.attempt_id, 0 if request.leg is Leg.DECODE else len(request.prompt_token_ids))
+            computes = request.leg in (Leg.PREFILL, Leg.WHOLE)
+            worker.reserve(request.attempt_id, len(request.prompt_token_ids) if computes else 0)
         if request.leg is Leg.PREFILL:
             self._prefill_deadlines[request.attempt_id] = self._now() + self._config.prefill_deadline_s
         if self._post(submit.worker_id, worker_pb2.SessionRequest(submit=request_to_wire(request))):

@@ -17,9 +17,9 @@ from cluster.clock import Clock
 from cluster.config import RouterConfig
 from cluster.errors import BatonError, EngineFailed, NoWorker, WorkerLost
 from cluster.membership import Directory, Membership, WorkerRecord
-from cluster.wire import role_from_wire
 from protos.baton.v1 import worker_pb2
 from router.dispatch import Dispatch
+from router.handover_rules import DEFAULT_RULES, HandoverRules
 from router.worker_link import WorkerLink
 from router.worker_watch import BlockSink, NoBlocks, Sinks, Turns, WorkerWatch
 
@@ -59,6 +59,7 @@ class Fleet:
         clock: Clock,
         router_id: str,
         seed: int,
+        rules: HandoverRules = DEFAULT_RULES,
         blocks: BlockSink | None = None,
     ) -> None:
         self._config = config
@@ -71,7 +72,7 @@ class Fleet:
         self._sinks = Sinks(NoBlocks() if blocks is None else blocks, self)
         self._turns = Turns()
         self._jitter = random.Random(seed)
-        self.dispatch = Dispatch(config, self._post, clock.now, seed)
+        self.dispatch = Dispatch(config, self._post, clock.now, seed, rules)
 
     async def start(self) -> None:
         self._tasks = [
@@ -178,7 +179,7 @@ class Fleet:
             worker = await link.open()
             member = self._members[record.worker_id]
             member.link, member.ready = link, True
-            self.dispatch.worker_up(record.worker_id, role_from_wire(worker.role), worker.load)
+            self.dispatch.worker_up(worker)
             self._mark(member)
             async with self._watching(link):
                 await link.serve(lambda step: self.dispatch.on_step(record.worker_id, step))

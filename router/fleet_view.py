@@ -15,10 +15,13 @@ from protos.baton.v1 import worker_pb2
 
 @dataclass(slots=True)
 class WorkerView:
-    """`leaving`: finishes what it has, gets nothing new."""
+    """`source`: host:port of its engine's KvSource, empty without one. `leaving`: finishes what it has, gets nothing
+    new."""
 
     worker_id: str
     role: Role
+    source: str = ""
+    epoch: int = 0
     leaving: bool = False
     kv_usage: float = 0.0
     _others_running: int = 0
@@ -75,8 +78,8 @@ class FleetView:
     def get(self, worker_id: str) -> WorkerView | None:
         return self._workers.get(worker_id)
 
-    def add(self, worker_id: str, role: Role) -> WorkerView:
-        view = WorkerView(worker_id, role)
+    def add(self, worker_id: str, role: Role, source: str = "", epoch: int = 0) -> WorkerView:
+        view = WorkerView(worker_id, role, source, epoch)
         self._workers[worker_id] = view
         return view
 

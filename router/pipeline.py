@@ -1,7 +1,8 @@
 """The way of one request over the fleet, as a state machine: an event in, actions out, no I/O and no clock.
 
-One attempt is live at a time. Arrival, hand-over and every failure go through `_advance`, the only place that decides
-what is tried next. It must not know how workers are reached, nor how a choice among them is made.
+One attempt is live at a time; beside a prefill there may be a prefetch of its blocks on the decode worker to be, which
+helps or does not, and whose failure changes nothing. Arrival, hand-over and every failure go through `_advance`, the
+only place that decides what is tried next. It must not know how workers are reached, nor how one is chosen.
 """
 
 from __future__ import annotations
@@ -11,14 +12,17 @@ from dataclasses import dataclass, replace
 
 from google.protobuf.message import DecodeError
 
-from cluster.engine import EngineOutput, EngineRequest, FinishReason, Leg, Role, Sampling
+from cluster.engine import EngineOutput, EngineRequest, FinishReason, Leg, PrefillInProgress, Role, Sampling
 from cluster.errors import BatonError, EngineFailed, NoWorker, TicketRefused
 from protos.baton.v1 import kv_pb2
 from router.generation import Emission, GenerationRequest, Outcome
 from router.sampling_state import may_change_worker, prefill_may_sample
 
-Choose = Callable[[Role, frozenset[str]], str | None]
-"""Picks a ready worker of the role, none of the given ids; None when there is none."""
+Choose = Callable[[Role, frozenset[str], str | None], str | None]
+"""Picks a ready worker of the role, none of the given ids, the one preferred if it can be; None when there is none."""
+
+Follow = Callable[[str, EngineRequest], PrefillInProgress | None]
+"""How others can follow this prefill leg on this worker; None: it is not worth it, or cannot be."""
 
 ATTEMPT_LIMIT = 6
 """Attempts for one request, all legs together: a request that breaks its workers must not walk through a whole pool."""
@@ -77,9 +81,19 @@ class _Attempt:
     answered: bool = False
 
 
+@dataclass(slots=True)
+class _Prefetch:
+    """`live`: not settled yet. One that has landed is kept for its worker, which has the blocks."""
+
+    attempt_id: str
+    worker_id: str
+    live: bool = True
+
+
 @dataclass(frozen=True, slots=True)
 class _Handover:
-    """Blocks of the finished prompt that wait at a prefill worker."""
+    """Blocks of the finished prompt that wait at a prefill worker. Without a lease id nobody but their reader can end
+    their wait."""
 
     ticket: bytes
     lease_id: str
@@ -87,16 +101,28 @@ class _Handover:
 
 
 class RequestPipeline:
-    """One request. After `End` every event is answered with at most a `Release` for a late ticket."""
+    """One request. After `End` every event is answered with at most a `Release` for a late ticket.
 
-    def __init__(self, request: GenerationRequest, choose: Choose) -> None:
+    `first_token_from_prefill`: whether decode can go on behind a token that prefill sampled; if not, decode samples
+    the first token of every request itself.
+    """
+
+    def __init__(
+        self,
+        request: GenerationRequest,
+        choose: Choose,
+        follow: Follow = lambda *_: None,
+        first_token_from_prefill: bool = True,
+    ) -> None:
         self._request = request
         self._choose = choose
-        self._seeding = prefill_may_sample(request.facts)
+        self._follow = follow
+        self._seeding = first_token_from_prefill and prefill_may_sample(request.facts)
         self._attempt: _Attempt | None = None
         self._attempts = 0
         self._prefilled = False
         self._handover: _Handover | None = None
+        self._prefetch: _Prefetch | None = None
         self._avoid: frozenset[str] = frozenset()
         self._emitted: list[int] = []
         self._cached_tokens: int | None = None
@@ -122,6 +148,8 @@ class RequestPipeline:
         return self._advance(NoWorker("no worker is ready to take the request: try again in a moment"))
 
     def on_output(self, worker_id: str, output: EngineOutput) -> list[Action]:
+        if self._prefetch is not None and self._prefetch.attempt_id == output.attempt_id:
+            return self._on_prefetched(self._prefetch, output)
         attempt = self._attempt
         if attempt is None or attempt.attempt_id != output.attempt_id:
             return stray_ticket(worker_id, output)
@@ -135,10 +163,13 @@ class RequestPipeline:
         return self._on_tokens(attempt, output)
 
     def on_worker_lost(self, worker_id: str, cause: BatonError) -> list[Action]:
+        actions: list[Action] = []
+        if self._prefetch is not None and self._prefetch.worker_id == worker_id:
+            actions += self._drop_prefetch(cancel=False)
         attempt = self._attempt
         if attempt is None or attempt.worker_id != worker_id:
-            return []
-        return self._recover(cause, blame=True)
+            return actions
+        return actions + self._recover(cause, blame=True)
 
     def on_attempt_late(self, attempt_id: str, cause: BatonError) -> list[Action]:
         """The attempt had its time; another one is made."""
@@ -171,7 +202,7 @@ class RequestPipeline:
         self._note_origin(output)
         self._prefilled = True
         actions = self._leave()
-        if lease_id:
+        if output.ticket:
             self._handover = _Handover(output.ticket, lease_id, attempt.worker_id)
         if not self._seeding:
             return actions + self._advance(_no_decode())
@@ -181,16 +212,26 @@ class RequestPipeline:
         first = self._emit(replace(output, finish_reason=None, stop_reason=None))
         return [*actions, first, *self._advance(_no_decode())]
 
+    def _on_prefetched(self, prefetch: _Prefetch, output: EngineOutput) -> list[Action]:
+        if output.finish_reason is None or not prefetch.live:
+            return []
+        prefetch.live = False
+        if output.finish_reason in (FinishReason.ERROR, FinishReason.ABORT):
+            self._prefetch = None
+        return [Settle(prefetch.worker_id, prefetch.attempt_id)]
+
     def _on_tokens(self, attempt: _Attempt, output: EngineOutput) -> list[Action]:
+        done: list[Action] = []
         if not attempt.answered:
             attempt.answered = True
+            done = self._drop_prefetch()
             self.handed_over = attempt.leg is Leg.DECODE
             self._handover = None  # its reader completes the lease
             self._note_origin(output)
         emit = self._emit(output)
         if output.finish_reason is None:
-            return [emit]
-        return [*self._leave(), emit, *self._end(Outcome.COMPLETED)]
+            return [*done, emit]
+        return [*done, *self._leave(), emit, *self._end(Outcome.COMPLETED)]
 
     def _note_origin(self, output: EngineOutput) -> None:
         if self._cached_tokens is None and output.origin is not None:
@@ -222,7 +263,8 @@ class RequestPipeline:
         if stuck or self._attempts >= ATTEMPT_LIMIT:
             return self._failure(cause)
         for leg, role in self._rungs():
-            worker_id = self._choose(role, self._avoid)
+            has_blocks = self._prefetch.worker_id if self._prefetch is not None and role is Role.DECODE else None
+            worker_id = self._choose(role, self._avoid, has_blocks)
             if worker_id is not None:
                 return self._submit(leg, worker_id)
         return self._failure(cause)
@@ -232,6 +274,7 @@ class RequestPipeline:
 
         a prompt to run, more than one token wanted   prefill, else all of it on a decode worker
         a prompt to run, one token wanted             all of it on a prefill worker, else on a decode worker
+        the same with a seed                          the other way round: who cuts prompts into chunks may refuse it
         blocks wait for a reader                      decode; if none is ready, the prefill worker continues itself
         the hand-over is off                          prompt and emitted tokens on a decode worker, else on prefill
         """
@@ -240,11 +283,14 @@ class RequestPipeline:
         if self._prefilled or self._emitted:
             return (Leg.WHOLE, Role.DECODE), (Leg.WHOLE, Role.PREFILL)
         if self.remaining == 1:
-            return (Leg.WHOLE, Role.PREFILL), (Leg.WHOLE, Role.DECODE)
+            whole = (Leg.WHOLE, Role.PREFILL), (Leg.WHOLE, Role.DECODE)
+            return whole[::-1] if self._request.facts.seeded else whole
         return (Leg.PREFILL, Role.PREFILL), (Leg.WHOLE, Role.DECODE)
 
     def _submit(self, leg: Leg, worker_id: str) -> list[Action]:
         dropped = self._drop_handover() if leg is not Leg.DECODE else []
+        if self._prefetch is not None and (leg, worker_id) != (Leg.DECODE, self._prefetch.worker_id):
+            dropped += self._drop_prefetch()
         self._attempts += 1
         attempt_id = f"{self.request_id}/{leg.value}{self._attempts}"
         self._attempt = _Attempt(attempt_id, leg, worker_id)
@@ -258,8 +304,28 @@ class RequestPipeline:
             cache_salt=self._request.cache_salt,
             priority=self._request.priority,
             trace_headers=self._request.trace_headers,
+            after_attempt_id=self._prefetch.attempt_id if self._prefetch is not None and self._prefetch.live else "",
         )
-        return [*dropped, Submit(worker_id, request)]
+        return [*dropped, Submit(worker_id, request), *self._submit_prefetch(worker_id, request)]
+
+    def _submit_prefetch(self, worker_id: str, request: EngineRequest) -> list[Action]:
+        """Beside a prefill: its blocks go to the decode worker of today, chunk by chunk."""
+        follow = self._follow(worker_id, request) if request.leg is Leg.PREFILL else None
+        decode = self._choose(Role.DECODE, self._avoid, None) if follow is not None else None
+        if decode is None:
+            return []
+        self._prefetch = _Prefetch(f"{self.request_id}/{Leg.PREFETCH.value}{self._attempts}", decode)
+        prefetch = EngineRequest(
+            attempt_id=self._prefetch.attempt_id,
+            leg=Leg.PREFETCH,
+            prompt_token_ids=request.prompt_token_ids,
+            sampling=Sampling(max_tokens=1),
+            cache_salt=request.cache_salt,
+            priority=request.priority,
+            trace_headers=request.trace_headers,
+            follow=follow,
+        )
+        return [Submit(decode, prefetch)]
 
     def _sampling(self, leg: Leg) -> Sampling:
         sampling = self._request.sampling
@@ -279,7 +345,14 @@ class RequestPipeline:
 
     def _drop_handover(self) -> list[Action]:
         handover, self._handover = self._handover, None
-        return [Release(handover.worker_id, handover.lease_id)] if handover is not None else []
+        return [Release(handover.worker_id, handover.lease_id)] if handover is not None and handover.lease_id else []
+
+    def _drop_prefetch(self, *, cancel: bool = True) -> list[Action]:
+        prefetch, self._prefetch = self._prefetch, None
+        if prefetch is None or not prefetch.live:
+            return []
+        actions: list[Action] = [Settle(prefetch.worker_id, prefetch.attempt_id)]
+        return [*actions, Cancel(prefetch.worker_id, prefetch.attempt_id)] if cancel else actions
 
     def _failure(self, cause: BatonError) -> list[Action]:
         failed = Emission(self.request_id, [], error=cause)
@@ -287,7 +360,7 @@ class RequestPipeline:
 
     def _end(self, outcome: Outcome) -> list[Action]:
         self._ended = True
-        return [End(outcome)]
+        return [*self._drop_prefetch(), End(outcome)]
 
 
 def stray_ticket(worker_id: str, output: EngineOutput) -> list[Action]:

@@ -14,11 +14,16 @@ from router.fleet_view import FleetView, WorkerView
 Scores = Callable[[Sequence[WorkerView]], list[float]]
 
 
-def place(view: FleetView, role: Role, avoid: frozenset[str], draw: random.Random) -> str | None:
-    """The least loaded ready worker of `role` outside `avoid`; None when there is none. Leaves the view as it is."""
+def place(
+    view: FleetView, role: Role, avoid: frozenset[str], draw: random.Random, prefer: str | None = None
+) -> str | None:
+    """Of the ready workers of `role` outside `avoid` the preferred one, else the least loaded; None when there is none.
+    Leaves the view as it is."""
     candidates = [worker for worker in view.ready(role) if worker.worker_id not in avoid]
     if not candidates:
         return None
+    if any(worker.worker_id == prefer for worker in candidates):
+        return prefer
     scores = _SCORES[role](candidates)
     best = max(scores)
     return draw.choice([worker.worker_id for worker, score in zip(candidates, scores, strict=True) if score == best])

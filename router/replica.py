@@ -22,6 +22,7 @@ from cluster.vllm_environment import prepare_environment
 from router.admin_service import AdminService
 from router.fleet import Fleet
 from router.grpc_edge import GrpcEdge
+from router.handover_rules import HandoverRules
 from router.http_edge import HttpEdge
 
 if TYPE_CHECKING:
@@ -69,7 +70,8 @@ async def start_replica(config: Config, directory: Directory, clock: Clock) -> R
     """Loads the frontend, then joins the fleet. Raises `ConfigError`, `StartFailed`, and then leaves nothing behind."""
     prepare_environment(config.model, config.engine)
     router_id = f"router-{secrets.token_hex(4)}"
-    fleet = Fleet(config.router, directory, clock, router_id, seed=secrets.randbits(32))
+    rules = HandoverRules.of(config.kv_transfer)
+    fleet = Fleet(config.router, directory, clock, router_id, secrets.randbits(32), rules)
     frontend = await _frontend(config, fleet)
     edge = GrpcEdge(config.router, frontend.text, AdminService(fleet, router_id, config.model.served_name))
     try:

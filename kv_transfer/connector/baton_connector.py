@@ -2,7 +2,8 @@
 
 vLLM makes it twice, beside the scheduler and beside each rank's KV tensors, perhaps in different processes; each
 makes its own half. In a request's `kv_transfer_params`, `{"export": True}` asks for a ticket with the last output,
-`{"ticket": bytes}` brings one.
+`{"ticket": bytes}` brings one, perhaps with `"after": id` of the request that prefetches the same prompt, and
+`{"follow": (source, epoch, attempt id)}` is such a prefetch of a prompt that another engine computes at this time.
 """
 
 from __future__ import annotations
@@ -51,14 +52,15 @@ class BatonConnector(KVConnectorBase_V1, SupportsHMA):
     def on_new_request(self, request: Any) -> None:
         self.scheduler.new_request(request)
 
-    def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int, bool]:
+    def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
         return self.scheduler.matched_tokens(request, num_computed_tokens)
 
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
         self.scheduler.allocated(request, blocks.get_block_ids()[0], num_external_tokens)
 
     def build_connector_meta(self, scheduler_output: Any) -> KVConnectorMetadata:
-        return self.scheduler.step_orders()
+        state = scheduler_output.kv_connector_block_state
+        return self.scheduler.step_orders(scheduler_output.num_scheduled_tokens, state.resolve_block_ids)
 
     def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
         self.scheduler.step_done(connector_output)

@@ -7,27 +7,25 @@ threads, in the lease book.
 
 from __future__ import annotations
 
-import time
 import uuid
+from collections.abc import Callable
 from typing import Any
 
-from kv_transfer.engine_settings import ConnectorSettings
 from kv_transfer.lease import Free
 from kv_transfer.lease_book import LeaseBook
-from kv_transfer.ticket import Ticket, prompt_digest, seal
+from kv_transfer.ticket_writer import Prompt, TicketWriter
 
 
 class Exporter:
-    """`pool` is vLLM's block pool."""
+    """`pool` is vLLM's block pool. `on_unpin` hears of every lease whose blocks were given back."""
 
-    def __init__(self, settings: ConnectorSettings, secret: bytes, book: LeaseBook, pool: Any, block_size: int) -> None:
-        self._settings = settings
-        self._secret = secret
+    def __init__(self, book: LeaseBook, pool: Any, block_size: int, on_unpin: Callable[[str], None]) -> None:
         self._book = book
         self._pool = pool
         self._block_size = block_size
+        self._on_unpin = on_unpin
 
-    def export(self, request: Any, block_ids: list[int], source: str, fingerprint: bytes) -> bytes:
+    def export(self, request: Any, block_ids: list[int], writer: TicketWriter) -> bytes:
         """Pins the blocks of the request's prompt past its end and returns the ticket; empty when they do not hold it
         all."""
         tokens = request.num_prompt_tokens
@@ -38,19 +36,7 @@ class Exporter:
         lease_id = uuid.uuid4().hex
         self._pool.touch([self._pool.blocks[i] for i in ids])
         self._book.offer(lease_id, ids)
-        ticket = Ticket(
-            attempt_id=request.request_id,
-            lease_id=lease_id,
-            worker_id=self._settings.worker_id,
-            epoch=self._settings.epoch,
-            num_tokens=tokens,
-            groups=(ids,),
-            fingerprint=fingerprint,
-            source=source,
-            prompt_digest=prompt_digest(request.prompt_token_ids, context_of(request)),
-            expires_unix_ms=int((time.time() + self._settings.lease_s) * 1000),
-        )
-        return seal(ticket, self._secret)
+        return writer.write(request.request_id, lease_id, prompt_of(request), tokens, ids)
 
     def take_back(self) -> None:
         """Unpins the blocks of leases that have ended."""
@@ -66,6 +52,12 @@ class Exporter:
     def _unpin(self, free: Free) -> None:
         # The tail first: a prefix is worth more to the cache than what follows it.
         self._pool.free_blocks([self._pool.blocks[i] for i in reversed(free.block_ids)])
+        self._on_unpin(free.lease_id)
+
+
+def prompt_of(request: Any) -> Prompt:
+    """The request must have its prompt as token ids."""
+    return Prompt(request.prompt_token_ids, context_of(request))
 
 
 def context_of(request: Any) -> str:

@@ -38,6 +38,7 @@ class Fetch:
     more."""
 
     ticket: Ticket
+    sealed: bytes
     phase: Phase = Phase.WAITING
     local: int = 0
     missing: int = 0
@@ -67,7 +68,7 @@ class Importer:
             self.recomputed_requests += 1
             _log.warning("request %s computes its prompt: %s", request.request_id, error)
             return
-        self._fetches[request.request_id] = Fetch(ticket)
+        self._fetches[request.request_id] = Fetch(ticket, sealed)
 
     def missing_tokens(self, request: Any, local_tokens: int) -> int:
         """How many tokens a pull would bring behind the `local_tokens` (whole blocks) that this engine has. The
@@ -88,7 +89,7 @@ class Importer:
         if external_tokens > 0:
             first, end = fetch.local // self._block_size, -(-(fetch.local + external_tokens) // self._block_size)
             source, target = fetch.ticket.block_ids[first:end], tuple(block_ids[first:end])
-            self._jobs.append(PullJob(request_id, fetch.ticket, source, target))
+            self._jobs.append(PullJob(request_id, fetch.ticket, fetch.sealed, source, target))
             self._pulling.add(request_id)
             fetch.phase = Phase.PULLING
             return

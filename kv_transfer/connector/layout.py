@@ -5,6 +5,7 @@ The only module that reads vLLM's model, cache and parallel configuration and th
 
 from __future__ import annotations
 
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,6 @@ def layout_of(kv_caches: dict[str, torch.Tensor], num_blocks: int) -> Layout:
 def fingerprint_of(config: VllmConfig, kv_caches: dict[str, torch.Tensor]) -> Fingerprint:
     model, cache, parallel = config.model_config, config.cache_config, config.parallel_config
     tensors = list(kv_caches.values())
-    shapes = sorted({f"{tuple(t.shape[1:])}:{t.stride()[1:]}:{t.dtype}" for t in tensors})
     return Fingerprint.of(
         {
             "model_config": digest_of_config(model.hf_config.to_dict(), _IGNORED),
@@ -64,11 +64,17 @@ def fingerprint_of(config: VllmConfig, kv_caches: dict[str, torch.Tensor]) -> Fi
             "cache_dtype": str(cache.cache_dtype),
             "block_size": str(cache.block_size),
             "layers": str(len(tensors)),
-            "layer_shapes": " ".join(shapes),
+            "layer_shapes": _shapes(tensors),
             "packing": _packing(config),
             "tensor_parallel": str(parallel.tensor_parallel_size),
         }
     )
+
+
+def _shapes(tensors: list[torch.Tensor]) -> str:
+    """Of one block in each layer, in layer order: shape, strides and type; equal neighbours in one word."""
+    words = (f"{tuple(t.shape[1:])}:{t.stride()[1:]}:{t.dtype}" for t in tensors)
+    return " ".join(f"{len(list(run))}x{word}" for word, run in groupby(words))
 
 
 def _weights(model: Any) -> str:

@@ -7,6 +7,7 @@ engine, so what a peer or a client sends wrong is answered, never raised.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,21 @@ from vllm.v1.outputs import KVConnectorOutput
 from vllm.v1.request import RequestStatus
 
 from cluster.config import secret
+from cluster.engine import PrefillInProgress
 from cluster.errors import ConfigError
 from cluster.kv_link import KvStats
 from kv_transfer.announcement import Announcement, announce
 from kv_transfer.connector.exporter import Exporter
+from kv_transfer.connector.grower import Grower
 from kv_transfer.connector.importer import Importer
 from kv_transfer.connector.messages import RankEndpoint, StepOrders, StepReport
+from kv_transfer.connector.prefetcher import Prefetcher
 from kv_transfer.engine_settings import ConnectorSettings
+from kv_transfer.growing_exports import GrowingExports
 from kv_transfer.lease import LeaseTable
 from kv_transfer.lease_book import LeaseBook
 from kv_transfer.source_server import KvSource, KvSourceServer
+from kv_transfer.ticket_writer import TicketWriter
 
 _EXPORTABLE = (RequestStatus.FINISHED_LENGTH_CAPPED, RequestStatus.FINISHED_STOPPED)
 
@@ -38,14 +44,20 @@ class SchedulerHalf:
         table = LeaseTable(settings.epoch, settings.lease_s, config.parallel_config.tensor_parallel_size)
         self._book = LeaseBook(table, time.monotonic)
         self._importer = Importer(self._secret, self._block_size)
+        # A waiting request must still claim its own lease in time.
+        self._prefetcher = Prefetcher(self._block_size, settings.lease_s / 2)
+        self._pool: Any
         self._exporter: Exporter
+        self._grower: Grower
+        self._growing: GrowingExports
+        self._writer: TicketWriter
+        self._step = 0
         self._server = KvSourceServer(settings.listen_host, settings.advertise_host)
-        self._fingerprint = b""
         self._exporting: set[str] = set()
         self._serving = False
 
     def bind_pool(self, pool: Any) -> None:
-        self._exporter = Exporter(self._settings, self._secret, self._book, pool, self._block_size)
+        self._pool = pool
 
     def start(self, endpoints: dict[int, KVConnectorHandshakeMetadata]) -> None:
         """All ranks have their KV cache: serve peers, and tell the owner where."""
@@ -54,9 +66,9 @@ class SchedulerHalf:
         if len({rank.fingerprint for rank in ranks}) != 1:
             raise ConfigError("the ranks of this engine lay out their KV blocks differently")
         fingerprint = ranks[0].fingerprint
-        self._fingerprint = fingerprint.digest
+        self._prepare_exports(fingerprint.digest)
         epoch, places = self._settings.epoch, tuple(rank.endpoint for rank in ranks)
-        self._server.start(KvSource(self._book, epoch, fingerprint, places, self.stats))
+        self._server.start(KvSource(self._book, epoch, fingerprint, places, self.stats, self._growing))
         announce(Path(self._settings.announce_path), Announcement(self._server.address, fingerprint.digest))
 
     def new_request(self, request: Any) -> None:
@@ -64,45 +76,67 @@ class SchedulerHalf:
         match request.kv_transfer_params:
             case {"export": True}:
                 self._exporting.add(request.request_id)
-            case {"ticket": sealed}:
+                if self._settings.transfer.chunk_pipelining:
+                    self._grower.begin(request)
+            case {"ticket": sealed, **rest}:
                 self._importer.begin(request, sealed if isinstance(sealed, bytes) else b"")
+                self._prefetcher.await_prefetch(request.request_id, str(rest.get("after", "")))
+            case {"follow": (str(source), int(epoch), str(attempt_id))}:
+                self._prefetcher.begin(request, PrefillInProgress(source, epoch, attempt_id))
 
-    def matched_tokens(self, request: Any, local_tokens: int) -> tuple[int, bool]:
+    def matched_tokens(self, request: Any, local_tokens: int) -> tuple[int | None, bool]:
+        """None: the scheduler is to ask again later."""
         self._exporter.take_back()
-        missing = self._importer.missing_tokens(request, local_tokens)
-        return missing, missing > 0
+        if request.request_id in self._prefetcher:
+            missing = self._prefetcher.missing_tokens(request, local_tokens)
+        elif self._prefetcher.must_wait(request.request_id):
+            missing = None
+        else:
+            missing = self._importer.missing_tokens(request, local_tokens)
+        return missing, bool(missing)
 
     def allocated(self, request: Any, block_ids: list[int], external_tokens: int) -> None:
-        self._importer.allocated(request.request_id, block_ids, external_tokens)
+        reader = self._prefetcher if request.request_id in self._prefetcher else self._importer
+        reader.allocated(request.request_id, block_ids, external_tokens)
 
-    def step_orders(self) -> StepOrders:
+    def step_orders(self, tokens: Mapping[str, int], blocks_of: Callable[[str], tuple[list[int], ...]]) -> StepOrders:
+        """For the step in which so many tokens of each request are computed."""
         self._exporter.take_back()
+        self._step += 1
+        step = self._step if self._grower.scheduled(self._step, tokens, blocks_of) else 0
         jobs, releases = self._importer.take_orders()
-        return StepOrders(jobs, releases, self._serve_s())
+        follows, prompts_done = self._prefetcher.take_orders()
+        return StepOrders(jobs, releases, self._serve_s(), follows, prompts_done, step)
 
     def step_done(self, output: KVConnectorOutput) -> None:
         if isinstance(report := output.kv_connector_worker_meta, StepReport):
             for rank, result in report.results:
                 self._importer.ended(rank, result)
+            if report.step:
+                self._grower.ran(report.step)
         # The scheduler asserts that it knows every id that it is told; one that it does not would end the engine.
-        output.finished_recving = self._importer.received(output.finished_recving or set(), output.failed_recving)
+        received, failed = output.finished_recving or set(), output.failed_recving
+        known = self._importer.received(received, failed) | self._prefetcher.received(received, failed)
+        output.finished_recving = known
         output.failed_recving &= output.finished_recving
 
     def finished(self, request: Any, block_ids: tuple[list[int], ...]) -> dict[str, Any] | None:
         """The parameters that go out with the request's last output."""
         self._importer.finish(request.request_id)
+        self._prefetcher.finish(request.request_id)
+        self._grower.over(request.request_id)
         if request.request_id not in self._exporting:
             return None
         self._exporting.remove(request.request_id)
         if request.status not in _EXPORTABLE:
             return None
-        ticket = self._exporter.export(request, block_ids[0], self._server.address, self._fingerprint)
+        ticket = self._exporter.export(request, block_ids[0], self._writer)
         return {"ticket": ticket} if ticket else None
 
     @property
     def has_work(self) -> bool:
         """Whether the engine should step although no request needs it."""
-        return self._book.frees_wait or self._importer.has_orders
+        return self._book.frees_wait or self._importer.has_orders or self._prefetcher.has_orders
 
     def stats(self) -> KvStats:
         """On any thread."""
@@ -112,15 +146,32 @@ class SchedulerHalf:
         """AssertionError: something is left of requests or leases that have ended."""
         self._exporter.check_integrity()
         self._importer.check_idle()
+        self._prefetcher.check_idle()
+        self._grower.check_idle()
 
     def close(self) -> None:
         self._server.close()
 
+    def _prepare_exports(self, fingerprint: bytes) -> None:
+        settings = self._settings
+        self._writer = TicketWriter(
+            worker_id=settings.worker_id,
+            epoch=settings.epoch,
+            source=self._server.address,
+            fingerprint=fingerprint,
+            secret=self._secret,
+            lease_s=settings.lease_s,
+        )
+        self._growing = GrowingExports(self._book, self._writer, self._block_size)
+        self._grower = Grower(self._growing, self._pool, self._block_size)
+        self._exporter = Exporter(self._book, self._pool, self._block_size, self._growing.forget)
+
     def _serve_s(self) -> float | None:
         """Readers connect while a lease is open, when an idle engine takes no steps that could carry orders: so serving
-        begins with the prefill, and lasts for the lease and one renewal."""
+        begins with the prefill, and lasts for the lease and one renewal; and then for a probe that a reader may have
+        begun meanwhile."""
         serving = bool(self._exporting) or self._book.live > 0
         if not serving and not self._serving:
             return None
         self._serving = serving
-        return 2 * self._settings.lease_s if serving else 0.0
+        return 2 * (self._settings.lease_s if serving else self._settings.transfer.probe_s)

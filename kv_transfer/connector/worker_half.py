@@ -6,16 +6,27 @@ Called on the rank's own thread, once a step; nothing here waits.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from vllm.config import VllmConfig
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorTransferResults
 
+from cluster.config import secret
+from kv_transfer.block_frames import StreamLimits
+from kv_transfer.block_permit import TicketRule
+from kv_transfer.block_server import BlockServer
+from kv_transfer.connections import Reader
 from kv_transfer.connector.layout import fingerprint_of, layout_of
 from kv_transfer.connector.messages import RankEndpoint, StepOrders, StepReport
 from kv_transfer.engine_settings import ConnectorSettings
-from kv_transfer.mover import Deadlines, Mover, PullResult
+from kv_transfer.follower import Follower
+from kv_transfer.grpc_transport import GrpcTransport
+from kv_transfer.ladder import LadderRules
+from kv_transfer.mover import Mover, PullResult
 from kv_transfer.mover_thread import MoverThread
 from kv_transfer.nixl_transport import NixlTransport
+from kv_transfer.transport import Endpoint, Layout, Transport
 
 
 class WorkerHalf:
@@ -25,23 +36,32 @@ class WorkerHalf:
         self._num_blocks = num_blocks
         self._rank: int = config.parallel_config.rank
         self._mover: MoverThread
+        self.transports: tuple[Transport[Any], ...] = ()
         self._on_cpu = True
         self._held: StepOrders | None = None
         self._ended: list[PullResult] = []
+        self._step = 0
 
     def register(self, kv_caches: dict[str, torch.Tensor]) -> None:
         layout = layout_of(kv_caches, self._num_blocks)
         fingerprint = fingerprint_of(self._config, kv_caches)
-        transport = NixlTransport(layout)
         self._on_cpu = layout.memory == "DRAM"
-        self.endpoint = RankEndpoint(transport.endpoint(), fingerprint)
-        deadlines = Deadlines(self._settings.connect_deadline_s, self._settings.read_deadline_s)
-        reader_id, rank = self._settings.reader_id, self._rank
-        self._mover = MoverThread(lambda: Mover(transport, fingerprint, reader_id, rank, deadlines), transport.progress)
+        self.transports = transports = self._build_transports(layout)
+        offers = {transport.name: transport.offer() for transport in transports}
+        self.endpoint = RankEndpoint(Endpoint(offers, layout), fingerprint)
+        reader = Reader(self._settings.reader_id, self._rank, fingerprint, layout.block_bytes)
+        rules = LadderRules.of(self._settings.transfer)
+        key, block_size = secret(self._settings.secret_env), self._config.cache_config.block_size
+        self._mover = MoverThread(
+            lambda: Mover(transports, reader, rules),
+            self._serve,
+            lambda mover: Follower(mover, key, block_size, self._settings.lease_s),
+        )
 
     def before_forward(self, orders: StepOrders) -> None:
         """On CPU the forward pass blocks and nothing of an earlier one is in flight, so pulls start now and overlap
         it."""
+        self._step = orders.step
         if self._on_cpu:
             self._follow(orders)
         else:
@@ -63,18 +83,40 @@ class WorkerHalf:
         )
 
     def report(self) -> StepReport | None:
-        """After `results`, once."""
+        """After `results`, once. It reaches the scheduler with the step's tokens, hence after the step has run, also
+        where the forward pass is only launched by now."""
         ended, self._ended = self._ended, []
-        return StepReport(tuple((self._rank, result) for result in ended)) if ended else None
+        if not ended and not self._step:
+            return None
+        return StepReport(tuple((self._rank, result) for result in ended), self._step)
 
     def close(self) -> None:
         if hasattr(self, "_mover"):
             self._mover.close()
+
+    def _build_transports(self, layout: Layout) -> tuple[Transport[Any], ...]:
+        settings, transfer = self._settings, self._settings.transfer
+        transports: list[Transport[Any]] = []
+        if "nixl" not in transfer.forbid:
+            transports.append(NixlTransport(layout, settings.net_device))
+        if "grpc" not in transfer.forbid:
+            rule = TicketRule(secret(settings.secret_env), settings.epoch, self._config.cache_config.block_size)
+            limits = StreamLimits(transfer.frame_kib << 10, transfer.in_flight_mib << 20)
+            server = BlockServer(layout, rule, limits, settings.listen_host, settings.advertise_host)
+            transports.append(GrpcTransport(layout, limits, server))
+        return tuple(transports)
+
+    def _serve(self) -> None:
+        for transport in self.transports:
+            transport.progress()
 
     def _follow(self, orders: StepOrders) -> None:
         if orders.serve_s is not None:
             self._mover.serve_for(orders.serve_s)
         for job in orders.pulls:
             self._mover.pull(job)
+        for follow in orders.follows:
+            self._mover.follow(follow)
+        self._mover.prompts_done(orders.prompts_done)
         for ticket in orders.releases if self._rank == 0 else ():
             self._mover.release(ticket)

@@ -64,13 +64,47 @@ def test_what_is_parsed_survives_being_written_and_read_again() -> None:
         ("engine.options", {"model": "x"}, ["engine", "model: set by Baton from other keys"]),
         ("decode.engine_options", {"dtype": "x"}, ["decode", "dtype: set by Baton from other keys"]),
         ("engine.device", "gpu", ["prefill.gpus_per_replica is 0", "engine.device is gpu"]),
+        ("kv_transfer.forbid", ["nixl", "grpc"], ["kv_transfer", "forbid names every transport: leave at least one"]),
+        ("kv_transfer.forbid", ["nixl"], ["kv_transfer", "prefer is nixl, which forbid names"]),
+        ("kv_transfer.forbid", ["tcp"], ["kv_transfer.forbid.0", "'nixl' or 'grpc'"]),
+        ("kv_transfer.circuit_most_s", 1.0, ["kv_transfer", "circuit_most_s 1 is below circuit_open_s 5"]),
+        (
+            "kv_transfer.grpc",
+            {"mib_per_s": 1.0, "floor_s": 30.0},
+            ["kv_transfer.grpc", "floor_s 30 is above ceiling_s"],
+        ),
         ("decode.gpus_per_replica", 1, ["decode.gpus_per_replica is 1", "engine.device is cpu"]),
+        ("kv_transfer.connector", "nixl", ["kv_transfer.connector", "'baton' or 'vllm-nixl'"]),
     ],
 )
 def test_a_mistake_names_its_key_and_what_is_valid(path: str, value: object, says: list[str]) -> None:
     text = refusal(with_key(path, value))
     assert text.startswith("file.yaml: ")
     assert [part for part in says if part not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("transfer", "says"),
+    [
+        ({"chunk_pipelining": True}, "chunk_pipelining"),
+        ({"prefer": "grpc"}, "prefer: grpc"),
+        ({"prefer": "grpc", "forbid": ["nixl"]}, "prefer: grpc, forbid: [nixl]"),
+    ],
+)
+def test_what_the_stock_connector_cannot_do_is_refused(transfer: dict[str, Any], says: str) -> None:
+    assert parse_config(SMALLEST | {"kv_transfer": transfer}).kv_transfer.first_token_from_prefill
+    text = refusal(SMALLEST | {"kv_transfer": transfer | {"connector": "vllm-nixl"}})
+    assert f"kv_transfer: connector vllm-nixl cannot do {says}:" in text
+
+
+def test_keys_that_the_stock_connector_has_no_use_for_do_no_harm() -> None:
+    transfer = {"connector": "vllm-nixl", "forbid": ["grpc"], "circuit_open_s": 2.0, "lease_s": 60.0}
+    assert not parse_config(SMALLEST | {"kv_transfer": transfer}).kv_transfer.first_token_from_prefill
+
+
+def test_a_simulated_engine_has_no_stock_connector() -> None:
+    raw = SMALLEST | {"engine": {"kind": "simulated"}, "kv_transfer": {"connector": "vllm-nixl"}}
+    assert "engine.kind is simulated: use connector: baton" in refusal(raw)
 
 
 def test_a_missing_model_is_named() -> None:

@@ -131,6 +131,22 @@ async def test_sampling_parameters_survive_the_way(engine: VllmEngine) -> None:
     assert tokens(done["s5"]) == [17] * 6
 
 
+@pytest.mark.parametrize(
+    ("leg", "temperature", "refused"), [(Leg.WHOLE, 1.0, True), (Leg.WHOLE, 0.0, False), (Leg.PREFILL, 1.0, False)]
+)
+async def test_an_engine_that_cuts_prompts_into_chunks_on_a_cpu_refuses_seeded_draws(
+    leg: Leg, temperature: float, refused: bool
+) -> None:
+    from cluster.vllm_messages import check_seed, to_core_request
+
+    seeded = to_core_request(request("s", leg, temperature=temperature, seed=5))
+    if refused:
+        with pytest.raises(InvalidRequest, match="enable_chunked_prefill"):
+            check_seed(seeded)
+    else:
+        check_seed(seeded)
+
+
 async def test_an_aborted_attempt_gives_nothing_more_and_frees_its_blocks(engine: VllmEngine) -> None:
     await engine.submit(request("a1", max_tokens=900))
     while not any(output.attempt_id == "a1" for output in await engine.step()):

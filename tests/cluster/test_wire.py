@@ -13,6 +13,7 @@ from cluster.engine import (
     EngineStats,
     FinishReason,
     Leg,
+    PrefillInProgress,
     PromptOrigin,
     Role,
     Sampling,
@@ -31,6 +32,8 @@ from cluster.wire import (
 )
 from protos.baton.v1 import worker_pb2 as pb
 
+FOLLOW = pb.PrefillInProgress(source="h:1", epoch=1, attempt_id="b")
+
 uint32 = st.integers(0, 2**32 - 1)
 float32 = st.floats(allow_nan=False, width=32)
 samplings = st.builds(
@@ -39,6 +42,10 @@ samplings = st.builds(
     ignore_eos=st.booleans(),
     stop_token_ids=st.lists(uint32, max_size=3).map(tuple),
     logprobs=st.none() | uint32,
+)
+
+follows = st.builds(
+    PrefillInProgress, source=st.text(min_size=1), epoch=st.integers(0, 2**64 - 1), attempt_id=st.text(min_size=1)
 )
 
 
@@ -55,6 +62,8 @@ def requests(draw: st.DrawFn) -> EngineRequest:
         cache_salt=draw(st.text()),
         priority=draw(st.integers(-(2**31), 2**31 - 1)),
         trace_headers=draw(st.dictionaries(st.text(), st.text(), max_size=2)),
+        follow=draw(follows) if leg is Leg.PREFETCH else None,
+        after_attempt_id=draw(st.text()) if leg is Leg.DECODE else "",
     )
 
 
@@ -105,8 +114,23 @@ def test_a_role_survives_the_wire(role: Role) -> None:
         pb.Submit(prompt_token_ids=[1], leg=pb.LEG_WHOLE),
         pb.Submit(attempt_id="a", prompt_token_ids=[1], leg=pb.LEG_DECODE),
         pb.Submit(attempt_id="a", prompt_token_ids=[1], leg=pb.LEG_WHOLE, ticket=b"t"),
+        pb.Submit(attempt_id="a", prompt_token_ids=[1], leg=pb.LEG_WHOLE, after_attempt_id="b"),
+        pb.Submit(attempt_id="a", prompt_token_ids=[1], leg=pb.LEG_PREFETCH),
+        pb.Submit(attempt_id="a", prompt_token_ids=[1], leg=pb.LEG_PREFETCH, follow=pb.PrefillInProgress()),
+        pb.Submit(attempt_id="a", prompt_token_ids=[1], leg=pb.LEG_PREFILL, follow=FOLLOW),
     ],
-    ids=["no leg", "unknown leg", "no prompt", "no id", "decode without ticket", "ticket without decode"],
+    ids=[
+        "no leg",
+        "unknown leg",
+        "no prompt",
+        "no id",
+        "decode without ticket",
+        "ticket without decode",
+        "wait without decode",
+        "prefetch of nothing",
+        "prefetch of nobody",
+        "follow without prefetch",
+    ],
 )
 def test_a_submission_that_no_router_sends_is_refused(submit: pb.Submit) -> None:
     with pytest.raises(InvalidRequest, match="attempt"):

@@ -30,6 +30,16 @@ def test_an_interrupt_leaves_no_process(demo_model: Path) -> None:
     assert _alive(processes) == []
 
 
+@pytest.mark.parametrize("victim", ["the command itself", "the process that works for it"])
+def test_a_killed_owner_leaves_no_process(demo_model: Path, victim: str) -> None:
+    with live_cluster(local_config(demo_model, "killed", engine=SIMULATED)) as cluster:
+        command = psutil.Process(cluster.pid)
+        processes = command.children(recursive=True)
+        (worker,) = command.children()
+        (command if victim == "the command itself" else worker).kill()
+        assert _alive(processes) == []
+
+
 def _up(tmp_path: Path, config: dict[str, object], deadline_s: float) -> subprocess.CompletedProcess[str]:
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config))

@@ -1,28 +1,40 @@
-"""A source as an engine would run it, without an engine: lease book, KvSource over gRPC, a transport under our hand."""
+"""A source as an engine would run it, without an engine: lease book, KvSource over gRPC; and transports that do what
+the test says."""
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from enum import Enum
 
+import grpc
 import pytest
 
+from cluster.config import RungConfig
 from cluster.errors import TransferFailed
 from cluster.kv_link import KvStats
+from kv_transfer.circuit import CircuitTimes
+from kv_transfer.connections import Reader
 from kv_transfer.fingerprint import Fingerprint
+from kv_transfer.ladder import LadderRules
 from kv_transfer.lease import Free, LeaseTable
 from kv_transfer.lease_book import LeaseBook
+from kv_transfer.mover import PullJob
 from kv_transfer.source_server import KvSource, KvSourceServer
-from kv_transfer.ticket import Ticket, prompt_digest
-from kv_transfer.transport import Endpoint, Layout, ReadState, Region
+from kv_transfer.ticket import Ticket, prompt_digest, seal
+from kv_transfer.transport import BlockRead, Endpoint, Layout, Region
+from protos.baton.v1 import kv_pb2 as pb
 
 EPOCH = 3
 BLOCK_BYTES = 64
+SECRET = b"a secret that only the tests know"
 FINGERPRINT = Fingerprint.of({"model": "m", "block_size": "32"})
 LAYOUT = Layout((Region(0, BLOCK_BYTES, BLOCK_BYTES, 100),))
-ENDPOINT = Endpoint({"scripted": b"agent"}, LAYOUT)
+ENDPOINT = Endpoint({"fast": b"agent", "slow": b"agent"}, LAYOUT)
+READER = Reader("decode-0/1", 0, FINGERPRINT, BLOCK_BYTES)
 
 
 class HandClock:
@@ -35,6 +47,51 @@ class HandClock:
         return self.time
 
 
+class Fault(Enum):
+    """What a call meets. STALL: it is answered when the test is over."""
+
+    ERROR = "error"
+    STALL = "stall"
+
+
+class FaultyKvSource(KvSource):
+    """`faults`: by name of the method and number of the call, from 1."""
+
+    faults: dict[tuple[str, int], Fault]
+
+    def prepare(self) -> None:
+        self.faults = {}
+        self.calls: dict[str, int] = {}
+        self.met = threading.Event()
+        self.over = threading.Event()
+
+    def _meet(self, method: str, context: grpc.ServicerContext) -> None:
+        self.calls[method] = self.calls.get(method, 0) + 1
+        fault = self.faults.get((method, self.calls[method]))
+        if fault is not None:
+            self.met.set()
+        if fault is Fault.ERROR:
+            context.abort(grpc.StatusCode.INTERNAL, "as the test wants it")
+        if fault is Fault.STALL:
+            self.over.wait(30)
+
+    def Connect(self, request: pb.ConnectRequest, context: grpc.ServicerContext) -> pb.ConnectResponse:
+        self._meet("Connect", context)
+        return super().Connect(request, context)
+
+    def Claim(self, request: pb.ClaimRequest, context: grpc.ServicerContext) -> pb.ClaimResponse:
+        self._meet("Claim", context)
+        return super().Claim(request, context)
+
+    def Complete(self, request: pb.CompleteRequest, context: grpc.ServicerContext) -> pb.CompleteResponse:
+        self._meet("Complete", context)
+        return super().Complete(request, context)
+
+    def Release(self, request: pb.ReleaseRequest, context: grpc.ServicerContext) -> pb.ReleaseResponse:
+        self._meet("Release", context)
+        return super().Release(request, context)
+
+
 class Source:
     """One prefill engine's side: offers leases, takes blocks back as the engine's thread would."""
 
@@ -45,7 +102,9 @@ class Source:
         self.ended = threading.Event()
         self.book = LeaseBook(LeaseTable(epoch, lease_s), self.clock, self.ended.set)
         self.server = KvSourceServer("127.0.0.1", "127.0.0.1")
-        self.server.start(KvSource(self.book, epoch, FINGERPRINT, (endpoint,), self.stats))
+        self.service = FaultyKvSource(self.book, epoch, FINGERPRINT, (endpoint,), self.stats)
+        self.service.prepare()
+        self.server.start(self.service)
 
     def stats(self) -> KvStats:
         return self.book.stats((), 0)
@@ -71,52 +130,92 @@ class Source:
         self.book.check_integrity()
         return [block for free in self.freed for block in free.block_ids]
 
+    def close(self) -> None:
+        self.service.over.set()
+        self.server.close()
+
 
 @pytest.fixture
 def source() -> Iterator[Source]:
     running = Source()
     yield running
-    running.server.close()
+    running.close()
+
+
+def job(ticket: Ticket, blocks: int = 3, request_id: str = "request") -> PullJob:
+    target = tuple(range(50, 50 + blocks))
+    return PullJob(request_id, ticket, seal(ticket, SECRET), ticket.block_ids[-blocks:], target)
+
+
+def rules(
+    probe_s: float = 2.0, read_s: float = 5.0, open_s: float = 60.0, forbid: frozenset[str] = frozenset()
+) -> LadderRules:
+    rung = RungConfig(mib_per_s=100, floor_s=read_s, ceiling_s=read_s)
+    return LadderRules(
+        prefer="fast",
+        forbid=forbid,
+        rungs={"fast": rung, "slow": rung},
+        connect_s=2.0,
+        probe_s=probe_s,
+        circuits=CircuitTimes(open_s, 8 * open_s),
+    )
 
 
 @dataclass
 class ScriptedTransport:
-    """Reads move until the test sets their state; `quiet` says whether one may be let go of."""
+    """Reads succeed at once, unless told otherwise. While `lingering`, a read does not end however it is told to: as
+    one whose bytes may still arrive."""
 
-    name: str = "scripted"
-    started: list[tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
+    name: str = "fast"
+    connect_fault: bool = False
+    probe_fault: Fault | None = None
+    read_fault: Fault | None = None
+    reads: list[BlockRead] = field(default_factory=list)
+    probes: int = 0
     connected: int = 0
     disconnected: int = 0
-    released: int = 0
-    polls: int = 0
-    state: ReadState = ReadState.DONE
-    quiet: bool = True
-    refuse_start: bool = False
+    at_work: int = 0
+    closed: bool = False
+    lingering: bool = False
 
-    def endpoint(self) -> Endpoint:
-        return Endpoint({self.name: b""}, LAYOUT)
+    def offer(self) -> bytes:
+        return b""
 
     def connect(self, endpoint: Endpoint) -> str:
+        if self.connect_fault:
+            raise TransferFailed("no way to the peer")
         self.connected += 1
         return endpoint.offers[self.name].decode()
+
+    async def probe(self, peer: str) -> None:
+        self.probes += 1
+        await self._meet(lambda: self.probe_fault)
+
+    async def read(self, peer: str, read: BlockRead) -> None:
+        self.reads.append(read)
+        try:
+            await self._meet(lambda: self.read_fault)
+        finally:
+            while self.lingering:
+                try:
+                    await asyncio.sleep(0.001)
+                except asyncio.CancelledError:
+                    continue
 
     def disconnect(self, peer: str) -> None:
         self.disconnected += 1
 
-    def start(self, peer: str, source: tuple[int, ...], target: tuple[int, ...]) -> int:
-        if self.refuse_start:
-            raise TransferFailed("the peer is gone")
-        self.started.append((source, target))
-        return len(self.started)
-
-    def poll(self, read: int) -> ReadState:
-        self.polls += 1
-        return self.state
-
-    def cancel(self, read: int) -> bool:
-        self.released += self.quiet
-        return self.quiet
-
     def progress(self) -> None: ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        self.closed = True
+
+    async def _meet(self, fault: Callable[[], Fault | None]) -> None:
+        self.at_work += 1
+        try:
+            while fault() is Fault.STALL:  # noqa: ASYNC110 (set from other threads as well)
+                await asyncio.sleep(0.001)
+        finally:
+            self.at_work -= 1
+        if fault() is Fault.ERROR:
+            raise TransferFailed("as the test wants it")

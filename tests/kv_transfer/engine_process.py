@@ -10,17 +10,20 @@ import os
 import signal
 import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from cluster.config import KvTransferConfig
 from cluster.engine import Role
+from cluster.errors import TransferFailed
 from cluster.kv_link import KvStats
 from kv_transfer.engine_settings import connector_settings, kv_transfer_config
+from tests.two_hosts import move_in
 
 SECRET_ENV = "BATON_TICKET_SECRET"
+SECRET = b"a secret that only the tests know"
 BLOCK_SIZE = 32
 _ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -29,10 +32,20 @@ _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
-    SECRET_ENV: "a secret that only the tests know",
+    SECRET_ENV: SECRET.decode(),
 }
 _START_S = 200.0
 _ANSWER_S = 60.0
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an engine lives: the address on which it listens, the namespace of its host if that is not this one, and
+    what its environment has besides."""
+
+    host: str = "127.0.0.1"
+    namespace: str = ""
+    environment: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -44,13 +57,22 @@ class Generated:
     ticket: bytes = b""
 
 
-class EngineProcess:
-    """Commands are the public methods of `_Child`."""
+HERE = Place()
 
-    def __init__(self, model: Path, role: Role, worker_id: str, folder: Path, **transfer: float) -> None:
+
+class EngineProcess:
+    """Commands are the public methods of its `child`."""
+
+    child: type[EngineChild]
+
+    def __init__(
+        self, model: Path, role: Role, worker_id: str, folder: Path, place: Place = HERE, **transfer: Any
+    ) -> None:
+        """`transfer`: keys of the section `kv_transfer`."""
         spawn = multiprocessing.get_context("spawn")
         self._pipe, there = spawn.Pipe()
-        arguments = (there, str(model), role, worker_id, str(folder / f"{worker_id}.json"), transfer)
+        made = (str(model), role, worker_id, str(folder / f"{worker_id}.json"), transfer, place.host)
+        arguments = (there, place, self.child, made)
         self.process = spawn.Process(target=_run, args=arguments, name=worker_id, daemon=True)
         self.process.start()
         there.close()
@@ -93,10 +115,13 @@ class EngineProcess:
         self.process.join()
 
 
-def _run(pipe: Connection, model: str, role: Role, worker_id: str, announce_path: str, transfer: Any) -> None:
-    os.environ |= _ENVIRONMENT
+def _run(pipe: Connection, place: Place, kind: type[EngineChild], made: tuple[Any, ...]) -> None:
+    os.environ |= _ENVIRONMENT | dict(place.environment)
+    if place.namespace:
+        move_in(place.namespace)
+        os.environ["VLLM_HOST_IP"] = place.host
     try:
-        child = _Child(model, role, worker_id, announce_path, transfer)
+        child = kind(*made)
         pipe.send(("ok", None))
     except BaseException:
         pipe.send(("error", traceback.format_exc()))
@@ -109,16 +134,22 @@ def _run(pipe: Connection, model: str, role: Role, worker_id: str, announce_path
             pipe.send(("error", traceback.format_exc()))
 
 
-class _Child:
-    def __init__(self, model: str, role: Role, worker_id: str, announce_path: str, transfer: Any) -> None:
+class EngineChild:
+    """`engine_options`: further arguments of the engine."""
+
+    engine_options: ClassVar[dict[str, Any]] = {}
+
+    def __init__(
+        self, model: str, role: Role, worker_id: str, announce_path: str, transfer: Any, host: str = HERE.host
+    ) -> None:
         from vllm import LLM
 
         settings = connector_settings(
-            KvTransferConfig(**transfer),
+            KvTransferConfig.model_validate(transfer),
             worker_id=worker_id,
             epoch=1,
-            listen_host="127.0.0.1",
-            advertise_host="127.0.0.1",
+            listen_host=host,
+            advertise_host=host,
             announce_path=announce_path,
             secret_env=SECRET_ENV,
         )
@@ -130,6 +161,7 @@ class _Child:
             block_size=BLOCK_SIZE,
             kv_cache_memory_bytes=256 << 20,
             kv_transfer_config=kv_transfer_config(settings, role),
+            **self.engine_options,
         )
         self.core: Any = self.llm.llm_engine.engine_core.engine_core
         self.scheduler = self.core.scheduler
@@ -174,6 +206,43 @@ class _Child:
             assert self.pool.get_num_free_blocks() == self.all_blocks, "blocks are held that nobody leases"
         return stats
 
+    def break_transports(self, *faults: tuple[str, float]) -> None:
+        """From now on a read over each of these brings such a share of its blocks and then fails. A fresh start for
+        all: what was learnt before is forgotten."""
+        worker = self._worker_half()
+        for transport in worker.transports:
+            vars(transport).pop("read", None)
+            if (share := dict(faults).get(transport.name)) is not None:
+                transport.read = _half_read(transport.read, share)
+        worker._mover._mover._reach._circuits._circuits.clear()
+
+    def use_only(self, *transports: str) -> None:
+        """From now on pulls know of these transports alone; of all, without any."""
+        mover = self._worker_half()._mover._mover
+        forbid = {"nixl", "grpc"}.difference(transports) if transports else set()
+        mover._rules = mover._reach._rules = replace(mover._rules, forbid=frozenset(forbid))
+
+    def check_idle(self) -> None:
+        """Waits until nothing is left of pulls and reads that have ended, on either side."""
+        worker, end = self._worker_half(), time.monotonic() + 10
+        while True:
+            try:
+                worker._mover._mover.check_idle()
+                for transport in worker.transports:
+                    told = repr(getattr(transport, "_server", transport)) + repr(transport)
+                    assert "streams=" not in told or "streams=0" in told, told
+                    assert "reads=" not in told or "reads=0" in told, told
+                return
+            except AssertionError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.01)
+
+    def _worker_half(self) -> Any:
+        from vllm.distributed.kv_transfer import get_kv_transfer_group
+
+        return get_kv_transfer_group().worker
+
     def flip_byte(self, layer: int, block_id: int, offset: int) -> None:
         runner = self.core.model_executor.driver_worker.worker.model_runner
         runner.kv_caches[layer][block_id].view(-1).view(_byte_type())[offset] ^= 0x40
@@ -195,9 +264,22 @@ class _Child:
         return SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, extra_args=extra, detokenize=False)
 
 
+EngineProcess.child = EngineChild
+
+
 def _generated(output: Any) -> Generated:
     ticket = (output.kv_transfer_params or {}).get("ticket", b"")
     return Generated(list(output.outputs[0].token_ids), output.num_cached_tokens or 0, ticket)
+
+
+def _half_read(read: Any, share: float) -> Any:
+    async def broken(peer: Any, blocks: Any) -> None:
+        some = int(len(blocks.source) * share)
+        if some:
+            await read(peer, replace(blocks, source=blocks.source[:some], target=blocks.target[:some]))
+        raise TransferFailed(f"broken by the test after {some} blocks")
+
+    return broken
 
 
 def _byte_type() -> Any:

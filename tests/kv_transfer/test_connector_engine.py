@@ -38,7 +38,7 @@ class Pair:
 def engines(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     folder = tmp_path_factory.mktemp("engines")
     prefill = EngineProcess(demo_model, Role.PREFILL, "prefill-0", folder)
-    decode = EngineProcess(demo_model, Role.DECODE, "decode-0", folder, connect_deadline_s=2.0, read_deadline_s=2.0)
+    decode = EngineProcess(demo_model, Role.DECODE, "decode-0", folder, connect_deadline_s=2.0)
     try:
         for engine in (prefill, decode):
             engine.wait_until_ready()
@@ -52,10 +52,14 @@ def engines(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 def pair(engines: Pair) -> Iterator[Pair]:
     for engine in (engines.prefill, engines.decode):
         engine.ask("forget_prefixes")
+    engines.decode.ask("break_transports")
+    engines.decode.ask("use_only")
     yield engines
     prefill, decode = engines.settled()
     assert (prefill.leases, prefill.pinned_blocks, prefill.pending_releases) == (0, 0, 0)
     assert (decode.leases, decode.pinned_blocks, decode.pending_releases) == (0, 0, 0)
+    for engine in (engines.prefill, engines.decode):
+        engine.ask("check_idle")
 
 
 def prompt(length: int, seed: int = 1) -> list[int]:
@@ -91,6 +95,53 @@ def test_two_engines_say_what_one_says_and_blocks_really_moved(pair: Pair, lengt
     assert prefill.blocks_sent - before[0].blocks_sent == blocks
     assert prefill.bytes_sent - before[0].bytes_sent == pulled.bytes - pulled_before.bytes >= 4 * 256 * useful
     assert decode.recomputed_requests == before[1].recomputed_requests
+
+
+class Told:
+    """What a hand-off said and counted, beside what one engine says."""
+
+    def __init__(self, pair: Pair, ids: list[int]) -> None:
+        before = pair.decode.stats()
+        first = pair.prefill.prefill(ids)
+        apart = pair.decode.decode([*ids, *first.tokens], OUTPUT - 1, first.ticket)
+        after = pair.decode.stats()
+        self.tokens = first.tokens + apart.tokens
+        self.expected = pair.decode.alone(ids, OUTPUT)
+        self.external = apart.external
+        self.recomputed = after.recomputed_requests - before.recomputed_requests
+        was = {(t.transport, t.outcome): t.count for t in before.transfers}
+        now = {(t.transport, t.outcome): t.count for t in after.transfers}
+        self.counted = {"/".join(key): n - was.get(key, 0) for key, n in now.items() if n != was.get(key, 0)}
+
+
+@pytest.mark.parametrize("length", [1, 33, 300, 3000])
+def test_over_grpc_two_engines_say_what_one_says(pair: Pair, length: int) -> None:
+    pair.decode.ask("use_only", "grpc")
+    told = Told(pair, prompt(length))
+    assert (told.tokens, told.external, told.recomputed) == (told.expected, length, 0)
+    assert told.counted == {"grpc/landed": 1}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_nixl_read_that_fails_half_way_lands_over_grpc_in_the_same_blocks(pair: Pair, share: float) -> None:
+    pair.decode.ask("break_transports", ("nixl", share))
+    told = Told(pair, prompt(300))
+    assert (told.tokens, told.external, told.recomputed) == (told.expected, 300, 0)
+    assert told.counted == {"nixl/failed": 1, "grpc/landed": 1}
+    second = Told(pair, prompt(100))
+    assert second.tokens == second.expected
+    assert second.counted == {"grpc/landed": 1}, "the second request tried again what had just failed"
+
+
+def test_when_both_transports_fail_the_prompt_is_computed_and_then_at_once(pair: Pair) -> None:
+    pair.decode.ask("break_transports", ("nixl", 0.5), ("grpc", 0.5))
+    told = Told(pair, prompt(300))
+    assert (told.tokens, told.external, told.recomputed) == (told.expected, 0, 1)
+    assert told.counted == {"nixl/failed": 1, "grpc/failed": 1}
+    second = Told(pair, prompt(100))
+    assert (second.tokens, second.recomputed) == (second.expected, 1)
+    assert second.counted == {"none/skipped": 1}
+    wait_for_no_lease(pair)
 
 
 def test_many_requests_at_once_say_what_each_says_alone(pair: Pair) -> None:
@@ -172,7 +223,7 @@ def test_an_expired_lease_is_not_read_but_computed(pair: Pair) -> None:
     after = pair.settled()
     assert first.tokens + apart.tokens == pair.decode.alone(ids, OUTPUT)
     assert apart.external == 0
-    assert count(after[1], "nixl", "stale").count == count(before[1], "nixl", "stale").count + 1
+    assert count(after[1], "none", "stale").count == count(before[1], "none", "stale").count + 1
     assert after[1].recomputed_requests == before[1].recomputed_requests + 1
     assert after[0].blocks_sent == before[0].blocks_sent
 
@@ -215,7 +266,8 @@ def test_a_stalled_source_is_given_up_at_the_deadline_and_the_prompt_computed(pa
         pair.prefill.signal(signal.SIGCONT)
     after = pair.decode.stats()
     assert first.tokens + apart.tokens == expected
-    assert count(after, "nixl", "failed").count == count(before, "nixl", "failed").count + 1
+    failed = [sum(count(stats, name, "failed").count for name in ("nixl", "none")) for stats in (before, after)]
+    assert failed[1] == failed[0] + 1
     assert after.recomputed_requests == before.recomputed_requests + 1
     pair.prefill.ask("let_leases_expire")
 
@@ -223,12 +275,14 @@ def test_a_stalled_source_is_given_up_at_the_deadline_and_the_prompt_computed(pa
 def test_a_source_that_was_killed_costs_a_recompute_and_its_successor_is_read_again(
     pair: Pair, demo_model: Path, tmp_path: Path
 ) -> None:
-    doomed = EngineProcess(demo_model, Role.PREFILL, "prefill-1", tmp_path)
+    doomed = EngineProcess(demo_model, Role.PREFILL, "prefill-1", tmp_path, prefer="grpc", forbid=["nixl"])
     try:
         doomed.wait_until_ready()
         ids = prompt(300, seed=4)
         warm = doomed.prefill(ids)
+        before = pair.decode.stats()
         assert pair.decode.decode([*ids, *warm.tokens], 2, warm.ticket).external == 300
+        assert count(pair.decode.stats(), "grpc", "landed").count == count(before, "grpc", "landed").count + 1
         pair.decode.ask("forget_prefixes")
         first = doomed.prefill(ids)
         before = pair.decode.stats()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,8 +45,8 @@ def test_the_secret_is_named_but_never_written(settings: ConnectorSettings, monk
 
 def test_a_foreign_extra_config_is_refused_by_name(settings: ConnectorSettings) -> None:
     extra = kv_transfer_config(settings, Role.PREFILL)["kv_connector_extra_config"]
-    extra["leese_s"] = extra.pop("lease_s")
-    with pytest.raises(ConfigError, match="lease_s, leese_s"):
+    extra["work_id"] = extra.pop("worker_id")
+    with pytest.raises(ConfigError, match="work_id, worker_id"):
         ConnectorSettings.from_extra_config(extra)
 
 
@@ -81,3 +82,14 @@ async def test_an_engine_that_is_gone_fails_the_call(source: Source, tmp_path: P
     with pytest.raises(EngineFailed, match="does not answer"):
         await link.stats()
     await link.close()
+
+
+@pytest.mark.parametrize(
+    ("net_device", "listen_host", "used"),
+    [(None, "127.0.0.1", "lo"), (None, "0.0.0.0", None), ("eth1", "127.0.0.1", "eth1"), ("eth1", "0.0.0.0", "eth1")],
+)
+def test_nixl_listens_no_wider_than_the_engine(
+    settings: ConnectorSettings, net_device: str | None, listen_host: str, used: str | None
+) -> None:
+    transfer = KvTransferConfig(net_device=net_device)
+    assert replace(settings, transfer=transfer, listen_host=listen_host).net_device == used

@@ -1,13 +1,11 @@
-"""The lease machine alone: single transitions by example, interleavings by hypothesis."""
+"""The lease machine alone, single transitions by example. Interleavings: `test_lease_machine`."""
 
 from __future__ import annotations
 
 import pytest
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from cluster.errors import LeaseLost
-from kv_transfer.lease import Free, LeaseTable
+from kv_transfer.lease import LINGER_S, Free, LeaseTable, Watermark
 
 EPOCH = 7
 LEASE_S = 10.0
@@ -100,104 +98,53 @@ def test_an_offer_with_a_used_id_is_a_mistake_of_the_caller() -> None:
         leases.offer("a", (9,), now=1.0)
 
 
-READERS = st.sampled_from(["r1", "r2"])
-EPOCHS = st.sampled_from([EPOCH, EPOCH, EPOCH, EPOCH - 1])
-NUMBERS = st.integers(0, 5)
+def growing() -> LeaseTable:
+    leases = LeaseTable(EPOCH, LEASE_S)
+    leases.offer("g", (1, 2), now=0.0, growing=True)
+    return leases
 
 
-class LeaseInterleavings(RuleBasedStateMachine):
-    """Readers, owners and the clock act in any order. The model remembers who holds a promise until when, and what
-    was freed."""
-
-    @initialize(ranks=st.integers(1, 2))
-    def begin(self, ranks: int) -> None:
-        self.ranks = ranks
-        self.table = LeaseTable(EPOCH, LEASE_S, ranks)
-        self.now = 0.0
-        self.offered = 0
-        self.freed: set[str] = set()
-        self.waiting: list[str] = []
-        self.promised: dict[str, tuple[str, float]] = {}
-        self.done: dict[str, set[int]] = {}
-
-    def take(self, frees: tuple[Free, ...], by: str = "") -> None:
-        for free in frees:
-            assert free.lease_id not in self.freed, "freed twice"
-            assert free.block_ids == (int(free.lease_id), int(free.lease_id) + 1)
-            reader, until = self.promised.get(free.lease_id, ("", 0.0))
-            finished = len(self.done.get(free.lease_id, ())) == self.ranks
-            assert not reader or until <= self.now or (reader == by and finished), "freed while it was promised"
-            self.freed.add(free.lease_id)
-            self.waiting.append(free.lease_id)
-
-    def pick(self, number: int) -> str:
-        return str(number % (self.offered + 1))  # the highest is unknown
-
-    @rule()
-    def offer(self) -> None:
-        self.table.offer(str(self.offered), (self.offered, self.offered + 1), self.now)
-        self.offered += 1
-
-    @rule(number=NUMBERS, reader=READERS, epoch=EPOCHS)
-    def claim(self, number: int, reader: str, epoch: int) -> None:
-        lease = self.pick(number)
-        try:
-            ttl = self.table.claim(lease, epoch, reader, self.now)
-        except LeaseLost:
-            return
-        assert epoch == EPOCH
-        assert lease not in self.freed
-        assert self.promised.get(lease, (reader, 0))[0] == reader
-        self.promised[lease] = (reader, self.now + ttl)
-
-    @rule(number=NUMBERS, reader=READERS, epoch=EPOCHS, rank=st.integers(0, 1))
-    def complete(self, number: int, reader: str, epoch: int, rank: int) -> None:
-        lease, rank = self.pick(number), rank % self.ranks
-        before = set(self.done.get(lease, ()))
-        holds = self.promised.get(lease, ("", 0.0))
-        try:
-            self.done.setdefault(lease, set()).add(rank)
-            frees = self.table.complete(lease, epoch, reader, rank, 2, 64, self.now)
-        except LeaseLost:
-            self.done[lease] = before
-            return
-        assert epoch == EPOCH
-        assert holds[0] == reader
-        assert rank in before or holds[1] > self.now, "accepted a read that the lease did not cover"
-        self.take(frees, by=reader)
-
-    @rule(number=NUMBERS, reader=st.sampled_from(["", "r1", "r2"]), rank=st.integers(0, 1))
-    def release(self, number: int, reader: str, rank: int) -> None:
-        lease, rank = self.pick(number), rank % self.ranks
-        if self.promised.get(lease, ("",))[0] == reader != "":
-            self.done.setdefault(lease, set()).add(rank)
-        self.take(self.table.release(lease, reader, rank), by=reader)
-
-    @rule(seconds=st.sampled_from([0.0, 1.0, LEASE_S / 2, LEASE_S]))
-    def time_passes(self, seconds: float) -> None:
-        self.now += seconds
-
-    @rule()
-    def expire(self) -> None:
-        self.take(self.table.expire(self.now))
-
-    @rule()
-    def take_back(self) -> None:
-        while self.waiting:
-            self.table.freed(self.waiting.pop())
-
-    @invariant()
-    def adds_up(self) -> None:
-        self.table.check_integrity()
-        counts = self.table.counts
-        assert counts.live == self.offered - len(self.freed)
-        assert counts.pending == len(self.waiting)
-
-    def teardown(self) -> None:
-        self.now += 3 * LEASE_S
-        self.expire()
-        self.take_back()
-        assert self.table.counts.live == self.table.counts.pinned_blocks == 0, "something is left for ever"
+def test_a_follower_hears_how_far_the_prompt_has_come_until_no_more_will_come() -> None:
+    leases = growing()
+    assert leases.follow("g", EPOCH, "reader", now=1.0) == Watermark((1, 2), closed=False, held_s=LEASE_S)
+    assert not leases.has_news("g", known_blocks=2)
+    assert leases.grow("g", (3,), now=2.0)
+    assert leases.has_news("g", known_blocks=2)
+    leases.close("g", now=3.0)
+    assert leases.has_news("g", known_blocks=3)
+    assert leases.follow("g", EPOCH, "reader", now=3.0) == Watermark((1, 2, 3), closed=True, held_s=LEASE_S)
+    assert leases.complete("g", EPOCH, "reader", 0, 3, 300, now=4.0) == (Free("g", (1, 2, 3)),)
 
 
-TestLeaseInterleavings = LeaseInterleavings.TestCase
+def test_a_prompt_that_has_no_whole_block_yet_is_no_error_but_another_epoch_is() -> None:
+    leases = growing()
+    assert leases.follow("later", EPOCH, "reader", now=1.0) is None
+    assert not leases.has_news("later", known_blocks=0)
+    with pytest.raises(LeaseLost, match="epoch 6"):
+        leases.follow("later", EPOCH - 1, "reader", now=1.0)
+
+
+def test_a_growing_lease_without_a_reader_lives_as_long_as_it_grows_and_ends_soon_after() -> None:
+    leases = growing()
+    assert leases.grow("g", (3,), now=LEASE_S - 1)
+    assert leases.expire(LEASE_S + 1) == ()
+    leases.close("g", now=LEASE_S + 1)
+    assert leases.expire(LEASE_S + 1 + LINGER_S) == (Free("g", (1, 2, 3)),)
+
+
+def test_a_reader_that_fell_silent_does_not_hold_the_blocks_of_a_prompt_that_goes_on() -> None:
+    leases = growing()
+    leases.follow("g", EPOCH, "reader", now=1.0)
+    assert leases.grow("g", (3,), now=LEASE_S)
+    assert leases.expire(1.0 + LEASE_S) == (Free("g", (1, 2, 3)),)
+    assert not leases.grow("g", (4,), now=1.0 + LEASE_S), "these blocks stay the writer's"
+    leases.close("g", now=1.0 + LEASE_S)
+    with pytest.raises(LeaseLost, match="already expired"):
+        leases.follow("g", EPOCH, "reader", now=2.0 + LEASE_S)
+
+
+def test_a_reader_that_has_all_it_wants_need_not_wait_for_the_end_of_the_prompt() -> None:
+    leases = growing()
+    leases.follow("g", EPOCH, "reader", now=1.0)
+    assert leases.complete("g", EPOCH, "reader", 0, 2, 200, now=2.0) == (Free("g", (1, 2)),)
+    assert not leases.grow("g", (3,), now=2.0)

@@ -1,200 +1,220 @@
-"""Pulls against a real KvSource with a transport under the test's hand: every way in which a pull can end."""
+"""Pulls against a real KvSource with transports under the test's hand: every way in which a pull can end."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
 
+from kv_transfer.connections import Reader
 from kv_transfer.fingerprint import Fingerprint
-from kv_transfer.mover import Deadlines, Mover, PullJob, PullResult
-from kv_transfer.ticket import Ticket
-from kv_transfer.transport import ReadState
-from tests.kv_transfer.conftest import BLOCK_BYTES, EPOCH, FINGERPRINT, ScriptedTransport, Source
+from kv_transfer.mover import FallenRung, Mover, PullJob, PullResult
+from kv_transfer.transport import BlockRead
+from tests.kv_transfer.conftest import (
+    BLOCK_BYTES,
+    EPOCH,
+    READER,
+    Fault,
+    ScriptedTransport,
+    Source,
+    job,
+    rules,
+)
+from tests.waiting import eventually
 
 
 @pytest.fixture
-def transport() -> ScriptedTransport:
-    return ScriptedTransport()
+def fast() -> ScriptedTransport:
+    return ScriptedTransport("fast")
 
 
 @pytest.fixture
-async def mover(transport: ScriptedTransport) -> AsyncIterator[Mover]:
-    made = Mover(transport, FINGERPRINT, "decode-0/1", 0, Deadlines(connect_s=2.0, read_s=0.2))
+def slow() -> ScriptedTransport:
+    return ScriptedTransport("slow")
+
+
+@pytest.fixture
+async def mover(fast: ScriptedTransport, slow: ScriptedTransport) -> AsyncIterator[Mover]:
+    made = Mover([fast, slow], READER, rules(probe_s=0.2, read_s=0.2))
     yield made
+    await eventually(lambda: "farewells=0" in repr(made))
+    made.check_idle()
     await made.close()
-
-
-def job(ticket: Ticket, blocks: int = 3) -> PullJob:
-    return PullJob("request", ticket, ticket.block_ids[-blocks:], tuple(range(50, 50 + blocks)))
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110 (the mover under test runs on this very loop)
-            await asyncio.sleep(0.001)
+    for transport in (fast, slow):
+        assert (transport.at_work, transport.connected - transport.disconnected, transport.closed) == (0, 0, True)
 
 
 async def pull_and_release(mover: Mover, source: Source, pulled: PullJob) -> PullResult:
     """The result, once the source has heard of the pull's end."""
     result = await mover.pull(pulled)
-    await asyncio.to_thread(source.ended.wait, 5)
+    assert await asyncio.to_thread(source.ended.wait, 5)
     return result
 
 
-async def test_a_pull_that_lands_completes_its_lease(
-    mover: Mover, transport: ScriptedTransport, source: Source
-) -> None:
-    result = await mover.pull(job(source.offer()))
-    assert result == PullResult("request", "scripted", "landed", 3, 3 * BLOCK_BYTES)
-    assert transport.started == [((4, 5, 6), (50, 51, 52))]
-    assert transport.released == 1
+async def test_a_pull_that_lands_completes_its_lease(mover: Mover, fast: ScriptedTransport, source: Source) -> None:
+    pulled = job(source.offer())
+    assert await mover.pull(pulled) == PullResult("request", "fast", "landed", 3, 3 * BLOCK_BYTES)
+    assert fast.reads == [BlockRead(pulled.sealed, (4, 5, 6), (50, 51, 52))]
     assert source.take_back() == [4, 5, 6]
-    assert source.stats().blocks_sent == 3
-    assert source.stats().bytes_sent == 3 * BLOCK_BYTES
+    assert (source.stats().blocks_sent, source.stats().bytes_sent) == (3, 3 * BLOCK_BYTES)
 
 
-async def test_many_pulls_from_one_source_connect_once(
-    mover: Mover, transport: ScriptedTransport, source: Source
+async def test_many_pulls_from_one_source_connect_and_probe_once(
+    mover: Mover, fast: ScriptedTransport, slow: ScriptedTransport, source: Source
 ) -> None:
     results = await asyncio.gather(*(mover.pull(job(source.offer())) for _ in range(8)))
     assert {result.outcome for result in results} == {"landed"}
-    assert transport.connected == 1
+    assert (source.service.calls["Connect"], fast.connected, fast.probes, slow.connected) == (1, 1, 1, 0)
+
+
+async def test_a_read_that_fails_goes_on_over_the_next_transport_into_the_same_blocks(
+    mover: Mover, fast: ScriptedTransport, slow: ScriptedTransport, source: Source
+) -> None:
+    fast.read_fault = Fault.ERROR
+    result = await mover.pull(job(source.offer()))
+    assert (result.transport, result.outcome, result.blocks) == ("slow", "landed", 3)
+    assert result.fallen == (FallenRung("fast", "as the test wants it"),)
+    assert fast.reads == slow.reads
+    assert source.service.calls["Claim"] == 1
+    assert source.take_back() == [4, 5, 6]
+
+
+async def test_the_next_transport_waits_until_nothing_can_arrive_over_the_first(
+    mover: Mover, fast: ScriptedTransport, slow: ScriptedTransport, source: Source
+) -> None:
+    fast.read_fault, fast.lingering = Fault.STALL, True
+    pulling = asyncio.create_task(mover.pull(job(source.offer())))
+    await asyncio.wait({pulling}, timeout=0.5)  # longer than the rung's deadline
+    assert (len(fast.reads), slow.connected, pulling.done()) == (1, 0, False)
+    fast.lingering = False
+    assert (await pulling).transport == "slow"
+
+
+async def test_when_every_transport_fails_the_last_one_is_told_and_the_lease_given_back(
+    mover: Mover, fast: ScriptedTransport, slow: ScriptedTransport, source: Source
+) -> None:
+    fast.read_fault, slow.read_fault = Fault.ERROR, Fault.STALL
+    result = await pull_and_release(mover, source, job(source.offer()))
+    assert (result.transport, result.outcome, [rung.transport for rung in result.fallen]) == (
+        "slow", "failed", ["fast"],
+    )  # fmt: skip
+    assert "within 0.2 s" in result.reason
+    assert source.take_back() == [4, 5, 6]
 
 
 async def test_a_lease_that_expired_while_it_was_read_makes_the_blocks_unusable(
-    mover: Mover, transport: ScriptedTransport, source: Source
+    mover: Mover, fast: ScriptedTransport, slow: ScriptedTransport, source: Source
 ) -> None:
-    transport.state = ReadState.MOVING
+    fast.read_fault = Fault.STALL
     pulling = asyncio.create_task(mover.pull(job(source.offer())))
-    await until(lambda: transport.polls > 0)
+    await eventually(lambda: bool(fast.reads))
     source.clock.time += 11.0
-    transport.state = ReadState.DONE
+    fast.read_fault = None
     result = await pulling
-    assert (result.outcome, result.blocks) == ("stale", 0)
+    assert (result.transport, result.outcome, result.blocks, slow.reads) == ("fast", "stale", 0, [])
     assert "expired" in result.reason
     assert source.stats().blocks_sent == 0
 
 
-async def test_a_lost_lease_does_not_cost_the_connection(
-    mover: Mover, transport: ScriptedTransport, source: Source
+async def test_a_lost_lease_costs_neither_the_connection_nor_the_transport(
+    mover: Mover, fast: ScriptedTransport, slow: ScriptedTransport, source: Source
 ) -> None:
     for _ in range(2):
         ticket = source.offer()
         source.book.release(ticket.lease_id)
-        assert (await mover.pull(job(ticket))).outcome == "stale"
-    assert (await mover.pull(job(source.offer()))).outcome == "landed"
-    assert transport.connected == 1
+        result = await mover.pull(job(ticket))
+        assert (result.transport, result.outcome) == ("none", "stale")
+    assert (await mover.pull(job(source.offer()))).transport == "fast"
+    assert source.service.calls["Connect"] == 1
 
 
 async def test_a_ticket_of_an_epoch_that_is_over_is_stale_before_a_byte_moves(
-    mover: Mover, transport: ScriptedTransport, source: Source
+    mover: Mover, fast: ScriptedTransport, source: Source
 ) -> None:
     result = await mover.pull(job(replace(source.offer(), epoch=EPOCH - 1)))
     assert result.outcome == "stale"
     assert f"epoch {EPOCH - 1}, this engine's is {EPOCH}" in result.reason
-    assert transport.started == []
+    assert fast.reads == []
 
 
 async def test_engines_with_different_blocks_refuse_before_a_byte_moves(
-    transport: ScriptedTransport, source: Source
+    fast: ScriptedTransport, source: Source
 ) -> None:
-    other = Fingerprint.of({"model": "m", "block_size": "16"})
-    mover = Mover(transport, other, "decode-0/1", 0, Deadlines(2.0, 0.2))
+    other = Reader("decode-0/1", 0, Fingerprint.of({"model": "m", "block_size": "16"}), BLOCK_BYTES)
+    mover = Mover([fast], other, rules())
     result = await pull_and_release(mover, source, job(source.offer()))
     assert result.outcome == "refused"
     assert "block_size: reader has 16, writer has 32" in result.reason
-    assert transport.started == []
+    assert (fast.probes, fast.reads) == (0, [])
     assert source.take_back() == [4, 5, 6], "a lease that cannot be read must not wait for its end"
     await mover.close()
 
 
 async def test_blocks_that_the_source_does_not_have_are_refused(
-    mover: Mover, transport: ScriptedTransport, source: Source
+    mover: Mover, fast: ScriptedTransport, source: Source
 ) -> None:
     result = await pull_and_release(mover, source, job(source.offer((4, 5, 100))))
-    assert (result.outcome, transport.started) == ("refused", [])
-
-
-async def test_a_read_past_its_deadline_fails_and_gives_the_lease_back(
-    mover: Mover, transport: ScriptedTransport, source: Source
-) -> None:
-    transport.state = ReadState.MOVING
-    result = await pull_and_release(mover, source, job(source.offer()))
-    assert result.outcome == "failed"
-    assert "within 0.2 s" in result.reason
-    assert transport.released == 1
-    assert source.take_back() == [4, 5, 6]
-
-
-@pytest.mark.parametrize("refuse_start", [True, False])
-async def test_after_a_failed_read_the_next_pull_connects_anew(
-    mover: Mover, transport: ScriptedTransport, source: Source, refuse_start: bool
-) -> None:
-    transport.state, transport.refuse_start = ReadState.FAILED, refuse_start
-    assert (await mover.pull(job(source.offer()))).outcome == "failed"
-    assert transport.disconnected == 1
-    transport.state, transport.refuse_start = ReadState.DONE, False
-    assert (await mover.pull(job(source.offer()))).outcome == "landed"
-    assert transport.connected == 2
-
-
-async def test_a_pull_does_not_end_while_bytes_may_still_arrive(
-    mover: Mover, transport: ScriptedTransport, source: Source
-) -> None:
-    transport.state, transport.quiet = ReadState.FAILED, False
-    pulling = asyncio.create_task(mover.pull(job(source.offer())))
-    await until(lambda: transport.polls > 0)
-    done, _ = await asyncio.wait({pulling}, timeout=0.1)
-    assert not done
-    transport.quiet = True
-    assert (await pulling).outcome == "failed"
+    assert (result.outcome, fast.reads) == ("refused", [])
 
 
 async def test_a_cancelled_pull_lets_go_of_its_read_and_of_the_lease(
-    mover: Mover, transport: ScriptedTransport, source: Source
+    mover: Mover, fast: ScriptedTransport, slow: ScriptedTransport, source: Source
 ) -> None:
-    transport.state = ReadState.MOVING
+    fast.read_fault = Fault.STALL
     pulling = asyncio.create_task(mover.pull(job(source.offer())))
-    await until(lambda: transport.polls > 0)
+    await eventually(lambda: fast.at_work == 1 and bool(fast.reads))
     pulling.cancel()
-    assert (await pulling).outcome == "cancelled"
-    assert transport.released == 1
-    await asyncio.to_thread(source.ended.wait, 5)
+    result = await pulling
+    assert (result.transport, result.outcome, slow.reads) == ("fast", "cancelled", [])
+    assert await asyncio.to_thread(source.ended.wait, 5)
     assert source.take_back() == [4, 5, 6]
 
 
-async def test_a_long_read_renews_its_claim(transport: ScriptedTransport) -> None:
+async def test_a_pull_that_is_cancelled_again_and_again_does_not_end_while_bytes_may_still_arrive(
+    mover: Mover, fast: ScriptedTransport, source: Source
+) -> None:
+    fast.read_fault, fast.lingering = Fault.STALL, True
+    pulling = asyncio.create_task(mover.pull(job(source.offer())))
+    await eventually(lambda: bool(fast.reads))
+    for _ in range(3):
+        pulling.cancel()
+        done, _ = await asyncio.wait({pulling}, timeout=0.02)
+        assert not done
+    fast.lingering = False
+    assert (await pulling).outcome == "cancelled"
+
+
+async def test_a_long_read_renews_its_claim(fast: ScriptedTransport) -> None:
     source = Source(lease_s=0.3)
-    mover = Mover(transport, FINGERPRINT, "decode-0/1", 0, Deadlines(2.0, 5.0))
-    transport.state = ReadState.MOVING
+    mover = Mover([fast], READER, rules())
+    fast.read_fault = Fault.STALL
     loop = asyncio.get_running_loop()
     started = loop.time()
     pulling = asyncio.create_task(mover.pull(job(source.offer())))
     while loop.time() < started + 0.6:  # twice the lease: here the source's clock follows the real one
         source.clock.time = loop.time() - started
         await asyncio.sleep(0.005)
-    transport.state = ReadState.DONE
+    fast.read_fault = None
     assert (await pulling).outcome == "landed"
     await mover.close()
-    source.server.close()
+    source.close()
 
 
 async def test_a_source_that_is_gone_fails_the_pull_at_once(mover: Mover, source: Source) -> None:
     ticket = source.offer()
-    await asyncio.to_thread(source.server.close)
+    await asyncio.to_thread(source.close)
     result = await mover.pull(job(ticket))
-    assert result.outcome == "failed"
+    assert (result.transport, result.outcome) == ("none", "failed")
     assert ticket.source in result.reason
 
 
 async def test_a_source_that_does_not_answer_fails_every_waiting_pull_within_one_deadline(
-    transport: ScriptedTransport, source: Source
+    fast: ScriptedTransport, source: Source
 ) -> None:
-    mover = Mover(transport, FINGERPRINT, "decode-0/1", 0, Deadlines(connect_s=0.3, read_s=0.2))
+    mover = Mover([fast], READER, replace(rules(), connect_s=0.3))
     with socket.create_server(("127.0.0.1", 0)) as silent:
         ticket = replace(source.offer(), source=f"127.0.0.1:{silent.getsockname()[1]}")
         async with asyncio.timeout(2.0):
@@ -204,10 +224,22 @@ async def test_a_source_that_does_not_answer_fails_every_waiting_pull_within_one
 
 
 async def test_a_worker_that_came_back_gets_a_new_connection_and_the_old_one_is_dropped(
-    mover: Mover, transport: ScriptedTransport, source: Source
+    mover: Mover, fast: ScriptedTransport, source: Source
 ) -> None:
     await mover.pull(job(source.offer()))
     again = Source(epoch=EPOCH + 1)
     assert (await mover.pull(job(again.offer()))).outcome == "landed"
-    assert (transport.connected, transport.disconnected) == (2, 1)
-    again.server.close()
+    assert (fast.connected, fast.disconnected) == (2, 1)
+    again.close()
+
+
+async def test_a_completion_that_was_heard_but_not_answered_ends_the_lease_once(mover: Mover, source: Source) -> None:
+    """The engine may have taken the blocks already when the reader, who heard nothing, says goodbye."""
+    ticket = source.offer()
+    assert (await mover.pull(job(ticket))).outcome == "landed"
+    mover.release(ticket)
+    await eventually(lambda: source.service.calls.get("Release", 0) == 1)
+    late = await mover.pull(job(ticket))
+    assert (late.outcome, "already landed" in late.reason) == ("stale", True)
+    assert source.take_back() == [4, 5, 6]
+    assert source.stats().leases_released == 1

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from cluster.errors import EngineFailed
-from kv_transfer.mover import Deadlines, Mover, PullJob, PullResult
+from kv_transfer.mover import Mover, PullJob, PullResult
 from kv_transfer.mover_thread import MoverThread
-from kv_transfer.transport import ReadState
-from tests.kv_transfer.conftest import FINGERPRINT, ScriptedTransport, Source
+from tests.kv_transfer import conftest
+from tests.kv_transfer.conftest import READER, Fault, ScriptedTransport, Source, rules
 
 
 @pytest.fixture
@@ -29,21 +29,28 @@ def thread(transport: ScriptedTransport) -> Iterator[MoverThread]:
 
 
 def start(transport: ScriptedTransport, serve: Callable[[], None] = lambda: None) -> MoverThread:
-    return MoverThread(lambda: Mover(transport, FINGERPRINT, "decode-0/1", 0, Deadlines(2.0, 5.0)), serve)
+    return MoverThread(lambda: Mover([transport], READER, rules()), serve)
 
 
 def job(source: Source, request_id: str) -> PullJob:
-    ticket = source.offer()
-    return PullJob(request_id, ticket, ticket.block_ids, (7, 8, 9))
+    return conftest.job(source.offer(), request_id=request_id)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)
 
 
 def collect(thread: MoverThread, count: int) -> list[PullResult]:
     results: list[PullResult] = []
-    end = time.monotonic() + 5
-    while len(results) < count:
-        assert time.monotonic() < end, f"only {results}"
-        results += thread.take_results()
-        time.sleep(0.001)
+
+    def all_there() -> bool:
+        results.extend(thread.take_results())
+        return len(results) >= count
+
+    wait_for(all_there)
     return results
 
 
@@ -59,10 +66,20 @@ def test_every_pull_is_reported_once(thread: MoverThread, source: Source) -> Non
 def test_a_request_that_ends_takes_its_pull_with_it_even_before_it_began(
     thread: MoverThread, transport: ScriptedTransport, source: Source
 ) -> None:
-    transport.state = ReadState.MOVING
+    transport.read_fault = Fault.STALL
     thread.pull(job(source, "a"))
     thread.cancel({"a", "of nobody"})
     assert [result.outcome for result in collect(thread, 1)] == ["cancelled"]
+    assert source.ended.wait(5)
+    assert source.take_back() == [4, 5, 6]
+
+
+def test_a_transport_that_breaks_in_an_unknown_way_fails_the_pull_and_gives_the_lease_back(
+    thread: MoverThread, transport: ScriptedTransport, source: Source
+) -> None:
+    transport.reads = None  # type: ignore[assignment]
+    thread.pull(job(source, "a"))
+    assert [(result.transport, result.outcome) for result in collect(thread, 1)] == [("none", "failed")]
     assert source.ended.wait(5)
     assert source.take_back() == [4, 5, 6]
 
@@ -86,15 +103,13 @@ def test_peers_are_served_only_while_that_was_ordered(transport: ScriptedTranspo
     thread.close()
 
 
-def test_closing_ends_pulls_in_progress(transport: ScriptedTransport, source: Source) -> None:
-    transport.state = ReadState.MOVING
+def test_closing_ends_pulls_in_progress_and_closes_the_transports(transport: ScriptedTransport, source: Source) -> None:
+    transport.read_fault = Fault.STALL
     thread = start(transport)
     thread.pull(job(source, "a"))
-    end = time.monotonic() + 5
-    while not transport.polls and time.monotonic() < end:
-        time.sleep(0.001)
+    wait_for(lambda: bool(transport.reads))
     thread.close()
-    assert transport.released == 1
+    assert (transport.at_work, transport.connected - transport.disconnected, transport.closed) == (0, 0, True)
     thread.close()
 
 

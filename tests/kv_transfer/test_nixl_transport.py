@@ -1,110 +1,106 @@
-"""NIXL between two processes: bytes arrive where they belong, and a peer that dies never hangs a reader."""
+"""NIXL between two processes: bytes arrive where they belong, nothing arrives once a read has ended, and a peer that
+stalls or dies never hangs a reader."""
 
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
+import contextlib
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
-from typing import Any
 
 import numpy as np
 import pytest
 
 from cluster.errors import TransferFailed
-from kv_transfer.mover import Deadlines, Mover, PullJob
-from kv_transfer.nixl_transport import NixlPeer, NixlRead, NixlTransport
-from kv_transfer.transport import Endpoint, Layout, ReadState, Region
-from tests.kv_transfer.conftest import FINGERPRINT, Source
+from kv_transfer.mover import Mover
+from kv_transfer.nixl_agent import ReadState
+from kv_transfer.nixl_transport import NixlPeer, NixlTransport
+from kv_transfer.transport import BlockRead, Endpoint, Layout, Region
+from tests.kv_transfer.conftest import READER, Source, job, rules
+from tests.kv_transfer.nixl_peers import (
+    BLOCK_BYTES,
+    BLOCKS,
+    LAYERS,
+    Cache,
+    Nursery,
+    Writer,
+    layout_of,
+    pattern,
+    started_writer,
+)
 
-LAYERS, BLOCKS, BLOCK_BYTES = 3, 64, 4096
-Cache = np.ndarray[Any, np.dtype[np.uint8]]
+Reading = tuple[NixlTransport, Cache]
 
 pytestmark = pytest.mark.timeout(60)
 
 
-def layout_of(cache: Cache) -> Layout:
-    """Layer first, as vLLM does on CPU: the layers share one storage."""
-    base, layer = cache.ctypes.data, cache.strides[0]
-    return Layout(tuple(Region(base + i * layer, cache.strides[1], BLOCK_BYTES, BLOCKS) for i in range(LAYERS)))
+@pytest.fixture(scope="module")
+def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+    made = Nursery(tmp_path_factory.mktemp("nursery"))
+    yield made
+    made.close()
 
 
-def pattern() -> Cache:
-    cache = np.empty((LAYERS, BLOCKS, BLOCK_BYTES), np.uint8)
-    cache[:] = (np.arange(LAYERS)[:, None] * BLOCKS + np.arange(BLOCKS)[None, :])[:, :, None] % 251
-    return cache
+@pytest.fixture(scope="module")
+def writer(nursery: Nursery) -> Iterator[Writer]:
+    with started_writer(nursery) as made:
+        yield made
 
 
-def serve(pipe: Connection) -> None:
-    """A writer: serves its peers until it is killed."""
-    cache = pattern()
-    transport = NixlTransport(layout_of(cache))
-    pipe.send(transport.endpoint())
-    while not pipe.poll(0.002):
-        transport.progress()
-
-
-@dataclass
-class Writer:
-    process: BaseProcess
-    endpoint: Endpoint
-
-    def signal(self, number: signal.Signals) -> None:
-        assert self.process.pid is not None
-        os.kill(self.process.pid, number)
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.join()
-
-
-def start_writer() -> Iterator[Writer]:
-    spawn = multiprocessing.get_context("spawn")
-    here, there = spawn.Pipe()
-    process = spawn.Process(target=serve, args=(there,))
-    process.start()
-    writer = Writer(process, here.recv())
-    yield writer
-    writer.kill()
-
-
-writer = pytest.fixture(start_writer, scope="module", name="writer")
-mortal_writer = pytest.fixture(start_writer, name="mortal_writer")
+@pytest.fixture(scope="module")
+def other_writer(nursery: Nursery) -> Iterator[Writer]:
+    """May be stopped, but must go on in the end."""
+    with started_writer(nursery) as made:
+        yield made
 
 
 @pytest.fixture
-def reader() -> Iterator[tuple[NixlTransport, Cache]]:
+def mortal_writer(nursery: Nursery) -> Iterator[Writer]:
+    with started_writer(nursery) as made:
+        yield made
+
+
+@pytest.fixture
+async def reader() -> Reading:
+    return new_reader()
+
+
+@pytest.fixture(autouse=True)
+def _close() -> Iterator[None]:
+    yield
+    while MADE:
+        MADE.pop().close()
+
+
+MADE: list[NixlTransport] = []
+
+
+def new_reader() -> Reading:
     cache = np.zeros((LAYERS, BLOCKS, BLOCK_BYTES), np.uint8)
-    transport = NixlTransport(layout_of(cache))
-    yield transport, cache
-    transport.close()
+    MADE.append(NixlTransport(layout_of(cache), "lo"))
+    return MADE[-1], cache
 
 
-def finish(transport: NixlTransport, read: NixlRead, within_s: float = 10.0) -> ReadState:
-    end = time.monotonic() + within_s
-    while (state := transport.poll(read)) is ReadState.MOVING and time.monotonic() < end:
-        time.sleep(0)
-    return state
+ALL = tuple(range(BLOCKS))
 
 
-def read_all(transport: NixlTransport, peer: NixlPeer, source: tuple[int, ...], target: tuple[int, ...]) -> None:
-    read = transport.start(peer, source, target)
-    assert finish(transport, read) is ReadState.DONE
-    assert transport.cancel(read)
+async def read(transport: NixlTransport, peer: NixlPeer, source: tuple[int, ...], target: tuple[int, ...]) -> None:
+    async with asyncio.timeout(10):
+        await transport.read(peer, BlockRead(b"", source, target))
 
 
-def test_blocks_of_every_layer_land_in_the_blocks_they_were_meant_for(
-    reader: tuple[NixlTransport, Cache], writer: Writer
-) -> None:
+async def test_blocks_of_every_layer_land_in_the_blocks_they_were_meant_for(reader: Reading, writer: Writer) -> None:
     transport, cache = reader
     peer = transport.connect(writer.endpoint)
-    read_all(transport, peer, source=(7, 0, 63), target=(1, 2, 40))
+    await transport.probe(peer)
+    assert not cache.any(), "a probe touched a block"
+    await read(transport, peer, source=(7, 0, 63), target=(1, 2, 40))
     there = pattern()
     for source, target in ((7, 1), (0, 2), (63, 40)):
         assert np.array_equal(cache[:, target], there[:, source])
@@ -112,7 +108,7 @@ def test_blocks_of_every_layer_land_in_the_blocks_they_were_meant_for(
     assert not untouched.any(), "a byte landed outside the target blocks"
 
 
-def test_a_writer_of_other_block_sizes_is_refused(reader: tuple[NixlTransport, Cache], writer: Writer) -> None:
+async def test_a_writer_of_other_block_sizes_is_refused(reader: Reading, writer: Writer) -> None:
     regions = tuple(
         Region(r.address, r.stride, r.block_bytes // 2, r.num_blocks) for r in writer.endpoint.layout.regions
     )
@@ -120,54 +116,186 @@ def test_a_writer_of_other_block_sizes_is_refused(reader: tuple[NixlTransport, C
         reader[0].connect(Endpoint(writer.endpoint.offers, Layout(regions)))
 
 
-def test_metadata_that_is_garbage_is_refused(reader: tuple[NixlTransport, Cache], writer: Writer) -> None:
-    with pytest.raises(TransferFailed, match="cannot connect"):
-        reader[0].connect(Endpoint({"nixl": b"garbage"}, writer.endpoint.layout))
+@pytest.mark.parametrize("offer", [b"", b"garbage", b"nxl1" + bytes(24), b"nxl1" + bytes(200)])
+async def test_an_offer_that_is_garbage_is_refused(reader: Reading, writer: Writer, offer: bytes) -> None:
+    with pytest.raises(TransferFailed):
+        reader[0].connect(Endpoint({"nixl": offer}, writer.endpoint.layout))
+    peer = reader[0].connect(writer.endpoint)
+    await read(reader[0], peer, (1,), (1,))
 
 
-def test_a_peer_can_be_forgotten_and_connected_again(reader: tuple[NixlTransport, Cache], writer: Writer) -> None:
+async def test_memory_that_the_peer_never_offered_is_not_read(reader: Reading, writer: Writer) -> None:
+    regions = tuple(
+        Region(r.address + (1 << 40), r.stride, r.block_bytes, r.num_blocks) for r in writer.endpoint.layout.regions
+    )
+    peer = reader[0].connect(Endpoint(writer.endpoint.offers, Layout(regions)))
+    with pytest.raises(TransferFailed, match="NIXL cannot prepare a read"):
+        await read(reader[0], peer, (1,), (1,))
+
+
+async def test_a_probe_that_brings_other_bytes_than_were_offered_fails(reader: Reading, writer: Writer) -> None:
+    offer = bytearray(writer.endpoint.offers["nixl"])
+    offer[12] ^= 1  # of the token
+    peer = reader[0].connect(Endpoint({"nixl": bytes(offer)}, writer.endpoint.layout))
+    with pytest.raises(TransferFailed, match="other bytes"):
+        await reader[0].probe(peer)
+
+
+async def test_a_peer_can_be_forgotten_and_connected_again(reader: Reading, writer: Writer) -> None:
     transport, cache = reader
     for round_ in range(3):
-        peer = transport.connect(writer.endpoint)
-        read_all(transport, peer, (round_ + 10,), (round_,))
+        peer, same = transport.connect(writer.endpoint), transport.connect(writer.endpoint)
+        transport.disconnect(same)
+        await read(transport, peer, (round_ + 10,), (round_,))
         transport.disconnect(peer)
     assert np.array_equal(cache[:, :3], pattern()[:, 10:13])
 
 
-def test_a_peer_that_stalls_or_dies_in_the_middle_of_a_read_never_hangs_it(
-    reader: tuple[NixlTransport, Cache], mortal_writer: Writer
-) -> None:
-    transport, _ = reader
-    mortal_writer.signal(signal.SIGSTOP)  # the first read must wait for the peer to answer its connection
+async def test_only_the_configured_interface_is_listened_on(writer: Writer) -> None:
+    assert {host for host, _ in writer.listening} == {"127.0.0.1"}
+
+
+@pytest.mark.parametrize("garbage", [bytes(8), bytes(100_000), b"GET / HTTP/1.1\r\n\r\n", b"\xff" * 1000])
+async def test_garbage_on_the_port_leaves_the_writer_at_work(reader: Reading, writer: Writer, garbage: bytes) -> None:
+    for address in writer.listening:
+        with socket.create_connection(address, 5) as connection, contextlib.suppress(OSError):
+            connection.sendall(garbage)
+            connection.settimeout(0.1)
+            connection.recv(1)  # gives it time to be seen, and perhaps hung up on
+    peer = reader[0].connect(writer.endpoint)
+    await reader[0].probe(peer)
+    await read(reader[0], peer, (1,), (1,))
+
+
+async def test_a_stalled_peer_fails_a_probe_at_its_deadline_and_answers_the_next_one(other_writer: Writer) -> None:
+    transport, _ = new_reader()
+    other_writer.signal(signal.SIGSTOP)  # the first contact must wait for the peer
+    peer = transport.connect(other_writer.endpoint)
+    started = time.monotonic()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.3):
+            await transport.probe(peer)
+    assert time.monotonic() - started < 0.6
+    transport.disconnect(peer)
+    other_writer.signal(signal.SIGCONT)
+    peer = transport.connect(other_writer.endpoint)
+    await transport.probe(peer)
+    await read(transport, peer, (1,), (1,))
+    assert "unsettled=0" in repr(transport)
+
+
+async def test_a_peer_that_dies_fails_probes_and_reads_at_once(mortal_writer: Writer) -> None:
+    transport, _ = new_reader()
+    mortal_writer.signal(signal.SIGSTOP)
     peer = transport.connect(mortal_writer.endpoint)
-
-    stalled = transport.start(peer, (1,), (1,))
-    assert finish(transport, stalled, within_s=0.3) is ReadState.MOVING
-    let_go(transport, stalled)
-
-    cut_off = transport.start(peer, (1,), (1,))
-    assert finish(transport, cut_off, within_s=0.1) is ReadState.MOVING
+    reading = asyncio.create_task(read(transport, peer, (1,), (1,)))
+    done, _ = await asyncio.wait({reading}, timeout=0.1)
+    assert not done
     mortal_writer.kill()
-    assert finish(transport, cut_off) is ReadState.FAILED
-    let_go(transport, cut_off)
-
-    with pytest.raises(TransferFailed):
-        transport.start(peer, (1,), (1,))
+    async with asyncio.timeout(5):
+        with pytest.raises(TransferFailed):
+            await reading
+        with pytest.raises(TransferFailed):
+            await transport.probe(peer)
     transport.disconnect(peer)
 
 
-def let_go(transport: NixlTransport, read: NixlRead) -> None:
-    end = time.monotonic() + 5
-    while not transport.cancel(read):
-        assert time.monotonic() < end, "the read cannot be stopped"
-        time.sleep(0.01)
+# Makes UCX ask the peer to send, as over a network whose card cannot fetch: then bytes may come long after they were
+# asked for, and only such a path shows whether a read has really ended.
+EMULATED = {"UCX_TLS": "tcp", "UCX_PROTO_EMULATION_ENABLE": "y"}
 
 
-def test_other_threads_go_on_while_bytes_move(reader: tuple[NixlTransport, Cache], writer: Writer) -> None:
+def stop_in_mid_read(pipe: Connection, endpoint: Endpoint, environment: dict[str, str]) -> None:
+    """Reads from a peer that is stopped and then goes on; tells how many bytes came before the read's end and after."""
+    os.environ |= environment
+
+    async def run() -> tuple[int, int]:
+        transport, cache = new_reader()
+        peer = transport.connect(endpoint)
+        await read(transport, peer, (1,), (1,))
+        cache[:] = 0
+        pipe.send("connected")
+        pipe.recv()
+        reading = asyncio.create_task(read(transport, peer, ALL, ALL))
+        await asyncio.wait({reading}, timeout=0.1)
+        for _ in range(3):
+            reading.cancel()
+            await asyncio.wait({reading}, timeout=0.02)
+        await asyncio.wait({reading})
+        before = int(cache.sum())
+        cache[:] = 0
+        pipe.send("ended")
+        pipe.recv()
+        end = time.monotonic() + 0.5
+        while time.monotonic() < end:
+            transport._current().agent.progress()  # what is still under way arrives only with progress
+            await asyncio.sleep(0.001)
+        return before, int(cache.sum())
+
+    pipe.send(asyncio.run(run()))
+
+
+def test_nothing_arrives_any_more_once_a_cancelled_read_has_ended(nursery: Nursery, mortal_writer: Writer) -> None:
+    """NIXL itself lets go of such a read at once, and its bytes arrive later all the same."""
+    pipe = nursery.start(stop_in_mid_read, mortal_writer.endpoint, EMULATED)
+    assert pipe.recv() == "connected"
+    mortal_writer.signal(signal.SIGSTOP)
+    pipe.send("read")
+    assert pipe.recv() == "ended"
+    mortal_writer.signal(signal.SIGCONT)
+    pipe.send("look")
+    assert pipe.recv() == (0, 0)
+
+
+def test_a_path_over_which_a_peer_would_have_to_send_is_not_taken(nursery: Nursery, writer: Writer) -> None:
+    """UCX aborts a writer whose reader goes away in the middle of such a read; there is another transport for that."""
+    assert "NIXL cannot read" in nursery.start(tell_why_probe_fails, writer.endpoint, {"UCX_TLS": "tcp"}).recv()
+
+
+def tell_why_probe_fails(pipe: Connection, endpoint: Endpoint, environment: dict[str, str]) -> None:
+    os.environ |= environment
+
+    async def run() -> str:
+        transport, _ = new_reader()
+        try:
+            await transport.probe(transport.connect(endpoint))
+        except TransferFailed as error:
+            return str(error)
+        return ""
+
+    pipe.send(asyncio.run(run()))
+
+
+async def test_a_read_that_cannot_be_stopped_costs_other_peers_no_more_than_a_new_beginning(
+    reader: Reading, writer: Writer, other_writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transport, cache = reader
+    good, bad = transport.connect(writer.endpoint), transport.connect(other_writer.endpoint)
+    agent = transport._current().agent
+    really, done = agent.poll, threading.Event()
+
+    def late(read: int) -> ReadState:
+        return really(read) if done.is_set() else ReadState.MOVING
+
+    monkeypatch.setattr(agent, "poll", late)
+    other_writer.signal(signal.SIGSTOP)
+    reads = [asyncio.create_task(read(transport, peer, (5,), (target,))) for peer, target in ((good, 1), (bad, 2))]
+    await asyncio.wait(reads, timeout=0.1)
+    reads[1].cancel()
+    await asyncio.wait({reads[1]})
+    assert agent.closed
+    await reads[0]
+    assert np.array_equal(cache[:, 1], pattern()[:, 5])
+    other_writer.signal(signal.SIGCONT)
+    await read(transport, bad, (6,), (3,))
+    assert np.array_equal(cache[:, 3], pattern()[:, 6])
+
+
+async def test_other_threads_go_on_while_bytes_move(reader: Reading, writer: Writer) -> None:
     """The engine computes while blocks arrive: a transfer must not hold the interpreter."""
     transport, _ = reader
     peer = transport.connect(writer.endpoint)
-    read_all(transport, peer, (0,), (0,))
+    await read(transport, peer, (0,), (0,))
     pauses, stop = [0.0], threading.Event()
 
     def tick() -> None:
@@ -179,7 +307,7 @@ def test_other_threads_go_on_while_bytes_move(reader: tuple[NixlTransport, Cache
     ticking = threading.Thread(target=tick)
     ticking.start()
     for _ in range(50):
-        read_all(transport, peer, tuple(range(BLOCKS)), tuple(range(BLOCKS)))
+        await read(transport, peer, ALL, ALL)
     stop.set()
     ticking.join()
     assert max(pauses) < 0.25
@@ -187,21 +315,17 @@ def test_other_threads_go_on_while_bytes_move(reader: tuple[NixlTransport, Cache
 
 async def test_the_mover_survives_a_source_whose_process_dies(mortal_writer: Writer) -> None:
     """The whole reader, with NIXL: the pull fails within its deadline and leaves nothing behind."""
-    cache = np.zeros((LAYERS, BLOCKS, BLOCK_BYTES), np.uint8)
-    transport = NixlTransport(layout_of(cache))
+    transport, cache = new_reader()
     source = Source(endpoint=mortal_writer.endpoint)
-    mover = Mover(transport, FINGERPRINT, "decode-0/1", 0, Deadlines(1.0, 1.0))
-
-    def job() -> PullJob:
-        return PullJob("request", source.offer((4, 5, 6)), (4, 5, 6), (0, 1, 2))
-
-    assert (await mover.pull(job())).outcome == "landed"
-    assert np.array_equal(cache[:, :3], pattern()[:, 4:7])
+    ladder = rules(probe_s=1.0, read_s=1.0)
+    mover = Mover([transport], READER, replace(ladder, rungs={"nixl": ladder.rungs["fast"]}))
+    assert (await mover.pull(job(source.offer((4, 5, 6))))).outcome == "landed"
+    assert np.array_equal(cache[:, 50:53], pattern()[:, 4:7])
     await asyncio.to_thread(mortal_writer.kill)
     async with asyncio.timeout(5):
-        result = await mover.pull(job())
-    assert result.outcome == "failed"
+        result = await mover.pull(job(source.offer((4, 5, 6))))
+    assert (result.transport, result.outcome) == ("nixl", "failed")
     await mover.close()
+    mover.check_idle()
     assert source.stats().leases == 0
-    source.server.close()
-    transport.close()
+    source.close()

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from cluster.clock import RealClock, VirtualClock
+from cluster.config import KvTransferConfig
 from cluster.errors import LeaseLost, TicketRefused, TransferFailed
 from cluster.kv_link import Handoff
 from kv_transfer.simulated_handoff import SimulatedHandoff, SimulatedLink
@@ -22,9 +23,7 @@ LINK = SimulatedLink(
     secret=b"a secret of sixteen bytes or more",
     block_size=32,
     num_blocks=1000,
-    lease_s=30.0,
-    connect_deadline_s=2.0,
-    read_deadline_s=2.0,
+    transfer=KvTransferConfig(connect_deadline_s=2.0),
     block_s=0.0001,
 )
 
@@ -89,7 +88,7 @@ async def test_a_released_lease_cannot_be_read(pair: Pair) -> None:
 
 async def test_an_expired_lease_gives_the_blocks_back_without_anyone_asking(pair: Pair) -> None:
     ticket = pair.prefill.offer("attempt", 32, [8])
-    await pair.clock.advance(2 * LINK.lease_s)
+    await pair.clock.advance(2 * LINK.transfer.lease_s)
     assert pair.freed == [8]
     with pytest.raises(LeaseLost):
         await pair.decode.pull(ticket, missing_blocks=1)

@@ -9,9 +9,13 @@ import pytest
 from cluster.config import RouterConfig
 from cluster.engine import FinishReason, Role, Sampling
 from cluster.errors import DeadlineExceeded, EngineFailed, NoWorker, Overloaded, WorkerLost
+from cluster.wire import role_to_wire
 from protos.baton.v1 import kv_pb2, worker_pb2
 from router.dispatch import Dispatch
 from router.generation import Emission, GenerationRequest, Outcome
+from router.handover_rules import HandoverRules
+
+PIPELINING_FROM = 10
 
 
 class Bench:
@@ -22,7 +26,8 @@ class Bench:
         self.posted: list[tuple[str, worker_pb2.SessionRequest]] = []
         self.unreachable: set[str] = set()
         self.batches: list[list[Emission]] = []
-        self.dispatch = Dispatch(RouterConfig.model_validate(config), self.post, lambda: self.now, seed=1)
+        router = RouterConfig.model_validate(config)
+        self.dispatch = Dispatch(router, self.post, lambda: self.now, 1, HandoverRules(pipelining_from=PIPELINING_FROM))
         self.dispatch.connect(self)
 
     def post(self, worker_id: str, message: worker_pb2.SessionRequest) -> bool:
@@ -35,10 +40,10 @@ class Bench:
     def up(self, *worker_ids: str) -> None:
         for worker_id in worker_ids:
             role = Role.PREFILL if worker_id.startswith("p") else Role.DECODE
-            self.dispatch.worker_up(worker_id, role, worker_pb2.Load())
+            self.dispatch.worker_up(describe(worker_id, role))
 
-    def ask(self, request_id: str, max_tokens: int = 3) -> worker_pb2.Submit:
-        self.dispatch.submit(GenerationRequest(request_id, [1, 2, 3], Sampling(max_tokens)))
+    def ask(self, request_id: str, max_tokens: int = 3, prompt: Sequence[int] = (1, 2, 3)) -> worker_pb2.Submit:
+        self.dispatch.submit(GenerationRequest(request_id, list(prompt), Sampling(max_tokens)))
         return self.submits[-1]
 
     @property
@@ -59,6 +64,11 @@ class Bench:
 
     def step(self, worker_id: str, *outputs: worker_pb2.Output) -> None:
         self.dispatch.on_step(worker_id, worker_pb2.StepOutputs(outputs=outputs, load=worker_pb2.Load(running=1)))
+
+
+def describe(worker_id: str, role: Role) -> worker_pb2.WorkerDescription:
+    source = f"source-of-{worker_id}:1"
+    return worker_pb2.WorkerDescription(worker_id=worker_id, role=role_to_wire(role), source=source, epoch=5)
 
 
 def output(submit: worker_pb2.Submit, token: int, last: bool = False, lease: str = "") -> worker_pb2.Output:
@@ -233,3 +243,41 @@ def test_stopping_fails_everything_with_the_reason(bench: Bench) -> None:
     reason = EngineFailed("stopping")
     bench.dispatch.fail_all(reason)
     assert [emission.error for emission in bench.emissions] == [reason, reason]
+
+
+LONG = range(PIPELINING_FROM)
+
+
+def test_a_long_prompt_is_prefetched_from_the_engine_that_computes_it(bench: Bench) -> None:
+    prefetch = bench.ask("r", prompt=LONG)
+    first = bench.submits[0]
+    prefill_worker = bench.posted[0][0]
+    assert (first.leg, prefetch.leg) == (worker_pb2.LEG_PREFILL, worker_pb2.LEG_PREFETCH)
+    assert prefetch.follow == worker_pb2.PrefillInProgress(
+        source=f"source-of-{prefill_worker}:1", epoch=5, attempt_id=first.attempt_id
+    )
+    bench.step(prefill_worker, output(first, 40, last=True, lease="lease"))
+    decode = bench.submits[-1]
+    assert (decode.leg, decode.after_attempt_id) == (worker_pb2.LEG_DECODE, prefetch.attempt_id)
+    bench.step("d1", output(prefetch, 9, last=True), output(decode, 41))
+    bench.step("d1", output(decode, 42, last=True))
+    assert [token for emission in bench.emissions for token in emission.token_ids] == [40, 41, 42]
+    assert bench.aborted == []
+
+
+def test_a_short_prompt_and_an_engine_without_a_source_are_not_followed(bench: Bench) -> None:
+    assert bench.ask("short").leg == worker_pb2.LEG_PREFILL
+    for worker_id in ("p1", "p2"):
+        worker = bench.dispatch.view.get(worker_id)
+        assert worker is not None
+        worker.source = ""
+    assert bench.ask("long", prompt=LONG).leg == worker_pb2.LEG_PREFILL
+    bench.dispatch.cancel(["short", "long"])
+
+
+@pytest.mark.parametrize("unreachable", [["d1"], ["p1", "p2"], ["p1", "p2", "d1"]])
+def test_a_worker_that_cannot_be_reached_leaves_no_prefetch_behind(bench: Bench, unreachable: list[str]) -> None:
+    bench.unreachable = set(unreachable)
+    bench.ask("r", prompt=LONG)
+    bench.dispatch.check_integrity()
+    bench.dispatch.cancel(["r"])

@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 
-from cluster.engine import EngineOutput, EngineRequest, FinishReason, Leg, PromptOrigin, Role, Sampling
+from cluster.engine import (
+    EngineOutput,
+    EngineRequest,
+    FinishReason,
+    Leg,
+    PrefillInProgress,
+    PromptOrigin,
+    Role,
+    Sampling,
+)
 from cluster.errors import DeadlineExceeded, EngineFailed, NoWorker, TicketRefused, WorkerLost
 from protos.baton.v1 import kv_pb2
 from router.generation import Emission, GenerationRequest, Outcome
@@ -28,16 +37,27 @@ class Walk:
     """A pipeline over a fleet of names; keeps every action."""
 
     def __init__(
-        self, max_tokens: int = 4, facts: SamplingFacts = NO_HISTORY, prefill: str = "p1 p2", decode: str = "d1 d2"
+        self,
+        max_tokens: int = 4,
+        facts: SamplingFacts = NO_HISTORY,
+        prefill: str = "p1 p2",
+        decode: str = "d1 d2",
+        first_token_from_prefill: bool = True,
+        pipelining: bool = False,
     ) -> None:
+        self.pipelining = pipelining
         self.workers = {Role.PREFILL: prefill.split(), Role.DECODE: decode.split()}
         request = GenerationRequest("r", list(PROMPT), Sampling(max_tokens=max_tokens, logprobs=2), facts)
-        self.pipeline = RequestPipeline(request, self._choose)
+        self.pipeline = RequestPipeline(request, self._choose, self._follow, first_token_from_prefill)
         self.actions: list[Action] = []
         self.take(self.pipeline.start())
 
-    def _choose(self, role: Role, avoid: frozenset[str]) -> str | None:
-        return next((worker for worker in self.workers[role] if worker not in avoid), None)
+    def _choose(self, role: Role, avoid: frozenset[str], prefer: str | None) -> str | None:
+        ready = [worker for worker in self.workers[role] if worker not in avoid]
+        return prefer if prefer in ready else next(iter(ready), None)
+
+    def _follow(self, worker_id: str, request: EngineRequest) -> PrefillInProgress | None:
+        return PrefillInProgress(f"source of {worker_id}", 7, request.attempt_id) if self.pipelining else None
 
     def take(self, actions: Sequence[Action]) -> list[Action]:
         self.actions += actions
@@ -115,6 +135,26 @@ def test_with_state_that_spans_tokens_decode_samples_the_first_token_itself(fact
     assert walk.emissions == [Emission("r", [50], cached_tokens=1)]
 
 
+def test_a_connector_of_whole_prompts_has_every_first_token_sampled_by_decode() -> None:
+    walk = Walk(max_tokens=3, first_token_from_prefill=False)
+    walk.prefilled(40, origin=PromptOrigin(3, 1, 0), finish_reason=FinishReason.STOP)
+    assert walk.emissions == []
+    assert (walk.worker, walk.submitted.leg, walk.submitted.prompt_token_ids) == ("d1", Leg.DECODE, PROMPT)
+    assert walk.submitted.sampling.max_tokens == 3
+    walk.answer(50, origin=PromptOrigin(3, 0, 3))
+    assert walk.emissions == [Emission("r", [50], cached_tokens=1)]
+
+
+def test_a_ticket_without_a_lease_is_handed_over_and_nothing_is_released_for_it() -> None:
+    stock = kv_pb2.Ticket(stock_params=b"{}").SerializeToString()
+    walk = Walk(first_token_from_prefill=False)
+    walk.answer(40, finish_reason=FinishReason.LENGTH, ticket=stock)
+    assert (walk.submitted.leg, walk.submitted.ticket) == (Leg.DECODE, stock)
+    walk.take(walk.pipeline.on_worker_lost("d1", LOST))
+    assert legs(walk)[-1] == ("d2", Leg.WHOLE)
+    assert walk.of(Release) == []
+
+
 @pytest.mark.parametrize("stop_reason", [None, 40])
 def test_a_request_that_stops_at_its_first_token_never_touches_decode(stop_reason: int | None) -> None:
     walk = Walk()
@@ -131,6 +171,11 @@ def test_one_token_is_made_whole_by_a_prefill_worker_without_a_lease() -> None:
     walk.answer(40, finish_reason=FinishReason.LENGTH, origin=PromptOrigin(3, 0, 0))
     assert walk.ended() is Outcome.COMPLETED
     assert not walk.pipeline.handed_over
+
+
+def test_one_seeded_token_is_made_by_a_decode_worker_which_does_not_cut_prompts_into_chunks() -> None:
+    assert legs(Walk(max_tokens=1, facts=SEEDED)) == [("d1", Leg.WHOLE)]
+    assert legs(Walk(max_tokens=1, facts=SEEDED, decode="")) == [("p1", Leg.WHOLE)]
 
 
 def test_without_a_prefill_worker_decode_does_all_of_it() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.engine import EngineOutput, EngineRequest, FinishReason, Leg, Role, Sampling
+from cluster.engine import EngineOutput, EngineRequest, FinishReason, Leg, PrefillInProgress, Role, Sampling
 from cluster.errors import BatonError, DeadlineExceeded, WorkerLost
 from protos.baton.v1 import kv_pb2
 from router.generation import Emission, GenerationRequest, Outcome
@@ -26,7 +26,8 @@ def ticket(lease_id: str) -> bytes:
 class Cluster:
     """Workers that answer honestly, die, refuse and come back in any order; counts what the pipeline owes them."""
 
-    def __init__(self, request: GenerationRequest, seed: int) -> None:
+    def __init__(self, request: GenerationRequest, seed: int, pipelining: bool) -> None:
+        self.pipelining = pipelining
         self.draw = random.Random(seed)
         self.alive = {"p1": Role.PREFILL, "p2": Role.PREFILL, "d1": Role.DECODE, "d2": Role.DECODE}
         self.running: dict[str, tuple[str, EngineRequest, int]] = {}  # attempt -> worker, request, tokens produced
@@ -40,12 +41,19 @@ class Cluster:
         self.failed: list[BatonError] = []
         self.finishes = 0
         self.late: list[tuple[str, EngineOutput]] = []
-        self.pipeline = RequestPipeline(request, self.choose)
+        self.pipeline = RequestPipeline(request, self.choose, self.follow)
         self.apply(self.pipeline.start())
 
-    def choose(self, role: Role, avoid: frozenset[str]) -> str | None:
+    def choose(self, role: Role, avoid: frozenset[str], prefer: str | None) -> str | None:
         names = sorted(name for name, has in self.alive.items() if has is role and name not in avoid)
+        if prefer in names:
+            return prefer
         return self.draw.choice(names) if names else None
+
+    def follow(self, worker_id: str, request: EngineRequest) -> PrefillInProgress | None:
+        assert request.leg is Leg.PREFILL
+        wanted = self.pipelining and self.draw.random() < 0.8
+        return PrefillInProgress(f"{worker_id}:1", 1, request.attempt_id) if wanted else None
 
     def apply(self, actions: Sequence[Action]) -> None:
         for action in actions:
@@ -55,7 +63,7 @@ class Cluster:
                     assert request.attempt_id not in self.used
                     assert request.sampling.max_tokens >= 1
                     assert bool(request.ticket) is (request.leg is Leg.DECODE)
-                    assert self.reserved == {}
+                    self.check_company(worker_id, request)
                     self.used.add(request.attempt_id)
                     self.reserved[request.attempt_id] = worker_id
                     self.running[request.attempt_id] = (worker_id, request, 0)
@@ -72,6 +80,16 @@ class Cluster:
                     self.emit(emission)
                 case End(outcome):
                     self.ends.append(outcome)
+
+    def check_company(self, worker_id: str, request: EngineRequest) -> None:
+        """One attempt is live at a time, but for a prefetch beside the prefill that it follows or the decode leg that
+        waits for it."""
+        if request.follow is not None:
+            assert list(self.reserved) == [request.follow.attempt_id]
+        elif request.after_attempt_id:
+            assert self.reserved == {request.after_attempt_id: worker_id}
+        else:
+            assert self.reserved == {}
 
     def emit(self, emission: Emission) -> None:
         assert not self.finishes
@@ -97,6 +115,9 @@ class Cluster:
             del self.running[attempt_id]
         reason = FinishReason.LENGTH if last else None
         self.apply(self.pipeline.on_output(worker_id, EngineOutput(attempt_id, tokens, (), reason, None, pinned)))
+
+    def any_attempt(self) -> str:
+        return self.draw.choice(sorted(self.running))
 
     def refuse(self, attempt_id: str) -> None:
         worker_id, _, _ = self.running.pop(attempt_id)
@@ -124,16 +145,16 @@ FACTS = st.sampled_from([NO_HISTORY, SamplingFacts(seeded=True), SamplingFacts(g
 
 
 @settings(max_examples=300, deadline=None)
-@given(events=EVENTS, max_tokens=st.integers(1, 8), facts=FACTS, seed=st.integers(0, 2**16))
+@given(events=EVENTS, max_tokens=st.integers(1, 8), facts=FACTS, seed=st.integers(0, 2**16), pipelining=st.booleans())
 def test_every_request_ends_once_with_contiguous_tokens_and_owes_nothing(
-    events: list[str], max_tokens: int, facts: SamplingFacts, seed: int
+    events: list[str], max_tokens: int, facts: SamplingFacts, seed: int, pipelining: bool
 ) -> None:
     request = GenerationRequest("r", list(PROMPT), Sampling(max_tokens=max_tokens), facts)
-    cluster = Cluster(request, seed)
+    cluster = Cluster(request, seed, pipelining)
     for event in events:
         play(cluster, event)
     while cluster.running:
-        cluster.step(sorted(cluster.running)[0])
+        cluster.step(cluster.any_attempt())
 
     assert len(cluster.ends) == 1
     assert cluster.emitted == expected_tokens(PROMPT, len(cluster.emitted))
@@ -151,9 +172,9 @@ def test_every_request_ends_once_with_contiguous_tokens_and_owes_nothing(
 def play(cluster: Cluster, event: str) -> None:
     match event.split():
         case ["step"] if cluster.running:
-            cluster.step(sorted(cluster.running)[0])
+            cluster.step(cluster.any_attempt())
         case ["refuse"] if cluster.running:
-            cluster.refuse(sorted(cluster.running)[0])
+            cluster.refuse(cluster.any_attempt())
         case ["kill", worker_id]:
             cluster.kill(worker_id)
         case ["late"]:
