@@ -12,18 +12,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from cluster.config_admission import AdmissionConfig
+from cluster.config_placement import PlacementConfig
+from cluster.config_section import Count, Port, Seconds, Section
+from cluster.config_store import StoreConfig
 from cluster.errors import ConfigError
-
-Seconds = Annotated[float, Field(gt=0)]
-Port = Annotated[int, Field(ge=0, le=65535)]
-Count = Annotated[int, Field(ge=1)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class ModelConfig(Section):
@@ -218,10 +214,6 @@ class KvTransferConfig(Section):
         return self
 
 
-class StoreConfig(Section):
-    url: Literal["memory://"] = "memory://"
-
-
 class SecurityConfig(Section):
     """`ticket_secret_env` names the environment variable with the key that signs tickets.
 
@@ -242,7 +234,9 @@ class Config(Section):
     prefill: PoolConfig = PoolConfig()
     decode: PoolConfig = PoolConfig()
     router: RouterConfig = RouterConfig()
+    placement: PlacementConfig = PlacementConfig()
     kv_transfer: KvTransferConfig = KvTransferConfig()
+    admission: AdmissionConfig = AdmissionConfig()
     store: StoreConfig = StoreConfig()
     security: SecurityConfig = SecurityConfig()
     observability: ObservabilityConfig = ObservabilityConfig()
@@ -259,6 +253,11 @@ class Config(Section):
                 raise ValueError(f"{pool}.gpus_per_replica is {gpus}, but engine.device is cpu: set engine.device: gpu")
         if self.engine.kind == "simulated" and self.kv_transfer.connector != "baton":
             raise ValueError("kv_transfer.connector is vLLM's, but engine.kind is simulated: use connector: baton")
+        if self.router.replicas > 1 and not self.store.shared:
+            raise ValueError(
+                f"router.replicas is {self.router.replicas}, but store.url is {self.store.url}: several routers share "
+                "their state in Redis, set store.url: redis://HOST:PORT/0"
+            )
         return self
 
 
@@ -308,12 +307,15 @@ def _explain(detail: ErrorDetails) -> str:
         return f"{key}: unknown key; {hint}valid here: {', '.join(valid)}"
     if detail["type"] == "missing":
         return f"{key}: required, but missing"
-    return f"{key}: {detail['msg'].removeprefix('Value error, ')} (got {detail['input']!r})"
+    got = "" if isinstance(detail["input"], dict) else f" (got {detail['input']!r})"  # a section may hold a secret
+    return f"{key}: {detail['msg'].removeprefix('Value error, ')}{got}"
 
 
 def _keys_at(location: tuple[int | str, ...]) -> list[str]:
     section: type[BaseModel] = Config
     for part in location:
+        if str(part) not in section.model_fields:
+            continue  # a name in a mapping, or a place in a list
         annotation = section.model_fields[str(part)].annotation
         options = [annotation, *getattr(annotation, "__args__", ())]
         section = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))

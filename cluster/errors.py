@@ -5,7 +5,10 @@
     ├── InvalidRequest         the client's request cannot work
     │   └── RequestTooLarge
     ├── UnknownModel
-    ├── Overloaded             refused before queueing
+    ├── RetryLater             refused for now; carries `retry_after_s`
+    │   ├── Overloaded         the cluster's limit
+    │   │   └── DeadlineUnreachable
+    │   └── TenantLimited      the tenant's own limit
     ├── NoWorker               no worker can take the request now
     ├── WorkerLost             the worker went away or refused
     ├── EngineFailed           the engine died, cannot start or reported an error
@@ -14,6 +17,7 @@
     │   ├── LeaseLost          they may have changed while they were read
     │   └── FingerprintMismatch
     ├── TicketRefused          bad signature, version or content
+    ├── StoreUnavailable       the store that routers share does not answer
     └── StartFailed            a part of the cluster did not start in time
 
 Every message says what happened and, where someone can act, what to do. All arguments go through `args`, so an error
@@ -22,6 +26,7 @@ keeps its text when it is pickled between actors.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from http import HTTPStatus
 
@@ -48,8 +53,27 @@ class UnknownModel(BatonError):
     """The model asked for is not served here; the text names the one that is."""
 
 
-class Overloaded(BatonError):
-    """Refused before queueing: try again later."""
+class RetryLater(BatonError):
+    """Refused for now. `retry_after_s`: seconds after which trying again makes sense."""
+
+    def __init__(self, text: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(text, retry_after_s)
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class Overloaded(RetryLater):
+    """The cluster has no room for the request: nothing of it was done."""
+
+
+class DeadlineUnreachable(Overloaded):
+    """The request cannot be answered by its deadline, so it was not begun."""
+
+
+class TenantLimited(RetryLater):
+    """The tenant is over its own rate or concurrency; other tenants are not concerned."""
 
 
 class NoWorker(BatonError):
@@ -84,6 +108,10 @@ class TicketRefused(TransferFailed):
     """The ticket's signature, version or content is wrong."""
 
 
+class StoreUnavailable(BatonError):
+    """The store that routers share did not answer in time, or refused; the text has its own words."""
+
+
 class StartFailed(BatonError):
     """A part of the cluster did not become ready; the text holds its own last words."""
 
@@ -108,6 +136,8 @@ _ANSWERS: dict[type[BaseException], Answer] = {
     InvalidRequest: Answer(HTTPStatus.BAD_REQUEST, grpc.StatusCode.INVALID_ARGUMENT, False, "invalid_request_error"),
     UnknownModel: Answer(HTTPStatus.NOT_FOUND, grpc.StatusCode.NOT_FOUND, False, "invalid_request_error"),
     Overloaded: Answer(HTTPStatus.SERVICE_UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, True, "overloaded_error"),
+    TenantLimited: Answer(HTTPStatus.TOO_MANY_REQUESTS, grpc.StatusCode.RESOURCE_EXHAUSTED, True, "rate_limit_error"),
+    StoreUnavailable: Answer(HTTPStatus.SERVICE_UNAVAILABLE, grpc.StatusCode.UNAVAILABLE, True, "unavailable_error"),
     NoWorker: Answer(HTTPStatus.SERVICE_UNAVAILABLE, grpc.StatusCode.UNAVAILABLE, True, "unavailable_error"),
     WorkerLost: Answer(HTTPStatus.BAD_GATEWAY, grpc.StatusCode.UNAVAILABLE, True, "unavailable_error"),
     DeadlineExceeded: Answer(HTTPStatus.GATEWAY_TIMEOUT, grpc.StatusCode.DEADLINE_EXCEEDED, True, "timeout_error"),
@@ -123,3 +153,8 @@ _OTHER = Answer(HTTPStatus.INTERNAL_SERVER_ERROR, grpc.StatusCode.INTERNAL, Fals
 def answer_for(error: BaseException) -> Answer:
     """How `error` leaves the system: the row of its nearest listed class."""
     return next((_ANSWERS[kind] for kind in type(error).__mro__ if kind in _ANSWERS), _OTHER)
+
+
+def retry_after_s(error: BaseException) -> int | None:
+    """Whole seconds for a `Retry-After` header, at least 1; None for an error that does not say when."""
+    return max(1, math.ceil(error.retry_after_s)) if isinstance(error, RetryLater) else None

@@ -19,8 +19,8 @@ from cluster.errors import TransferFailed
 LEAST_FRAME_BYTES, MOST_FRAME_BYTES = 256 << 10, 4 << 20
 # What a frame can be longer than its data: three tags, two varints, a checksum.
 FRAME_SLACK = 64
-# Of one stream: one that gRPC sends, one that waits behind it, one that is being made or taken apart.
-FRAMES_A_STREAM = 3
+# Of one stream, at either end: two that gRPC holds, one on its way to or from there, one that is made or taken apart.
+FRAMES_A_STREAM = 4
 
 _OFFSET, _CHECKSUM, _DATA = b"\x08", b"\x11", b"\x1a"  # tags: field number and wire type
 _FIXED64 = struct.Struct("<Q")

@@ -166,8 +166,8 @@ def server_options(frame_bytes: int, threads: int) -> list[tuple[str, int]]:
         "grpc.max_receive_message_length": _MOST_REQUEST_BYTES,
         "grpc.max_send_message_length": MOST_FRAME_BYTES + FRAME_SLACK,
         "grpc.max_concurrent_streams": threads,
-        # One frame may wait in the transport, so that the next is made while it is sent.
-        "grpc.http2.write_buffer_size": frame_bytes,
+        # Two frames may wait in the transport, so that the next one is made while they are sent.
+        "grpc.http2.write_buffer_size": 2 * frame_bytes,
         # Whoever connects and says nothing, or nothing of HTTP/2, is let go of.
         "grpc.server_handshake_timeout_ms": _HANDSHAKE_MS,
     }

@@ -1,7 +1,7 @@
 """The thread on which a mover lives, so that transfers overlap the engine's forward passes.
 
 Owns the thread, its event loop and its tasks; the engine's thread hands over jobs and collects results without
-waiting. While peers may want to read from this engine it also serves the transport, which has no thread of its own.
+waiting. Beside it runs the thread that serves peers, which ends with it.
 """
 
 from __future__ import annotations
@@ -11,22 +11,22 @@ import functools
 import logging
 import queue
 import threading
-import time
 from collections.abc import Callable, Coroutine, Iterable
 
-from cluster.errors import EngineFailed, TransferFailed
+from cluster.errors import EngineFailed
 from kv_transfer.follower import Follower, FollowJob
 from kv_transfer.mover import Mover, PullJob, PullResult
+from kv_transfer.peer_serving import PeerServing
 from kv_transfer.ticket import Ticket
 
 _log = logging.getLogger(__name__)
 
-_SERVE_EVERY_S = 0.005
 _CLOSE_S = 5.0
 
 
 class MoverThread:
-    """`make_mover`, `make_follower` and `serve` run on the thread. All methods may be called from any other thread."""
+    """`make_mover` and `make_follower` run on the thread, `serve` on another. All methods may be called from any other
+    thread."""
 
     def __init__(
         self,
@@ -36,8 +36,7 @@ class MoverThread:
     ) -> None:
         self._make_mover = make_mover
         self._make_follower = make_follower
-        self._serve = serve
-        self._serve_until = 0.0
+        self._serving = PeerServing(serve)
         self._results: queue.SimpleQueue[PullResult] = queue.SimpleQueue()
         self._pulls: dict[str, asyncio.Task[PullResult]] = {}
         self._broken = False
@@ -69,12 +68,11 @@ class MoverThread:
 
     def serve_for(self, seconds: float) -> None:
         """Serves peers that connect to us or read from us; 0 stops it."""
-        self._serve_until = time.monotonic() + seconds
-        self._call(self._wake.set)
+        self._serving.serve_for(seconds)
 
     def take_results(self) -> list[PullResult]:
         """Every result once. Raises `EngineFailed` when the thread has died: its pulls would never end."""
-        if self._broken:
+        if self._broken or self._serving.broken:
             raise EngineFailed("the thread that moves KV blocks has died; its last words are in the log")
         results = []
         while not self._results.empty():
@@ -98,37 +96,23 @@ class MoverThread:
             self._broken = True
             _log.exception("the thread that moves KV blocks has died")
         finally:
+            self._serving.close()
             ready.set()
 
     async def _main(self, ready: threading.Event) -> None:
         self._loop = asyncio.get_running_loop()
-        self._wake, self._stop = asyncio.Event(), asyncio.Event()
+        self._stop = asyncio.Event()
         self._mover = self._make_mover()
         if self._make_follower is not None:
             self._follower = self._make_follower(self._mover)
-        serving = asyncio.create_task(self._serve_peers())
-        stopping = asyncio.create_task(self._stop.wait())
         ready.set()
-        await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        for task in (serving, stopping, *self._pulls.values()):
+        await self._stop.wait()
+        for task in self._pulls.values():
             task.cancel()
-        await asyncio.wait({serving, stopping, *self._pulls.values()}, timeout=_CLOSE_S / 2)
+        if self._pulls:
+            await asyncio.wait(self._pulls.values(), timeout=_CLOSE_S / 2)
+        self._serving.close()  # before what it serves
         await self._mover.close()
-        if serving.done() and not serving.cancelled():
-            serving.result()
-
-    async def _serve_peers(self) -> None:
-        while True:
-            if time.monotonic() >= self._serve_until:
-                self._wake.clear()
-                await self._wake.wait()
-                continue
-            try:
-                self._serve()
-            except TransferFailed as error:
-                _log.warning("cannot serve readers: %s", error)
-                await asyncio.sleep(1.0)
-            await asyncio.sleep(_SERVE_EVERY_S)
 
     def _start(
         self, request_id: str, pull: Callable[[], Coroutine[None, None, PullResult]], leave: Callable[[], None]

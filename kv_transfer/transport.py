@@ -99,7 +99,8 @@ class Transport(Protocol[P]):
         ...
 
     def progress(self) -> None:
-        """Serves peers that connect to us or read from us, where the transport has no thread of its own for it."""
+        """Serves peers that connect to us or read from us, where the transport has no thread of its own for it. Alone
+        of all methods it is called on another thread, and no more once `close` is."""
         ...
 
     def close(self) -> None: ...

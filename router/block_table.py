@@ -76,18 +76,21 @@ class BlockTable:
 
     # Many entries
 
-    def find(self, keys: Keys) -> tuple[Values, Slots]:
+    def find(self, keys: Keys, leading: bool = False) -> tuple[Values, Slots]:
         """The value of each key, 0 where it is not there, and its slot: `ABSENT` where it is not there, `NO_SLOT` where
-        it lies beside the table."""
+        it lies beside the table. `leading`: what comes after the first that is not there need not be right."""
         lines = self._lines_of(keys)
-        hits = np.flatnonzero(self._keys.take(lines, axis=0) == keys[:, None])
+        hits = (self._keys.take(lines, axis=0) == keys[:, None]).ravel().nonzero()[0]
         found = hits // _WAYS
+        places = lines.take(found) * _WAYS + hits % _WAYS
+        if len(found) == len(keys):
+            return self._values.take(places), places
         slots = np.full(len(keys), ABSENT, np.intp)
-        slots[found] = lines[found] * _WAYS + hits % _WAYS
+        slots[found] = places
         values = np.zeros(len(keys), np.uint32)
-        values[found] = self._values[slots[found]]
-        if self._overflow and len(found) < len(keys):
-            self._find_overflow(keys, values, slots)
+        values[found] = self._values.take(places)
+        if self._overflow:
+            self._find_overflow(keys, values, slots, leading)
         return values, slots
 
     def touch(self, slots: Slots) -> None:
@@ -99,6 +102,8 @@ class BlockTable:
         there = slots >= 0
         self._values[slots[there]] = values[there]
         self._fresh[slots[there]] = True
+        if there.all():
+            return
         crowded = self._add_spread(keys, values, np.flatnonzero(slots == ABSENT))
         for i in (*np.flatnonzero(slots == NO_SLOT).tolist(), *crowded.tolist()):
             self.put(int(keys[i]), int(values[i]))
@@ -171,11 +176,12 @@ class BlockTable:
                 self._one_key[slot], self._one_value[slot], self._one_fresh[slot] = key, self._overflow.pop(key), False
         del self._unsettled[-_SETTLE:]
 
-    def _find_overflow(self, keys: Keys, values: Values, slots: Slots) -> None:
-        missing = np.flatnonzero(values == 0)
-        for i, key in zip(missing.tolist(), keys[missing].tolist(), strict=True):
-            if value := self._overflow.get(key):
+    def _find_overflow(self, keys: Keys, values: Values, slots: Slots, leading: bool) -> None:
+        for i in (values == 0).nonzero()[0].tolist():
+            if value := self._overflow.get(int(keys[i])):
                 values[i], slots[i] = value, NO_SLOT
+            elif leading:
+                break
 
     def _add_spread(self, keys: Keys, values: Values, absent: Slots) -> Slots:
         """Of the absent keys, adds one for each line that has room; which ones are still to be put."""

@@ -15,7 +15,7 @@ from router.replica import RouterReplica, start_replica
 NAME = "router"
 
 _ONGOING_HEADROOM = 64
-"""Requests beyond `max_in_flight` that still reach a router, to be refused with an answer that says why."""
+"""Requests beyond those that may run or wait that still reach a router, to be refused with an answer that says why."""
 
 _CLOSE_S = 30.0
 """On top of the longest request: closing edges and links."""
@@ -67,7 +67,7 @@ def deployment(config: Config, *pools: serve.Application) -> serve.Application:
         Router,
         name=NAME,
         num_replicas=router.replicas,
-        max_ongoing_requests=router.max_in_flight + _ONGOING_HEADROOM,
+        max_ongoing_requests=router.max_in_flight + config.admission.queue.max_requests + _ONGOING_HEADROOM,
         ray_actor_options=actor_options,
         graceful_shutdown_timeout_s=router.request_deadline_s + _CLOSE_S,
         graceful_shutdown_wait_loop_s=0.5,

@@ -7,31 +7,27 @@ counters and the deadlines; it must not know how a message gets to a worker.
 from __future__ import annotations
 
 import logging
-import random
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from cluster.config import RouterConfig
-from cluster.engine import EngineOutput, EngineRequest, FinishReason, Leg, PrefillInProgress, Role
-from cluster.errors import BatonError, DeadlineExceeded, InvalidRequest, NoWorker, Overloaded, WorkerLost
+from cluster.config_admission import AdmissionConfig
+from cluster.engine import EngineOutput, EngineRequest, FinishReason, Leg, PrefillInProgress
+from cluster.errors import BatonError, DeadlineExceeded, InvalidRequest, NoWorker, RetryLater, WorkerLost
 from cluster.wire import output_from_wire, request_to_wire, role_from_wire
 from protos.baton.v1 import admin_pb2, worker_pb2
+from router.actions import Action, Cancel, Emit, End, Release, Settle, Submit
+from router.admission_events import Admit, Refuse
+from router.caller import Caller
 from router.fleet_view import FleetView
+from router.gate import Decision, Gate
 from router.generation import Emission, GenerationRequest, Outcome, Sink
 from router.handover_rules import DEFAULT_RULES, HandoverRules
-from router.pipeline import (
-    Action,
-    Cancel,
-    Emit,
-    End,
-    Release,
-    RequestPipeline,
-    Settle,
-    Submit,
-    stray_ticket,
-)
-from router.placement import place
+from router.pipeline import RequestPipeline, stray_ticket
+from router.placing import Placing
+from router.request_choices import RequestChoices
+from router.request_journal import RequestJournal
 
 logger = logging.getLogger(__name__)
 
@@ -40,27 +36,43 @@ Post = Callable[[str, worker_pb2.SessionRequest], bool]
 
 
 @dataclass(frozen=True, slots=True)
+class DispatchParts:
+    """What a dispatch decides by and writes to. Without a `gate` the default admission applies, and nobody has
+    limits."""
+
+    placing: Placing
+    journal: RequestJournal
+    rules: HandoverRules = DEFAULT_RULES
+    gate: Gate | None = None
+
+
+@dataclass(slots=True)
 class _Live:
+    """`started`: past the gate."""
+
     pipeline: RequestPipeline
+    choices: RequestChoices
     deadline: float
+    caller: Caller
+    started: bool = False
 
 
 class Dispatch:
-    """`now` gives seconds of a monotonic clock; `seed` makes placement's draws repeatable."""
+    """`now` gives seconds of a monotonic clock."""
 
     def __init__(
         self,
         config: RouterConfig,
         post: Post,
         now: Callable[[], float],
-        seed: int,
-        rules: HandoverRules = DEFAULT_RULES,
+        parts: DispatchParts,
     ) -> None:
         self._config = config
-        self._rules = rules
+        self._rules = parts.rules
         self._post = post
         self._now = now
-        self._draw = random.Random(seed)
+        self.placing = parts.placing
+        self._journal = parts.journal
         self._sink: Sink | None = None
         self._live: dict[str, _Live] = {}  # in order of arrival, hence of deadline
         self._attempts: dict[str, _Live] = {}
@@ -69,6 +81,8 @@ class Dispatch:
         self._outcomes: Counter[str] = Counter()
         self._disaggregated = 0
         self._whole = 0
+        self._gate = parts.gate or Gate(AdmissionConfig(), config.max_in_flight, now)
+        self._decided: deque[Decision] = deque()  # not carried out yet: one may lead to the next
         self.view = FleetView()
 
     def connect(self, sink: Sink) -> None:
@@ -81,23 +95,28 @@ class Dispatch:
     def in_flight(self) -> int:
         return len(self._live)
 
-    def admit(self, requests: int = 1) -> None:
-        """Whether so many more requests can be taken now. Raises `Overloaded`, `NoWorker`."""
-        if len(self._live) + requests > self._config.max_in_flight:
+    def admit(self, requests: int = 1, caller: Caller | None = None) -> None:
+        """A quick look at whether so many more requests make sense now; `submit` decides.
+
+        Raises `InvalidRequest` for a class that the caller may not use, `Overloaded`, `NoWorker`.
+        """
+        try:
+            self._gate.check(caller or Caller(), requests)
+            if not self.view.can_serve:
+                raise NoWorker("no worker is ready: try again in a moment")
+        except (RetryLater, NoWorker):
             self._outcomes["refused"] += 1
-            limit = self._config.max_in_flight
-            raise Overloaded(f"{len(self._live)} requests are in flight, the limit is {limit}: try again later")
-        if not self.view.can_serve:
-            self._outcomes["refused"] += 1
-            raise NoWorker("no worker is ready: try again in a moment")
+            raise
 
     def submit(self, request: GenerationRequest) -> None:
-        """Takes the request; every way it can end comes as an emission. Admission is the caller's to ask for first."""
-        pipeline = RequestPipeline(request, self._choose, self._follow, self._rules.first_token_from_prefill)
-        live = _Live(pipeline, self._now() + self._config.request_deadline_s)
+        """Takes the request, which may have to wait; every way it can end comes as an emission."""
+        choices = self.placing.choices(request)
+        seeding = self._rules.first_token_from_prefill
+        pipeline = RequestPipeline(request, choices.choose, self._follow, seeding, choices.whole_pays)
+        live = _Live(pipeline, choices, self._now() + self._config.request_deadline_s, request.caller)
         self._live[request.request_id] = live
-        self._perform(live, pipeline.start())
-        self._flush()
+        self._journal.begin(request)
+        self._decide(self._gate.submit(request, live.deadline, self._decide))
 
     def cancel(self, request_ids: Iterable[str], outcome: Outcome = Outcome.CANCELLED) -> None:
         """Nobody waits for these any more. Unknown ids are no error."""
@@ -116,7 +135,8 @@ class Dispatch:
     def worker_up(self, worker: worker_pb2.WorkerDescription) -> None:
         """Raises `InvalidRequest` for a role that is not a pool's."""
         role = role_from_wire(worker.role)
-        self.view.add(worker.worker_id, role, worker.source, worker.epoch).report(worker.load)
+        self.view.add(worker.worker_id, role, worker.source, worker.epoch, worker.num_blocks)
+        self.placing.worker_up(worker)
 
     def worker_down(self, worker_id: str, cause: BatonError) -> None:
         """The worker is gone with all that it had of ours. Unknown ids are no error."""
@@ -124,24 +144,36 @@ class Dispatch:
         if worker is None:
             return
         self.view.remove(worker_id)
-        for attempt_id in worker.attempts:
+        self.placing.worker_gone(worker_id)
+        for attempt_id in tuple(worker.attempts):
             if live := self._attempts.get(attempt_id):
                 self._perform(live, live.pipeline.on_worker_lost(worker_id, cause))
         self._flush()
 
+    def set_ready(self, worker_id: str, ready: bool) -> None:
+        """Whether it gets new attempts; those that it has go on. Unknown ids are no error."""
+        if worker := self.view.get(worker_id):
+            worker.leaving = not ready
+            self.placing.set_ready(worker_id, ready)
+
+    def on_load(self, worker_id: str, load: worker_pb2.Load) -> None:
+        """Unknown ids are no error."""
+        if worker := self.view.get(worker_id):
+            self.placing.report(worker_id, load, worker.num_blocks)
+
     def on_step(self, worker_id: str, step: worker_pb2.StepOutputs) -> None:
         """One message of a worker: all outputs go to the frontend as one batch."""
-        worker = self.view.get(worker_id)
         for wire in step.outputs:
-            if worker is not None:
-                worker.computed(wire.attempt_id)
-            self._on_output(worker_id, _decoded(wire))
-        if worker is not None and step.HasField("load"):
-            worker.report(step.load)
+            output = _decoded(wire)
+            self.placing.answered(wire.attempt_id, len(output.token_ids), output.origin)
+            self._on_output(worker_id, output)
+        if step.HasField("load"):
+            self.on_load(worker_id, step.load)
         self._flush()
 
     def on_time(self) -> None:
-        """Ends what is past its deadline. To be called a few times a second."""
+        """Ends what is past its deadline, and lets in whom time has moved up. To be called a few times a second."""
+        self._decide(self._gate.on_time())
         now = self._now()
         for attempt_id in _due(self._prefill_deadlines, now):
             late = DeadlineExceeded(f"prefill took longer than {self._config.prefill_deadline_s:g} s")
@@ -150,6 +182,7 @@ class Dispatch:
         for live in [live for live in self._live.values() if live.deadline <= now]:
             late = DeadlineExceeded(f"the request took longer than {self._config.request_deadline_s:g} s")
             self._perform(live, live.pipeline.fail(late))
+        self.placing.on_time()
         self._flush()
 
     # Counts
@@ -160,20 +193,43 @@ class Dispatch:
             in_flight=len(self._live),
             disaggregated=self._disaggregated,
             whole=self._whole,
+            queued=self._gate.occupancy.queued_requests,
+            queued_tokens=self._gate.occupancy.queued_tokens,
         )
 
     def check_integrity(self) -> None:
-        """Counts live attempts from both sides; raises AssertionError where they differ."""
+        """Counts live requests and attempts from both sides; raises AssertionError where they differ."""
+        running = sum(live.started for live in self._live.values())
+        self._gate.check_integrity(len(self._live) - running, running)
+        assert not self._decided
         reserved = {attempt_id for worker in self.view for attempt_id in worker.attempts}
         assert reserved == set(self._attempts), (reserved, set(self._attempts))
+        self.placing.check_integrity(reserved)
         assert set(self._prefill_deadlines) <= set(self._attempts)
         assert all(live.pipeline.request_id in self._live for live in self._attempts.values())
         assert not self._emissions
 
     # Inside
 
-    def _choose(self, role: Role, avoid: frozenset[str], prefer: str | None) -> str | None:
-        return place(self.view, role, avoid, self._draw, prefer)
+    def _decide(self, decisions: list[Decision]) -> None:
+        """What the gate has decided, now or in answer to an earlier question."""
+        self._decided.extend(decisions)
+        self._flush()
+
+    def _carry_out(self, decision: Decision) -> None:
+        live = self._live.get(decision.request_id)
+        if live is None:
+            return  # it ended between the decision and now; the gate has heard of that
+        match decision:
+            case Admit():
+                live.started = True
+                self._perform(live, live.pipeline.start())
+            case Refuse(request_id, error):
+                del self._live[request_id]
+                self._outcomes["refused"] += 1
+                live.caller.hear(error)
+                self._emissions.append(Emission(request_id, [], error=error))
+                self._journal.end(request_id, Outcome.FAILED)
 
     def _follow(self, worker_id: str, request: EngineRequest) -> PrefillInProgress | None:
         worker = self.view.get(worker_id)
@@ -201,11 +257,12 @@ class Dispatch:
                 case Emit(emission):
                     if emission.error is not None:
                         logger.warning("request %s failed: %s", emission.request_id, emission.error)
+                    self._journal.emitted(emission)
                     self._emissions.append(emission)
                 case Submit() as submit if live is not None:
                     queue.extend(self._submit(live, submit))
-                case Settle(worker_id, attempt_id):
-                    self._settle(worker_id, attempt_id)
+                case Settle() as settle if live is not None:
+                    self._settle(live, settle)
                 case Cancel(worker_id, attempt_id):
                     self._post(worker_id, worker_pb2.SessionRequest(abort=worker_pb2.Abort(attempt_ids=[attempt_id])))
                 case Release(worker_id, lease_id):
@@ -216,9 +273,7 @@ class Dispatch:
     def _submit(self, live: _Live, submit: Submit) -> list[Action]:
         request = submit.request
         self._attempts[request.attempt_id] = live
-        if worker := self.view.get(submit.worker_id):
-            computes = request.leg in (Leg.PREFILL, Leg.WHOLE)
-            worker.reserve(request.attempt_id, len(request.prompt_token_ids) if computes else 0)
+        self._reserve(live, submit)
         if request.leg is Leg.PREFILL:
             self._prefill_deadlines[request.attempt_id] = self._now() + self._config.prefill_deadline_s
         if self._post(submit.worker_id, worker_pb2.SessionRequest(submit=request_to_wire(request))):
@@ -227,21 +282,36 @@ class Dispatch:
             submit.worker_id, WorkerLost(f"worker {submit.worker_id} cannot be reached")
         )
 
-    def _settle(self, worker_id: str, attempt_id: str) -> None:
-        self._attempts.pop(attempt_id, None)
-        self._prefill_deadlines.pop(attempt_id, None)
-        if worker := self.view.get(worker_id):
-            worker.settle(attempt_id)
+    def _reserve(self, live: _Live, submit: Submit) -> None:
+        request, request_id = submit.request, live.pipeline.request_id
+        decision = live.choices.made(request.leg, submit.worker_id)
+        self._journal.decided(request_id, decision, self.placing.placement.output_tokens(live.choices.demand))
+        self._journal.submitted(request_id, request)
+        if worker := self.view.get(submit.worker_id):
+            worker.attempts.add(request.attempt_id)
+            self.placing.take(request, live.choices, decision)
+
+    def _settle(self, live: _Live, settle: Settle) -> None:
+        self._attempts.pop(settle.attempt_id, None)
+        self._prefill_deadlines.pop(settle.attempt_id, None)
+        self.placing.settle(settle.attempt_id)
+        self._journal.settled(live.pipeline.request_id, settle)
+        if worker := self.view.get(settle.worker_id):
+            worker.attempts.discard(settle.attempt_id)
 
     def _end(self, pipeline: RequestPipeline, outcome: Outcome) -> None:
         del self._live[pipeline.request_id]
         self._outcomes[outcome.value] += 1
+        self._journal.end(pipeline.request_id, outcome)
+        self._decided.extend(self._gate.leave(pipeline.request_id, pipeline.computed_tokens))
         if pipeline.handed_over:
             self._disaggregated += 1
         elif outcome is Outcome.COMPLETED:
             self._whole += 1
 
     def _flush(self) -> None:
+        while self._decided:
+            self._carry_out(self._decided.popleft())
         if self._emissions and self._sink is not None:
             batch, self._emissions = self._emissions, []
             self._sink.deliver(batch)

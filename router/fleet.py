@@ -18,10 +18,9 @@ from cluster.config import RouterConfig
 from cluster.errors import BatonError, EngineFailed, NoWorker, WorkerLost
 from cluster.membership import Directory, Membership, WorkerRecord
 from protos.baton.v1 import worker_pb2
-from router.dispatch import Dispatch
-from router.handover_rules import DEFAULT_RULES, HandoverRules
+from router.dispatch import Dispatch, DispatchParts
 from router.worker_link import WorkerLink
-from router.worker_watch import BlockSink, NoBlocks, Sinks, Turns, WorkerWatch
+from router.worker_watch import BlockSink, Sinks, Turns, WorkerWatch
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +49,7 @@ class WorkerReport:
 
 class Fleet:
     """`dispatch` is where requests go in; `start` and `close` are called once each, on the loop that serves. `blocks`
-    is told which worker holds what."""
+    is told which worker holds what, by default the index that places."""
 
     def __init__(
         self,
@@ -59,7 +58,7 @@ class Fleet:
         clock: Clock,
         router_id: str,
         seed: int,
-        rules: HandoverRules = DEFAULT_RULES,
+        parts: DispatchParts,
         blocks: BlockSink | None = None,
     ) -> None:
         self._config = config
@@ -69,10 +68,10 @@ class Fleet:
         self._members: dict[str, _Member] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._changed = asyncio.Event()
-        self._sinks = Sinks(NoBlocks() if blocks is None else blocks, self)
+        self._sinks = Sinks(parts.placing.placement.index if blocks is None else blocks, self)
         self._turns = Turns()
         self._jitter = random.Random(seed)
-        self.dispatch = Dispatch(config, self._post, clock.now, seed, rules)
+        self.dispatch = Dispatch(config, self._post, clock.now, parts)
 
     async def start(self) -> None:
         self._tasks = [
@@ -135,8 +134,7 @@ class Fleet:
 
     def _mark(self, member: _Member) -> None:
         """A worker off the list, or not ready, gets nothing new, but may have streams of ours to finish."""
-        if worker := self.dispatch.view.get(member.record.worker_id):
-            worker.leaving = not (member.listed and member.ready)
+        self.dispatch.set_ready(member.record.worker_id, member.listed and member.ready)
         self._tell()
 
     def _tell(self) -> None:
@@ -206,8 +204,7 @@ class Fleet:
     # What watches tell (`worker_watch.LoadSink`)
 
     def load_changed(self, worker_id: str, load: worker_pb2.Load) -> None:
-        if worker := self.dispatch.view.get(worker_id):
-            worker.report(load)
+        self.dispatch.on_load(worker_id, load)
 
     def state_changed(self, worker_id: str, state: worker_pb2.WorkerState.ValueType, reason: str) -> None:
         if member := self._members.get(worker_id):

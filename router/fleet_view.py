@@ -1,7 +1,6 @@
-"""What this router believes about every worker it can reach: role, readiness and load.
+"""Which workers this router can reach, which of them take new work, and what it has running on each.
 
-Load is what other routers had there at the worker's last report, plus what this router has there now: its own work
-counts from the decision on, not from the next report. Pure state; it must not know links or requests.
+Pure state; how busy they are is kept by `placing`. It must not know links or requests.
 """
 
 from __future__ import annotations
@@ -10,62 +9,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from cluster.engine import Role
-from protos.baton.v1 import worker_pb2
 
 
 @dataclass(slots=True)
 class WorkerView:
     """`source`: host:port of its engine's KvSource, empty without one. `leaving`: finishes what it has, gets nothing
-    new."""
+    new. `attempts`: this router's live ones there."""
 
     worker_id: str
     role: Role
     source: str = ""
     epoch: int = 0
+    num_blocks: int = 0
     leaving: bool = False
-    kv_usage: float = 0.0
-    _others_running: int = 0
-    _others_prefill_tokens: int = 0
-    _own_prefill_tokens: int = 0
-    _own: dict[str, int] = field(default_factory=dict)  # attempt id -> prompt tokens not known to be computed
-
-    @property
-    def attempts(self) -> tuple[str, ...]:
-        """This router's live attempts there."""
-        return tuple(self._own)
+    attempts: set[str] = field(default_factory=set)
 
     @property
     def idle(self) -> bool:
-        return not self._own
-
-    @property
-    def running(self) -> int:
-        """Sequences there, waiting ones included."""
-        return self._others_running + len(self._own)
-
-    @property
-    def queued_prefill_tokens(self) -> int:
-        return self._others_prefill_tokens + self._own_prefill_tokens
-
-    def reserve(self, attempt_id: str, prompt_tokens: int) -> None:
-        self._own[attempt_id] = prompt_tokens
-        self._own_prefill_tokens += prompt_tokens
-
-    def computed(self, attempt_id: str) -> None:
-        """The attempt has answered: its prompt waits no longer."""
-        if attempt_id in self._own:
-            self._own_prefill_tokens -= self._own[attempt_id]
-            self._own[attempt_id] = 0
-
-    def settle(self, attempt_id: str) -> None:
-        self.computed(attempt_id)
-        self._own.pop(attempt_id, None)
-
-    def report(self, load: worker_pb2.Load) -> None:
-        """What exceeds this router's own share is the work of other routers."""
-        self._others_running = max(0, load.running + load.waiting - len(self._own))
-        self._others_prefill_tokens = max(0, load.queued_prefill_tokens - self._own_prefill_tokens)
-        self.kv_usage = load.kv_usage
+        return not self.attempts
 
 
 class FleetView:
@@ -78,8 +39,8 @@ class FleetView:
     def get(self, worker_id: str) -> WorkerView | None:
         return self._workers.get(worker_id)
 
-    def add(self, worker_id: str, role: Role, source: str = "", epoch: int = 0) -> WorkerView:
-        view = WorkerView(worker_id, role, source, epoch)
+    def add(self, worker_id: str, role: Role, source: str = "", epoch: int = 0, num_blocks: int = 0) -> WorkerView:
+        view = WorkerView(worker_id, role, source, epoch, num_blocks)
         self._workers[worker_id] = view
         return view
 

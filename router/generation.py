@@ -12,6 +12,7 @@ from typing import Protocol
 
 from cluster.engine import FinishReason, Sampling, TokenLogprobs
 from cluster.errors import BatonError
+from router.caller import Caller
 from router.sampling_state import NO_HISTORY, SamplingFacts
 
 
@@ -19,7 +20,8 @@ from router.sampling_state import NO_HISTORY, SamplingFacts
 class GenerationRequest:
     """One continuation of one prompt; a client's request for n choices is n of these.
 
-    `request_id` is unique in this router. `engine_params` is opaque: the engine's own sampling parameters.
+    `request_id` is unique in this router; `client_id` is how the client knows it, which others may share. Requests of
+    one `session_id` are likely to continue each other. `engine_params` is opaque: the engine's own sampling parameters.
     """
 
     request_id: str
@@ -30,6 +32,9 @@ class GenerationRequest:
     cache_salt: str = ""
     priority: int = 0
     trace_headers: Mapping[str, str] = field(default_factory=dict)
+    client_id: str = ""
+    session_id: str = ""
+    caller: Caller = field(default_factory=Caller)
 
 
 @dataclass(frozen=True, slots=True)

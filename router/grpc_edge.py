@@ -16,8 +16,10 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from cluster.config import RouterConfig
-from cluster.errors import BatonError, InvalidRequest, StartFailed, answer_for
+from cluster.errors import BatonError, InvalidRequest, StartFailed, answer_for, retry_after_s
 from protos.baton.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc
+from router.caller import caller_of, name_caller
+from router.session_id import HEADER, enter_session
 from router.text_generation import (
     ChatMessage,
     ChatPrompt,
@@ -47,12 +49,14 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
     ) -> AsyncIterator[inference_pb2.GenerateResponse]:
         request_id = request.request_id or f"grpc-{uuid.uuid4().hex}"
         try:
+            name_caller(caller_of(context.invocation_metadata() or ()))
             prompt, sampling = prompt_of(request), sampling_of(request.sampling, self._config.max_choices)
+            enter_session(_session_of(context))
             async with aclosing(self._text.generate(request.model, prompt, sampling, request_id)) as chunks:
                 async for chunk in chunks:
                     yield response_of(chunk, request_id, self._text.model, sampling.logprobs or 0)
         except BatonError as error:
-            await context.abort(answer_for(error).grpc, str(error))
+            await context.abort(answer_for(error).grpc, str(error), _come_back(error))
         except Exception:
             logger.exception("Generate %s failed", request_id)
             await context.abort(grpc.StatusCode.INTERNAL, "internal error; the router's log has the details")
@@ -65,10 +69,14 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
 
 
 class GrpcEdge:
-    """The server with all its services. Several routers of one machine share the port."""
+    """The server with all its services. Several routers of one machine share the port. `waiting`: calls that may wait
+    for admission beside those that run."""
 
-    def __init__(self, config: RouterConfig, text: TextGeneration, admin: admin_pb2_grpc.AdminServicer) -> None:
+    def __init__(
+        self, config: RouterConfig, text: TextGeneration, admin: admin_pb2_grpc.AdminServicer, waiting: int = 0
+    ) -> None:
         self._config = config
+        self._most_calls = 2 * (config.max_in_flight + waiting)
         self._text = text
         self._admin = admin
         self._health = health.aio.HealthServicer()
@@ -83,7 +91,7 @@ class GrpcEdge:
                 ("grpc.max_receive_message_length", self._config.max_body_bytes),
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
             ],
-            maximum_concurrent_rpcs=2 * self._config.max_in_flight,
+            maximum_concurrent_rpcs=self._most_calls,
         )
         inference_pb2_grpc.add_InferenceServicer_to_server(InferenceService(self._text, self._config), server)
         admin_pb2_grpc.add_AdminServicer_to_server(self._admin, server)
@@ -110,6 +118,19 @@ class GrpcEdge:
         if server is not None:
             await self._health.enter_graceful_shutdown()
             await server.stop(grace_s)
+
+
+def _session_of(context: _Context) -> str:
+    """Metadata that is not text names no session."""
+    given = (value for name, value in context.invocation_metadata() or () if name == HEADER)
+    name = next(given, "")
+    return name if isinstance(name, str) else ""
+
+
+def _come_back(error: BatonError) -> tuple[tuple[str, str], ...]:
+    """Trailing metadata that says when to try again, for an error that knows."""
+    seconds = retry_after_s(error)
+    return () if seconds is None else (("retry-after", str(seconds)),)
 
 
 def prompt_of(request: inference_pb2.GenerateRequest) -> Prompt:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+_FEW = 4
+
 
 @dataclass(slots=True)
 class Holder:
@@ -73,10 +75,10 @@ class HolderBits:
         for position in positions(bits):
             heapq.heappush(self._free, position)
 
-    def rows(self, bits: int) -> npt.NDArray[np.intp]:
+    def rows(self, bits: int) -> npt.NDArray[np.intp] | list[int]:
         """The rows of the holders of these live bits."""
-        if not bits & (bits - 1):
-            return self._rows[bits.bit_length() - 1 : bits.bit_length()]
+        if bits.bit_count() <= _FEW:
+            return [self._holders[position].row for position in positions(bits)]
         flags = np.frombuffer(bits.to_bytes(-(-self._made // 8), "little"), np.uint8)
         return self._rows[np.flatnonzero(np.unpackbits(flags, bitorder="little"))]
 

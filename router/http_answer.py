@@ -11,8 +11,11 @@ from http import HTTPStatus
 from starlette.types import Message, Send
 
 from cluster.errors import Answer, BatonError, answer_for
+from router.caller import Caller
 
 RETRY_AFTER_S = 1
+"""For what may soon work again, where nobody has said when."""
+
 _RETRY_LATER = frozenset({HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS})
 _ERROR_EVENT = b'data: {"error"'
 
@@ -27,9 +30,11 @@ def error_body(error: BaseException, answer: Answer) -> bytes:
 
 class SafeSend:
     """Holds the start of a response until its body begins: an event stream that begins with an error becomes a plain
-    answer with that error's status. A stream that breaks later ends with an error event."""
+    answer with that error's status. A stream that breaks later ends with an error event. `caller` hears when to come
+    back, wherever that is decided."""
 
     def __init__(self, send: Send) -> None:
+        self.caller = Caller()
         self._send = send
         self._held: Message | None = None  # a response start not sent yet
         self._started = False
@@ -64,6 +69,7 @@ class SafeSend:
         if self._ended:
             return
         answer = answer_for(error)
+        self.caller.hear(error)
         body = error_body(error, answer)
         if not self._started:
             await self.answer(answer.http, body)
@@ -78,7 +84,7 @@ class SafeSend:
         self._started = True
         headers = list(start.get("headers", ()))
         if start["status"] in _RETRY_LATER and not any(name.lower() == b"retry-after" for name, _ in headers):
-            headers.append((b"retry-after", str(RETRY_AFTER_S).encode()))
+            headers.append((b"retry-after", str(self.caller.retry_after_s or RETRY_AFTER_S).encode()))
         await self._send({**start, "headers": headers})
 
     async def _answer_event(self, event: bytes) -> None:

@@ -16,8 +16,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cluster.config import RouterConfig
 from cluster.errors import Answer, BatonError, InvalidRequest, RequestTooLarge
+from router.caller import Caller, caller_of, name_caller
 from router.http_answer import SafeSend, error_body
 from router.http_body import checked_body
+from router.session_id import HEADER, enter_session
 
 logger = logging.getLogger(__name__)
 
@@ -33,10 +35,10 @@ _NO_ROUTE = Answer(HTTPStatus.NOT_FOUND, grpc.StatusCode.UNIMPLEMENTED, False, "
 
 
 class HttpEdge:
-    """`admit` raises when a generating request cannot be taken now; `ready` tells whether any could."""
+    """`admit` raises when a caller's generating request cannot be taken now; `ready` tells whether any could."""
 
     def __init__(
-        self, app: ASGIApp, config: RouterConfig, admit: Callable[[], None], ready: Callable[[], bool]
+        self, app: ASGIApp, config: RouterConfig, admit: Callable[[Caller], None], ready: Callable[[], bool]
     ) -> None:
         self._app = app
         self._config = config
@@ -58,8 +60,9 @@ class HttpEdge:
             if scope["path"] not in ROUTES.get(scope["method"], frozenset()):
                 return await self._no_route(scope, send)
             if scope["method"] == "POST":
-                receive = await self._checked(scope, receive)
+                receive = await self._checked(scope, receive, send)
             headers = [(name, value) for name, value in scope["headers"] if name.lower() not in DROPPED_HEADERS]
+            enter_session(_session_of(scope))
             await self._app(dict(scope, headers=headers), receive, send)
         except BatonError as error:
             await send.fail(error)
@@ -76,12 +79,14 @@ class HttpEdge:
         error = InvalidRequest(f"no route {scope['method']} {scope['path']} here; there are GET /health, {known}")
         await send.answer(_NO_ROUTE.http, error_body(error, _NO_ROUTE))
 
-    async def _checked(self, scope: Scope, receive: Receive) -> Receive:
+    async def _checked(self, scope: Scope, receive: Receive, send: SafeSend) -> Receive:
         """Reads and checks the body; returns what lets the application read it again."""
         body = await self._read(scope, receive)
         checked_body(body, self._config)
         if scope["path"] in GENERATING:
-            self._admit()
+            send.caller = caller_of(scope["headers"])
+            name_caller(send.caller)
+            self._admit(send.caller)
         return _replayed(body, receive)
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes:
@@ -102,6 +107,11 @@ class HttpEdge:
                 raise too_large
             more = message.get("more_body", False)
         return b"".join(chunks)
+
+
+def _session_of(scope: Scope) -> str:
+    given = (value for name, value in scope["headers"] if name.lower() == HEADER.encode())
+    return next(given, b"").decode("latin-1")
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:

@@ -15,62 +15,22 @@ from google.protobuf.message import DecodeError
 from cluster.engine import EngineOutput, EngineRequest, FinishReason, Leg, PrefillInProgress, Role, Sampling
 from cluster.errors import BatonError, EngineFailed, NoWorker, TicketRefused
 from protos.baton.v1 import kv_pb2
+from router.actions import Action, Cancel, Emit, End, Ending, Release, Settle, Submit
 from router.generation import Emission, GenerationRequest, Outcome
 from router.sampling_state import may_change_worker, prefill_may_sample
 
-Choose = Callable[[Role, frozenset[str], str | None], str | None]
-"""Picks a ready worker of the role, none of the given ids, the one preferred if it can be; None when there is none."""
+Choose = Callable[[Leg, Role, frozenset[str], str | None], str | None]
+"""Picks a ready worker of the role for the leg, none of the given ids, the one preferred if it can be; None when there
+is none."""
+
+WholePays = Callable[[frozenset[str]], bool]
+"""Whether a request that could be split had better run whole on a decode worker, the given ids apart."""
 
 Follow = Callable[[str, EngineRequest], PrefillInProgress | None]
 """How others can follow this prefill leg on this worker; None: it is not worth it, or cannot be."""
 
 ATTEMPT_LIMIT = 6
 """Attempts for one request, all legs together: a request that breaks its workers must not walk through a whole pool."""
-
-
-@dataclass(frozen=True, slots=True)
-class Submit:
-    worker_id: str
-    request: EngineRequest
-
-
-@dataclass(frozen=True, slots=True)
-class Cancel:
-    """Stop the attempt at its worker. `Settle` for it comes right before."""
-
-    worker_id: str
-    attempt_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Settle:
-    """The attempt counts no longer; comes once for every `Submit`."""
-
-    worker_id: str
-    attempt_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Release:
-    """Nobody will read this lease."""
-
-    worker_id: str
-    lease_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Emit:
-    emission: Emission
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """The last action of every request, once."""
-
-    outcome: Outcome
-
-
-Action = Submit | Cancel | Settle | Release | Emit | End
 
 
 @dataclass(slots=True)
@@ -113,9 +73,11 @@ class RequestPipeline:
         choose: Choose,
         follow: Follow = lambda *_: None,
         first_token_from_prefill: bool = True,
+        whole_pays: WholePays = lambda _: False,
     ) -> None:
         self._request = request
         self._choose = choose
+        self._whole_pays = whole_pays
         self._follow = follow
         self._seeding = first_token_from_prefill and prefill_may_sample(request.facts)
         self._attempt: _Attempt | None = None
@@ -141,6 +103,13 @@ class RequestPipeline:
     @property
     def remaining(self) -> int:
         return self._request.sampling.max_tokens - len(self._emitted)
+
+    @property
+    def computed_tokens(self) -> int:
+        """What the fleet was made to compute for it: its prompt less what was cached, once, and its output."""
+        if not self._attempts:
+            return 0
+        return len(self._request.prompt_token_ids) - (self._cached_tokens or 0) + len(self._emitted)
 
     # Events
 
@@ -176,19 +145,20 @@ class RequestPipeline:
         attempt = self._attempt
         if attempt is None or attempt.attempt_id != attempt_id:
             return []
-        return self._recover(cause, blame=True, cancel=True)
+        return self._recover(cause, blame=True, late=True)
 
     def fail(self, cause: BatonError) -> list[Action]:
         """Ends the request with an error to the client."""
         if self._ended:
             return []
-        return [*self._leave(cancel=True), *self._failure(cause)]
+        return [*self._leave(Ending.CANCELLED, str(cause), cancel=True), *self._failure(cause)]
 
     def cancel(self, outcome: Outcome) -> list[Action]:
         """Nobody listens any more: ends the request without an emission."""
         if self._ended:
             return []
-        return [*self._leave(cancel=True), *self._end(outcome)]
+        ending = Ending.COMPLETED if outcome is Outcome.COMPLETED else Ending.CANCELLED
+        return [*self._leave(ending, cancel=True), *self._end(outcome)]
 
     # Progress
 
@@ -216,9 +186,10 @@ class RequestPipeline:
         if output.finish_reason is None or not prefetch.live:
             return []
         prefetch.live = False
-        if output.finish_reason in (FinishReason.ERROR, FinishReason.ABORT):
-            self._prefetch = None
-        return [Settle(prefetch.worker_id, prefetch.attempt_id)]
+        if output.finish_reason not in (FinishReason.ERROR, FinishReason.ABORT):
+            return [Settle(prefetch.worker_id, prefetch.attempt_id)]
+        self._prefetch = None
+        return [Settle(prefetch.worker_id, prefetch.attempt_id, Ending.FAILED, output.error)]
 
     def _on_tokens(self, attempt: _Attempt, output: EngineOutput) -> list[Action]:
         done: list[Action] = []
@@ -252,10 +223,11 @@ class RequestPipeline:
 
     # Recovery
 
-    def _recover(self, cause: BatonError, *, blame: bool, cancel: bool = False) -> list[Action]:
+    def _recover(self, cause: BatonError, *, blame: bool, late: bool = False) -> list[Action]:
         if blame and self._attempt is not None:
             self._avoid |= {self._attempt.worker_id}
-        return [*self._leave(cancel=cancel), *self._advance(cause)]
+        ending = Ending.LATE if late else Ending.FAILED
+        return [*self._leave(ending, str(cause), cancel=late), *self._advance(cause)]
 
     def _advance(self, cause: BatonError) -> list[Action]:
         """Tries what comes next; `cause` is what the client hears when nothing is left."""
@@ -264,7 +236,7 @@ class RequestPipeline:
             return self._failure(cause)
         for leg, role in self._rungs():
             has_blocks = self._prefetch.worker_id if self._prefetch is not None and role is Role.DECODE else None
-            worker_id = self._choose(role, self._avoid, has_blocks)
+            worker_id = self._choose(leg, role, self._avoid, has_blocks)
             if worker_id is not None:
                 return self._submit(leg, worker_id)
         return self._failure(cause)
@@ -273,6 +245,7 @@ class RequestPipeline:
         """What to try next, best first.
 
         a prompt to run, more than one token wanted   prefill, else all of it on a decode worker
+        the same where that is predicted to be worse  the other way round
         a prompt to run, one token wanted             all of it on a prefill worker, else on a decode worker
         the same with a seed                          the other way round: who cuts prompts into chunks may refuse it
         blocks wait for a reader                      decode; if none is ready, the prefill worker continues itself
@@ -285,7 +258,8 @@ class RequestPipeline:
         if self.remaining == 1:
             whole = (Leg.WHOLE, Role.PREFILL), (Leg.WHOLE, Role.DECODE)
             return whole[::-1] if self._request.facts.seeded else whole
-        return (Leg.PREFILL, Role.PREFILL), (Leg.WHOLE, Role.DECODE)
+        apart = (Leg.PREFILL, Role.PREFILL), (Leg.WHOLE, Role.DECODE)
+        return apart[::-1] if self._whole_pays(self._avoid) else apart
 
     def _submit(self, leg: Leg, worker_id: str) -> list[Action]:
         dropped = self._drop_handover() if leg is not Leg.DECODE else []
@@ -311,7 +285,7 @@ class RequestPipeline:
     def _submit_prefetch(self, worker_id: str, request: EngineRequest) -> list[Action]:
         """Beside a prefill: its blocks go to the decode worker of today, chunk by chunk."""
         follow = self._follow(worker_id, request) if request.leg is Leg.PREFILL else None
-        decode = self._choose(Role.DECODE, self._avoid, None) if follow is not None else None
+        decode = self._choose(Leg.PREFETCH, Role.DECODE, self._avoid, None) if follow is not None else None
         if decode is None:
             return []
         self._prefetch = _Prefetch(f"{self.request_id}/{Leg.PREFETCH.value}{self._attempts}", decode)
@@ -333,12 +307,12 @@ class RequestPipeline:
             return replace(sampling, max_tokens=self.remaining)
         return replace(sampling, max_tokens=1, logprobs=sampling.logprobs if self._seeding else None)
 
-    def _leave(self, *, cancel: bool = False) -> list[Action]:
+    def _leave(self, ending: Ending = Ending.COMPLETED, reason: str = "", *, cancel: bool = False) -> list[Action]:
         """Ends the live attempt, and with it a hand-over whose reader has not answered yet."""
         attempt, self._attempt = self._attempt, None
         if attempt is None:
             return []
-        actions: list[Action] = [Settle(attempt.worker_id, attempt.attempt_id)]
+        actions: list[Action] = [Settle(attempt.worker_id, attempt.attempt_id, ending, reason)]
         if cancel:
             actions.append(Cancel(attempt.worker_id, attempt.attempt_id))
         return [*actions, *self._drop_handover()]
@@ -351,7 +325,8 @@ class RequestPipeline:
         prefetch, self._prefetch = self._prefetch, None
         if prefetch is None or not prefetch.live:
             return []
-        actions: list[Action] = [Settle(prefetch.worker_id, prefetch.attempt_id)]
+        ending = Ending.CANCELLED if cancel else Ending.FAILED
+        actions: list[Action] = [Settle(prefetch.worker_id, prefetch.attempt_id, ending)]
         return [*actions, Cancel(prefetch.worker_id, prefetch.attempt_id)] if cancel else actions
 
     def _failure(self, cause: BatonError) -> list[Action]:

@@ -7,6 +7,7 @@ has asked for or stored again for longest. It must not know the wire, load or co
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -24,6 +25,7 @@ _SINGLY = 6  # up to so many blocks it is faster to go one by one
 _SWEEP_SETS = 4_096
 _SWEEP_SLOTS = 65_536
 _EVICT_SHARE = 256
+_FIRST = np.zeros(1, np.intp)
 
 
 class PrefixIndex:
@@ -113,7 +115,7 @@ class PrefixIndex:
         counts = np.zeros(self._rows, np.int32)
         held, masks, keys = self._bits.live, self._sets.masks, _keys(hashes)
         for start in range(0, len(keys), _MATCH_BLOCKS):
-            values, slots = self._table.find(keys[start : start + _MATCH_BLOCKS])
+            values, slots = self._table.find(keys[start : start + _MATCH_BLOCKS], leading=True)
             self._table.touch(slots)
             for run, value in _runs(values):
                 rest = held & masks[value]
@@ -280,11 +282,11 @@ class PrefixIndex:
 
 def _keys(hashes: Hashes) -> Keys:
     """As the table takes them. 0 is no key there, so it stands for 1: two blocks with one name cost time at most."""
-    keys = np.fromiter(hashes, np.uint64, len(hashes)) if not isinstance(hashes, np.ndarray) else hashes
+    keys = hashes if isinstance(hashes, np.ndarray) else np.frombuffer(array("Q", hashes), np.uint64)
     return np.maximum(keys, np.uint64(1))
 
 
 def _runs(values: Values) -> Iterable[tuple[int, int]]:
     """Where a run of equal values starts, and the value."""
-    starts = np.concatenate([[0], np.flatnonzero(values[1:] != values[:-1]) + 1])
+    starts = np.concatenate([_FIRST, (values[1:] != values[:-1]).nonzero()[0] + 1])
     return zip(starts.tolist(), values[starts].tolist(), strict=True)

@@ -10,6 +10,7 @@ import gc
 import importlib
 import logging
 import secrets
+import time
 from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp
@@ -20,10 +21,16 @@ from cluster.errors import EngineFailed
 from cluster.membership import Directory
 from cluster.vllm_environment import prepare_environment
 from router.admin_service import AdminService
+from router.dispatch import DispatchParts
 from router.fleet import Fleet
+from router.gate import Gate
 from router.grpc_edge import GrpcEdge
 from router.handover_rules import HandoverRules
 from router.http_edge import HttpEdge
+from router.journal import Journal
+from router.placing import PlacementSetup, Placing
+from router.request_journal import RequestJournal
+from router.shared_state import SharedState, open_shared_state
 
 if TYPE_CHECKING:
     from router.frontend import Frontend
@@ -34,10 +41,22 @@ logger = logging.getLogger(__name__)
 class RouterReplica:
     """Made by `start_replica`. `app` is the HTTP API, `grpc_port` where the gRPC API listens."""
 
-    def __init__(self, config: RouterConfig, frontend: Frontend, fleet: Fleet, edge: GrpcEdge, grpc_port: int) -> None:
-        self.app: ASGIApp = HttpEdge(frontend.app, config, fleet.dispatch.admit, lambda: fleet.ready)
+    def __init__(
+        self,
+        config: RouterConfig,
+        frontend: Frontend,
+        fleet: Fleet,
+        shared: SharedState,
+        edge: GrpcEdge,
+        grpc_port: int,
+    ) -> None:
+        dispatch = fleet.dispatch
+        self.app: ASGIApp = HttpEdge(
+            frontend.app, config, lambda caller: dispatch.admit(caller=caller), lambda: fleet.ready
+        )
         self.grpc_port = grpc_port
         self.fleet = fleet
+        self.shared = shared
         self._grace_s = config.request_deadline_s
         self._frontend = frontend
         self._edge = edge
@@ -46,6 +65,7 @@ class RouterReplica:
     def check(self) -> None:
         """Raises `EngineFailed` when a background task of the router has died."""
         self.fleet.check()
+        self.shared.check()
         if self._health.done():
             raise EngineFailed("the router no longer publishes its health")
 
@@ -57,6 +77,7 @@ class RouterReplica:
             await self._health
         await self._edge.close(self._grace_s if grace_s is None else grace_s)
         await self.fleet.close()
+        await self.shared.close()
         self._frontend.close()
 
     async def _publish_health(self) -> None:
@@ -71,12 +92,21 @@ async def start_replica(config: Config, directory: Directory, clock: Clock) -> R
     prepare_environment(config.model, config.engine)
     router_id = f"router-{secrets.token_hex(4)}"
     rules = HandoverRules.of(config.kv_transfer)
-    fleet = Fleet(config.router, directory, clock, router_id, secrets.randbits(32), rules)
+    shared = open_shared_state(config, router_id, clock)
+    seed = secrets.randbits(32)
+    placing = Placing(PlacementSetup.of(config), clock.now, seed, shared.mirror)
+    journal = Journal(router_id, config.store.journal_records, _keep_here, _known_here_only)
+    written = RequestJournal(journal, clock.now, time.time, rules.first_token_from_prefill)
+    gate = Gate(config.admission, config.router.max_in_flight, clock.now, shared.claims)
+    fleet = Fleet(config.router, directory, clock, router_id, seed, DispatchParts(placing, written, rules, gate))
     frontend = await _frontend(config, fleet)
-    edge = GrpcEdge(config.router, frontend.text, AdminService(fleet, router_id, config.model.served_name))
+    admin = AdminService(fleet, router_id, config.model.served_name, journal, shared=shared)
+    edge = GrpcEdge(config.router, frontend.text, admin, config.admission.queue.max_requests)
     try:
+        await shared.start()
         port = await edge.start()
     except BaseException:
+        await shared.close()
         frontend.close()
         raise
     await fleet.start()
@@ -84,7 +114,7 @@ async def start_replica(config: Config, directory: Directory, clock: Clock) -> R
     gc.collect()
     gc.freeze()
     logger.info("%s serves %s; gRPC on port %d", router_id, config.model.served_name, port)
-    return RouterReplica(config.router, frontend, fleet, edge, port)
+    return RouterReplica(config.router, frontend, fleet, shared, edge, port)
 
 
 async def _frontend(config: Config, fleet: Fleet) -> Frontend:
@@ -92,3 +122,11 @@ async def _frontend(config: Config, fleet: Fleet) -> Frontend:
     module = await asyncio.to_thread(importlib.import_module, "router.frontend")
     frontend: Frontend = await module.build_frontend(config, fleet.dispatch)
     return frontend
+
+
+def _keep_here(request_id: str, body: bytes) -> None:
+    """Records stay with the router that wrote them."""
+
+
+async def _known_here_only(request_id: str) -> bytes | None:
+    return None

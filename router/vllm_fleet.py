@@ -28,9 +28,11 @@ from vllm.v1.outputs import LogprobsLists
 from cluster.engine import FinishReason, Sampling, TokenLogprobs
 from cluster.errors import BatonError, EngineFailed, InvalidRequest, answer_for
 from cluster.vllm_params import encode_params
+from router.caller import Caller, current_caller
 from router.dispatch import Dispatch
 from router.generation import Emission, GenerationRequest, Outcome
 from router.sampling_state import SamplingFacts
+from router.session_id import current_session
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +69,7 @@ class FleetClient:
     async def add_request_async(self, request: EngineCoreRequest) -> None:
         """Never raises: by now the frontend keeps state for the request, so a refusal reaches it as an emission."""
         try:
-            generation = to_generation(request, self._llm.custom_logits)
+            generation = to_generation(request, self._llm.custom_logits, current_caller())
         except InvalidRequest as error:
             self._llm.deliver([Emission(request.request_id, [], error=error)])
         else:
@@ -117,9 +119,11 @@ class FleetLLM(AsyncLLM):
         """Outputs are pushed by `deliver`: there is no loop to run, and none that could end unseen."""
 
     def check_admission(self, n: int = 1, request_id: str | None = None) -> None:
+        caller = current_caller()
         try:
-            self._dispatch.admit(n)
+            self._dispatch.admit(n, caller)
         except BatonError as error:
+            caller.hear(error)
             raise Refusal(error) from error
 
     def deliver(self, emissions: Sequence[Emission]) -> None:
@@ -149,7 +153,7 @@ class FleetLLM(AsyncLLM):
         self._dispatch.cancel(self.output_processor.abort_requests([family], internal=True), Outcome.FAILED)
 
 
-def to_generation(request: EngineCoreRequest, custom_logits: bool) -> GenerationRequest:
+def to_generation(request: EngineCoreRequest, custom_logits: bool, caller: Caller) -> GenerationRequest:
     """Raises `InvalidRequest` for what a fleet of this version cannot do."""
     params = request.sampling_params
     refused = next((what for what, present in _unsupported(request, params) if present), None)
@@ -170,7 +174,19 @@ def to_generation(request: EngineCoreRequest, custom_logits: bool) -> Generation
         cache_salt=request.cache_salt or "",
         priority=request.priority,
         trace_headers=request.trace_headers or {},
+        client_id=_client_id(request),
+        session_id=current_session(),
+        caller=caller,
     )
+
+
+def _client_id(request: EngineCoreRequest) -> str:
+    """The `id` in the client's answer. The frontend numbers prompts behind it, choices before it, and adds chance."""
+    own, sampled = request.request_id, request.external_req_id or request.request_id
+    choice, _, rest = own.partition("_")
+    if choice.isdecimal() and rest.startswith(sampled) and choice != "0":
+        return f"{choice}_{sampled}"
+    return sampled.removesuffix("-0") if sampled.startswith("cmpl-") else sampled
 
 
 def sampling_facts(params: SamplingParams, custom_logits: bool) -> SamplingFacts:

@@ -44,18 +44,6 @@ class BlockSink(Protocol):
         ...
 
 
-class NoBlocks:
-    """The block sink of a router that places by load alone."""
-
-    def blocks_cleared(self, worker_id: str) -> None: ...
-
-    def blocks_stored(self, worker_id: str, hashes: Sequence[int]) -> None: ...
-
-    def blocks_removed(self, worker_id: str, hashes: Sequence[int]) -> None: ...
-
-    def worker_gone(self, worker_id: str) -> None: ...
-
-
 class LoadSink(Protocol):
     """How busy workers are, and what state they are in."""
 

@@ -40,19 +40,22 @@ def free_port() -> int:
 
 
 def local_config(model_path: Path, name: str, **sections: dict[str, Any]) -> dict[str, Any]:
-    """The shipped local example on free ports, with `sections` merged over it."""
+    """The shipped local example on free ports, with `sections` merged over it. Unless they say otherwise, every request
+    is handed over: most tests are about that."""
     config: dict[str, Any] = yaml.safe_load((ROOT / "deploy/examples/local.yaml").read_text())
     config["name"] = name
     config["model"]["path"] = str(model_path)
     config["router"] = {"http_port": free_port(), "grpc_port": free_port()}
+    config["placement"] = {"disaggregate": "always"}
     for section, values in sections.items():
         config.setdefault(section, {}).update(values)
     return config
 
 
 @contextmanager
-def live_cluster(config: dict[str, Any]) -> Iterator[LiveCluster]:
-    """Runs `baton up` until the block ends, then stops it with an interrupt as from a terminal.
+def live_cluster(config: dict[str, Any], start_s: float = START_S) -> Iterator[LiveCluster]:
+    """Runs `baton up` until the block ends, then stops it with an interrupt as from a terminal. `start_s`: how long it
+    may take to become ready.
 
     Raises `RuntimeError` with the command's output if it does not become ready or does not stop.
     """
@@ -71,7 +74,7 @@ def live_cluster(config: dict[str, Any]) -> Iterator[LiveCluster]:
                 start_new_session=True,
             )
         try:
-            if not _ready(owner):
+            if not _ready(owner, start_s):
                 raise RuntimeError(f"baton up did not become ready:\n{log_path.read_text()}")
             router = config["router"]
             yield LiveCluster(owner.pid, f"http://127.0.0.1:{router['http_port']}", f"127.0.0.1:{router['grpc_port']}")
@@ -88,10 +91,10 @@ def live_cluster(config: dict[str, Any]) -> Iterator[LiveCluster]:
                 owner.stdout.close()
 
 
-def _ready(owner: subprocess.Popen[str]) -> bool:
+def _ready(owner: subprocess.Popen[str], within_s: float) -> bool:
     """Waits for the line that says so; False when the process ends or takes too long."""
     assert owner.stdout is not None
-    too_late = threading.Timer(START_S, owner.kill)
+    too_late = threading.Timer(within_s, owner.kill)
     too_late.start()
     try:
         return any("Baton is ready" in line for line in owner.stdout)

@@ -23,7 +23,7 @@ _NOWHERE = "02:00:00:00:00:00"  # a hardware address that neither end has
 # Of the kernel's headers.
 _CLONE_NEWNET, _CLONE_NEWNS = 0x40000000, 0x00020000
 _MS_REC, _MS_SLAVE, _MNT_DETACH = 0x4000, 0x80000, 2
-_TOOLS = ("ip", "tc")
+_TOOLS = ("ip", "tc", "ss")
 _CARRIER_S = 10.0
 
 
@@ -36,6 +36,12 @@ class Host:
 
     def address(self, cable: str) -> str:
         return f"{_NETS[cable]}.{self.number}"
+
+    def listening(self) -> set[str]:
+        """The addresses at which anyone on this host listens for TCP."""
+        lines = _run("ip", "netns", "exec", self.namespace, "ss", "-Htln").splitlines()
+        ends = [line.split()[3].rpartition(":")[0] for line in lines]
+        return {end.strip("[]").removeprefix("::ffff:") for end in ends}
 
     def ip(self, *arguments: str) -> None:
         _run("ip", "-n", self.namespace, *arguments)

@@ -92,6 +92,7 @@ def _counters(status: ClusterStatus) -> Table:
     rows = [(f"requests {outcome}", str(count)) for outcome, count in counters.requests.items()]
     rows += [
         ("requests in flight", str(status.router.in_flight)),
+        ("requests waiting", str(status.router.queued)),
         ("disaggregated", str(counters.disaggregated)),
         ("on one worker", str(counters.whole)),
         ("prompts computed again", str(counters.recomputed_requests)),
@@ -101,4 +102,6 @@ def _counters(status: ClusterStatus) -> Table:
         ("blocks moved", str(counters.blocks_moved)),
         ("bytes moved", str(counters.bytes_moved)),
     ]
+    if status.store.degraded:
+        rows.append((f"store away, s ({status.store.reason})", f"{status.store.degraded_seconds:g}"))
     return Table("Counters", ("counter", "value"), rows)

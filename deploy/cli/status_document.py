@@ -25,6 +25,17 @@ class Router(Part):
     id: str
     model: str
     in_flight: int
+    queued: int
+
+
+class Store(Part):
+    """What routers share; `degraded`: it does not answer, and each goes on alone."""
+
+    degraded: bool
+    degraded_seconds: float
+    reason: str
+    routers: int
+    dropped_writes: int
 
 
 class Pool(Part):
@@ -96,6 +107,7 @@ class ClusterStatus(Part):
     pools: list[Pool]
     workers: list[Worker]
     counters: Counters
+    store: Store
 
     @property
     def missing_pools(self) -> list[str]:
@@ -106,10 +118,26 @@ class ClusterStatus(Part):
 
 def cluster_status(answer: admin_pb2.StatusResponse) -> ClusterStatus:
     return ClusterStatus(
-        router=Router(id=answer.router_id, model=answer.model, in_flight=answer.router.in_flight),
+        router=Router(
+            id=answer.router_id,
+            model=answer.model,
+            in_flight=answer.router.in_flight,
+            queued=answer.router.queued,
+        ),
         pools=[Pool(role=_role(pool.role), ready=pool.ready, total=pool.total) for pool in answer.pools],
         workers=[_worker(worker) for worker in answer.workers],
         counters=_counters(answer),
+        store=_store(answer.store),
+    )
+
+
+def _store(answer: admin_pb2.StoreStatus) -> Store:
+    return Store(
+        degraded=answer.degraded,
+        degraded_seconds=round(answer.degraded_s, 3),
+        reason=answer.reason,
+        routers=answer.routers,
+        dropped_writes=answer.dropped_writes,
     )
 
 

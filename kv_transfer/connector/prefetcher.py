@@ -1,9 +1,10 @@
 """The reading side of a hand-over that begins before its prompt is finished: prefetches, and who waits for them.
 
     WAITING ──blocks allocated──▶ FOLLOWING ──landed──▶ LANDED ──scheduler went on──▶ READY   now prefix cache
-       │                             └─────failed─────▶ PARKED    until it is aborted: we must not compute its prompt
+       │                             └─────failed─────▶ PARKED
        └── nothing to fetch ──▶ READY
 
+A parked request waits until it is aborted, or its prompt is in the cache anyway: computing it is not our business here.
 The request that continues the prompt waits while its prefetch is under way, and then finds the blocks in the cache.
 Runs on the engine's own thread.
 """

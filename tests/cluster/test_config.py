@@ -75,6 +75,20 @@ def test_what_is_parsed_survives_being_written_and_read_again() -> None:
         ),
         ("decode.gpus_per_replica", 1, ["decode.gpus_per_replica is 1", "engine.device is cpu"]),
         ("kv_transfer.connector", "nixl", ["kv_transfer.connector", "'baton' or 'vllm-nixl'"]),
+        ("router.replicas", 2, ["router.replicas is 2, but store.url is memory://", "redis://HOST:PORT/0"]),
+        ("store.url", "mem", ["store", "memory://, redis://HOST:PORT/DB or rediss://HOST:PORT/DB"]),
+        ("store.url", "redis://", ["redis://HOST:PORT/DB"]),
+        ("store.url", "redis://h:99999/0", ["Port out of range"]),
+        ("store.url", "redis://h/0?x=1", ["only a database number"]),
+        ("store.password_env", "P", ["memory:// needs none"]),
+        ("store.lease_s", 0.2, ["lease_s 0.2 is less than 3 times period_s 0.1"]),
+        ("admission.tenants", {"a": {"wieght": 2}}, ["admission.tenants.a.wieght: unknown key", "mean weight?"]),
+        ("admission.tenants", {"a b": {}}, ["admission.tenants.a b", "pattern"]),
+        ("admission.tenants", {"a": {"weight": 0.0}}, ["admission.tenants.a.weight", "0.01"]),
+        ("admission.tenants", {"a": {"classes": ["x"]}}, ["a: x is no class", "interactive, standard, batch"]),
+        ("admission.default_class", "x", ["default_class: x is no class; valid: interactive, standard, batch"]),
+        ("admission.classes", ["a", "a"], ["each name once"]),
+        ("admission.queue", {"class_reserve": 0.5}, ["0.5 for each of 3 classes is more than the whole queue"]),
     ],
 )
 def test_a_mistake_names_its_key_and_what_is_valid(path: str, value: object, says: list[str]) -> None:
@@ -105,6 +119,12 @@ def test_keys_that_the_stock_connector_has_no_use_for_do_no_harm() -> None:
 def test_a_simulated_engine_has_no_stock_connector() -> None:
     raw = SMALLEST | {"engine": {"kind": "simulated"}, "kv_transfer": {"connector": "vllm-nixl"}}
     assert "engine.kind is simulated: use connector: baton" in refusal(raw)
+
+
+def test_a_password_in_the_url_is_refused_and_not_shown() -> None:
+    text = refusal(with_key("store.url", "redis://:hunter2-hunter2@h:6379/0"))
+    assert "password_env" in text
+    assert "hunter2" not in text
 
 
 def test_a_missing_model_is_named() -> None:
@@ -153,3 +173,9 @@ def test_a_secret_must_be_long_enough(monkeypatch: pytest.MonkeyPatch) -> None:
         secret("BATON_TICKET_SECRET")
     monkeypatch.setenv("BATON_TICKET_SECRET", "x" * 16)
     assert secret("BATON_TICKET_SECRET") == b"x" * 16
+
+
+def test_only_our_own_connector_hands_prompts_over_chunk_by_chunk() -> None:
+    raw = {"model": {"path": "m"}, "kv_transfer": {"chunk_pipelining": True, "connector": "vllm-nixl"}}
+    with pytest.raises(ConfigError, match="kv_transfer: chunk_pipelining needs connector: baton"):
+        parse_config(raw)

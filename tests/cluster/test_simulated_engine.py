@@ -13,7 +13,7 @@ import pytest
 from cluster.block_hashes import chain_seed, extend_chain
 from cluster.clock import VirtualClock
 from cluster.config import EngineConfig, ModelConfig, SimulatedTiming
-from cluster.engine import EngineOutput, EngineRequest, FinishReason, Leg, Sampling
+from cluster.engine import EngineOutput, EngineRequest, FinishReason, Leg, PrefillInProgress, Sampling
 from cluster.errors import EngineFailed, InvalidRequest
 from cluster.simulated_batch import next_token
 from cluster.simulated_engine import SimulatedEngine
@@ -265,6 +265,18 @@ async def test_a_second_attempt_of_the_same_name_is_refused() -> None:
     await engine.submit(ask("a"))
     with pytest.raises(InvalidRequest, match="already here"):
         await engine.submit(ask("a"))
+
+
+async def test_a_prefetch_ends_at_once_and_an_aborted_one_says_nothing() -> None:
+    bench = Bench()
+    engine, _ = await bench.engine()
+    follow = PrefillInProgress("there:1", 1, "r/prefill1")
+    for name in ("gone", "there"):
+        await engine.submit(EngineRequest(name, Leg.PREFETCH, PROMPT, Sampling(1), follow=follow))
+    await engine.abort(["gone"])
+    outputs = await bench.run(engine, lambda seen: len(seen) == 1)
+    assert outputs == [EngineOutput("there", [], finish_reason=FinishReason.LENGTH)]
+    assert engine.batch.pool.used == 0
 
 
 async def test_a_failed_engine_raises_from_every_call_and_from_the_step_under_way() -> None:

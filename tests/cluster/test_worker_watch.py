@@ -17,7 +17,7 @@ from cluster.clock import VirtualClock
 from cluster.engine import Leg, Role
 from cluster.worker_watch import MESSAGES_BEHIND, PART, Watcher, WatchFeed
 from protos.baton.v1 import worker_pb2 as pb
-from tests.cluster.test_worker import EPOCH, Bench
+from tests.cluster.worker_bench import EPOCH, Bench
 from tests.waiting import eventually
 
 

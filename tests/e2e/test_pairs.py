@@ -4,83 +4,78 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
+from protos.baton.v1 import admin_pb2, admin_pb2_grpc, inference_pb2_grpc, worker_pb2
 from protos.baton.v1 import inference_pb2 as pb
-from protos.baton.v1 import inference_pb2_grpc, worker_pb2
 from tests.e2e.cluster_status import ClusterStatus
 from tests.e2e.reference_engine import Prompt, reference
 from tests.live_cluster import live_cluster, local_config
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(580)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
 BLOCK, OUTPUT = 32, 12
-# Ties between idle workers are drawn: that one of four pairs stays out 64 times has a chance of four in 10^8.
-MOST_REQUESTS = 64
+AT_ONCE, MOST_BATCHES = 8, 8  # so many at once that no worker is left out
+START_S = 400.0  # five processes that each import for ten seconds and more
 LENGTHS = (33, 64, 95, 300, 700)
 
 
-@dataclass(frozen=True)
-class Moved:
-    """What each worker has sent or pulled so far, in blocks, by worker id; pulls of one transport only."""
-
-    sent: dict[str, int]
-    pulled: dict[str, int]
-
-
 class Pairs:
-    """Requests one at a time, so that what the counters gained belongs to one hand-over."""
-
     def __init__(self, channel: grpc.Channel, transport: str) -> None:
         self.status = ClusterStatus(channel)
-        self._stub = inference_pb2_grpc.InferenceStub(channel)
+        self._inference = inference_pb2_grpc.InferenceStub(channel)
+        self._admin = admin_pb2_grpc.AdminStub(channel)
         self._transport = transport
 
-    def generate(self, prompt: Prompt) -> tuple[list[int], tuple[str, str]]:
-        """The tokens, and the ids of the workers between which the prompt's blocks moved."""
-        before = self._moved()
-        request = pb.GenerateRequest(
-            tokens=pb.TokenPrompt(ids=prompt.token_ids), sampling=pb.SamplingParameters(max_tokens=prompt.max_tokens)
-        )
-        tokens = [t for part in self._stub.Generate(request, timeout=120) for d in part.deltas for t in d.token_ids]
-        self.status.wait_until_quiet()
-        after, blocks = self._moved(), -(-len(prompt.token_ids) // BLOCK)
-        return tokens, (_gained(before.sent, after.sent, blocks), _gained(before.pulled, after.pulled, blocks))
+    def generate(self, request_id: str, prompt: Prompt) -> list[int]:
+        sampling = pb.SamplingParameters(max_tokens=prompt.max_tokens, temperature=prompt.temperature)
+        tokens = pb.TokenPrompt(ids=prompt.token_ids)
+        request = pb.GenerateRequest(request_id=request_id, tokens=tokens, sampling=sampling)
+        answer = self._inference.Generate(request, timeout=120)
+        return [token for part in answer for delta in part.deltas for token in delta.token_ids]
 
-    def _moved(self) -> Moved:
+    def workers_of(self, request_id: str) -> tuple[str, str]:
+        """Between which the prompt's blocks moved."""
+        told = self._admin.Explain(admin_pb2.ExplainRequest(request_id=request_id), timeout=10)
+        by_leg = {attempt.leg: attempt.worker_id for attempt in told.attempts}
+        return by_leg["prefill"], by_leg["decode"]
+
+    def blocks_moved(self) -> tuple[int, int]:
+        """Sent by all prefill workers, and pulled over the transport by all decode workers."""
         workers = [worker.description for worker in self.status.read().workers]
-        return Moved(
-            sent={w.worker_id: w.counters.blocks_sent for w in workers if w.role == worker_pb2.ROLE_PREFILL},
-            pulled={w.worker_id: self._landed(w.counters) for w in workers if w.role == worker_pb2.ROLE_DECODE},
-        )
+        sent = sum(w.counters.blocks_sent for w in workers if w.role == worker_pb2.ROLE_PREFILL)
+        landed = [
+            transfer.blocks
+            for worker in workers
+            for transfer in worker.counters.transfers
+            if (transfer.transport, transfer.outcome) == (self._transport, "landed")
+        ]
+        return sent, sum(landed)
 
-    def _landed(self, counters: worker_pb2.Counters) -> int:
-        ours = [t for t in counters.transfers if (t.transport, t.outcome) == (self._transport, "landed")]
-        return sum(t.blocks for t in ours)
 
-
-@pytest.mark.parametrize(("transport", "section"), [("nixl", {}), ("grpc", {"forbid": ["nixl"]})])
+@pytest.mark.parametrize(("transport", "section"), [("nixl", {}), ("grpc", {"prefer": "grpc", "forbid": ["nixl"]})])
 def test_every_prefill_hands_over_to_every_decode(demo_model: Path, transport: str, section: dict[str, Any]) -> None:
-    prompts = _prompts(MOST_REQUESTS)
-    with _pairs(demo_model, transport, section) as pairs:
+    prompts = _prompts(AT_ONCE * MOST_BATCHES)
+    with _pairs(demo_model, transport, section) as pairs, ThreadPoolExecutor(AT_ONCE) as pool:
         told: list[list[int]] = []
         used: set[tuple[str, str]] = set()
-        for prompt in prompts:
-            tokens, pair = pairs.generate(prompt)
-            told.append(tokens)
-            used.add(pair)
-            if len(used) == 4:
-                break
-        totals = pairs.status.totals()
+        while len(used) < 4 and len(told) < len(prompts):
+            batch = range(len(told), len(told) + AT_ONCE)
+            told += pool.map(lambda number: pairs.generate(f"pair-{number}", prompts[number]), batch)
+            used |= {pairs.workers_of(f"pair-{number}") for number in batch}
+        pairs.status.wait_until_quiet()
+        totals, moved = pairs.status.totals(), pairs.blocks_moved()
     prefills, decodes = ({pair[side] for pair in used} for side in (0, 1))
     assert used == {(p, d) for p in prefills for d in decodes}
     assert (len(prefills), len(decodes)) == (2, 2)
+    blocks = sum(-(-len(prompt.token_ids) // BLOCK) for prompt in prompts[: len(told)])
+    assert moved == (blocks, blocks), "blocks moved in another way, or twice, or not at all"
     assert (totals.pulls_failed, totals.recomputed, totals.leases_expired) == (0, 0, 0)
     assert told == reference(demo_model, prompts[: len(told)])
 
@@ -93,10 +88,10 @@ def _pairs(model: Path, transport: str, section: dict[str, Any]) -> Iterator[Pai
         model={"dtype": "float32"},
         prefill={"replicas": 2, "cpus_per_replica": 0.5},
         decode={"replicas": 2, "cpus_per_replica": 0.5},
-        engine={"kv_cache_mib": 256},
+        engine={"kv_cache_mib": 256, "start_deadline_s": START_S},
         kv_transfer=section,
     )
-    with live_cluster(config) as running, grpc.insecure_channel(running.grpc) as channel:
+    with live_cluster(config, START_S + 100) as running, grpc.insecure_channel(running.grpc) as channel:
         yield Pairs(channel, transport)
 
 
@@ -105,10 +100,3 @@ def _prompts(count: int) -> list[Prompt]:
     draw = random.Random(22)
     lengths = (LENGTHS[i % len(LENGTHS)] for i in range(count))
     return [Prompt([draw.randrange(300, 4000) for _ in range(length)], OUTPUT) for length in lengths]
-
-
-def _gained(before: dict[str, int], after: dict[str, int], blocks: int) -> str:
-    """The only worker whose count has grown, by just so many."""
-    gains = {worker_id: count - before[worker_id] for worker_id, count in after.items() if count != before[worker_id]}
-    assert list(gains.values()) == [blocks], f"{blocks} blocks were to move, gained: {gains}"
-    return next(iter(gains))

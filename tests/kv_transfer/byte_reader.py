@@ -82,11 +82,14 @@ class PullEnd:
 
 @dataclass(frozen=True)
 class ReaderState:
-    """`foreign_writes`: blocks that were written when no pull had them as a target."""
+    """`foreign_writes`: blocks that were written when no pull had them as a target. `connections`: to sources, kept for
+    the next pull; `nixl_peers`: those of them that NIXL knows."""
 
     pulling: int
     foreign_writes: int
     rss: int
+    connections: int
+    nixl_peers: int
 
 
 @dataclass(frozen=True)
@@ -193,8 +196,13 @@ class ReaderProcess:
         return ends
 
     def state(self) -> ReaderState:
-        rss = psutil.Process().memory_info().rss
-        return ReaderState(len(self._pulls), self._foreign_writes, rss)
+        return ReaderState(
+            pulling=len(self._pulls),
+            foreign_writes=self._foreign_writes,
+            rss=psutil.Process().memory_info().rss,
+            connections=len(self._mover._connections._kept),
+            nixl_peers=self._nixl._peers.total(),
+        )
 
     def close(self) -> Remains:
         assert not self._pulls, f"pulls are under way: {list(self._pulls)}"

@@ -19,17 +19,20 @@ from cluster.kv_link import KvStats
 from kv_transfer.circuit import CircuitTimes
 from kv_transfer.connections import Reader
 from kv_transfer.fingerprint import Fingerprint
+from kv_transfer.growing_exports import GrowingExports
 from kv_transfer.ladder import LadderRules
 from kv_transfer.lease import Free, LeaseTable
 from kv_transfer.lease_book import LeaseBook
 from kv_transfer.mover import PullJob
 from kv_transfer.source_server import KvSource, KvSourceServer
 from kv_transfer.ticket import Ticket, prompt_digest, seal
+from kv_transfer.ticket_writer import TicketWriter
 from kv_transfer.transport import BlockRead, Endpoint, Layout, Region
 from protos.baton.v1 import kv_pb2 as pb
 
 EPOCH = 3
 BLOCK_BYTES = 64
+BLOCK_SIZE = 32
 SECRET = b"a secret that only the tests know"
 FINGERPRINT = Fingerprint.of({"model": "m", "block_size": "32"})
 LAYOUT = Layout((Region(0, BLOCK_BYTES, BLOCK_BYTES, 100),))
@@ -91,6 +94,10 @@ class FaultyKvSource(KvSource):
         self._meet("Release", context)
         return super().Release(request, context)
 
+    def Follow(self, request: pb.FollowRequest, context: grpc.ServicerContext) -> pb.FollowResponse:
+        self._meet("Follow", context)
+        return super().Follow(request, context)
+
 
 class Source:
     """One prefill engine's side: offers leases, takes blocks back as the engine's thread would."""
@@ -102,7 +109,9 @@ class Source:
         self.ended = threading.Event()
         self.book = LeaseBook(LeaseTable(epoch, lease_s), self.clock, self.ended.set)
         self.server = KvSourceServer("127.0.0.1", "127.0.0.1")
-        self.service = FaultyKvSource(self.book, epoch, FINGERPRINT, (endpoint,), self.stats)
+        writer = TicketWriter("prefill-0", epoch, self.server.address, FINGERPRINT.digest, SECRET, lease_s)
+        self.growing = GrowingExports(self.book, writer, BLOCK_SIZE)
+        self.service = FaultyKvSource(self.book, epoch, FINGERPRINT, (endpoint,), self.stats, self.growing)
         self.service.prepare()
         self.server.start(self.service)
 
@@ -126,9 +135,13 @@ class Source:
 
     def take_back(self) -> list[int]:
         """The blocks that have come back so far."""
-        self.book.take_frees(self.freed.append)
+        self.book.take_frees(self._give_back)
         self.book.check_integrity()
         return [block for free in self.freed for block in free.block_ids]
+
+    def _give_back(self, free: Free) -> None:
+        self.freed.append(free)
+        self.growing.forget(free.lease_id)
 
     def close(self) -> None:
         self.service.over.set()

@@ -126,16 +126,11 @@ def _run(pipe: Connection, place: Place, kind: type[EngineChild], made: tuple[An
     except BaseException:
         pipe.send(("error", traceback.format_exc()))
         raise
-    while True:
-        command, arguments = pipe.recv()
-        try:
-            pipe.send(("ok", getattr(child, command)(*arguments)))
-        except BaseException:
-            pipe.send(("error", traceback.format_exc()))
+    child.serve(pipe)
 
 
 class EngineChild:
-    """`engine_options`: further arguments of the engine."""
+    """`engine_options`: arguments of the engine."""
 
     engine_options: ClassVar[dict[str, Any]] = {}
 
@@ -153,21 +148,29 @@ class EngineChild:
             announce_path=announce_path,
             secret_env=SECRET_ENV,
         )
+        options = {"max_model_len": 4096, "kv_cache_memory_bytes": 256 << 20} | self.engine_options
         self.llm = LLM(
             model,
             dtype="float32",
             enforce_eager=True,
-            max_model_len=4096,
             block_size=BLOCK_SIZE,
-            kv_cache_memory_bytes=256 << 20,
             kv_transfer_config=kv_transfer_config(settings, role),
-            **self.engine_options,
+            **options,
         )
         self.core: Any = self.llm.llm_engine.engine_core.engine_core
         self.scheduler = self.core.scheduler
         self.half = self.scheduler.connector.scheduler
         self.pool = self.scheduler.kv_cache_manager.block_pool
         self.all_blocks = self.pool.get_num_free_blocks()
+
+    def serve(self, pipe: Connection) -> None:
+        """Obeys the parent until this process is ended."""
+        while True:
+            command, arguments = pipe.recv()
+            try:
+                pipe.send(("ok", getattr(self, command)(*arguments)))
+            except BaseException:
+                pipe.send(("error", traceback.format_exc()))
 
     def generate(self, ids: list[int], tokens: int, transfer: Any) -> Generated:
         return self.generate_many([(ids, tokens, transfer)])[0]

@@ -57,6 +57,7 @@ class FaultyFront:
         self._server = grpc.server(self._pool, options=[*options, *pings])
         self._server.add_generic_rpc_handlers((_Every(self),))
         self.address = f"{host}:{self._server.add_insecure_port(f'{host}:0')}"
+        self._aim = ""
         self._source: grpc.Channel | None = None
         self._blocks: grpc.Channel | None = None
         self._lock = threading.Lock()
@@ -71,6 +72,9 @@ class FaultyFront:
     def aim(self, source: str) -> None:
         """From now on calls go to this KvSource, and to the KvBlocks that it names."""
         with self._lock:
+            if source == self._aim:
+                return
+            self._aim = source
             old = [channel for channel in (self._source, self._blocks) if channel is not None]
             self._source, self._blocks = grpc.insecure_channel(source, options=self._options), None
         for channel in old:
@@ -100,7 +104,7 @@ class FaultyFront:
             self._stall(context)
         if fault == "refuse":
             context.abort(grpc.StatusCode.UNAVAILABLE, "refused by the test")
-        answer = self._pass_on(self._channel_to(method), method, request, context)
+        answer = self._pass_on(self._channel_to(method, context), method, request, context)
         if fault == "lose":
             context.abort(grpc.StatusCode.UNAVAILABLE, "the test lost the answer")
         return self._named_by_us(answer) if method.endswith("/Connect") else answer
@@ -112,7 +116,7 @@ class FaultyFront:
             self._stall(context)
         if plan.fault == "refuse":
             context.abort(grpc.StatusCode.UNAVAILABLE, "refused by the test")
-        call: Any = _streaming(self._channel_to(method), method)(request, timeout=context.time_remaining())
+        call: Any = _streaming(self._channel_to(method, context), method)(request, timeout=context.time_remaining())
         context.add_callback(lambda: call.cancel())
         try:
             for number, frame in enumerate(call):
@@ -209,10 +213,11 @@ class FaultyFront:
                 rank.offers["nixl"] = b"nothing that NIXL could read"
         return response.SerializeToString()
 
-    def _channel_to(self, method: str) -> grpc.Channel:
+    def _channel_to(self, method: str, context: grpc.ServicerContext) -> grpc.Channel:
         with self._lock:
             channel = self._blocks if "KvBlocks" in method else self._source
-        assert channel is not None, f"{method} before anyone connected"
+        if channel is None:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "nobody has connected to what is behind this front now")
         return channel
 
 

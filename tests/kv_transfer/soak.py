@@ -43,6 +43,23 @@ def longest_pull_s(rules: LadderRules) -> float:
     return 3 * rules.connect_s + rungs
 
 
+def draw_plan(draw: random.Random) -> Plan:
+    """What happens to the calls for one lease; often nothing."""
+    fault = draw.random()
+    if fault < 0.08:
+        return Plan(claim=(draw.choice(_CALL_FAULTS),))
+    if fault < 0.14:  # the first claim is granted, its renewals are not heard
+        return Plan(claim=("pass", *[draw.choice(_CALL_FAULTS)] * 20))
+    if fault < 0.22:
+        return Plan(complete=(draw.choice(_CALL_FAULTS),) * draw.randint(1, 3))
+    if fault < 0.26:
+        return Plan(release=(draw.choice(_CALL_FAULTS),))
+    if fault < 0.6:
+        broken = StreamPlan(draw.choice(_STREAM_FAULTS), draw.choice([0, 0, 1, 2, 5]))
+        return Plan(read=(broken,) * draw.choice([1, 1, 2, 12]))
+    return Plan()
+
+
 @dataclass
 class Source:
     """One worker through all its lives. Readers reach it directly, or by a front that spoils calls, or by one that
@@ -136,24 +153,8 @@ class Soak:
         if way < 0.3:
             return order
         front = source.front if way < 0.6 else source.grpc_front
-        front.plan(offered.ticket.lease_id, self._plan())
+        front.plan(offered.ticket.lease_id, draw_plan(draw))
         return replace(order, offered=through(offered, front.address), forged=draw.random() < 0.03)
-
-    def _plan(self) -> Plan:
-        draw = self._draw
-        fault = draw.random()
-        if fault < 0.08:
-            return Plan(claim=(draw.choice(_CALL_FAULTS),))
-        if fault < 0.14:  # the first claim is granted, its renewals are not heard
-            return Plan(claim=("pass", *[draw.choice(_CALL_FAULTS)] * 20))
-        if fault < 0.22:
-            return Plan(complete=(draw.choice(_CALL_FAULTS),) * draw.randint(1, 3))
-        if fault < 0.26:
-            return Plan(release=(draw.choice(_CALL_FAULTS),))
-        if fault < 0.6:
-            broken = StreamPlan(draw.choice(_STREAM_FAULTS), draw.choice([0, 0, 1, 2, 5]))
-            return Plan(read=(broken,) * draw.choice([1, 1, 2, 12]))
-        return Plan()
 
     def _maybe_break_something(self) -> None:
         event, source = self._draw.random(), self._draw.choice(self.sources)

@@ -30,6 +30,7 @@ class SteppedChild(EngineChild):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.outputs: dict[str, list[EngineOutput]] = {}
+        self.tickets: dict[str, bytes] = {}
 
     def submit(self, request: EngineRequest) -> None:
         from cluster.vllm_messages import to_core_request
@@ -59,6 +60,7 @@ class SteppedChild(EngineChild):
 
     def ended(self, attempt_id: str) -> Ended:
         said = self.outputs.pop(attempt_id)
+        self.tickets[attempt_id] = said[-1].ticket
         origin = next((output.origin for output in said if output.origin is not None), None)
         return Ended(
             tokens=[token for output in said for token in output.token_ids],
@@ -71,6 +73,12 @@ class SteppedChild(EngineChild):
     def abort(self, *attempt_ids: str) -> None:
         self.core.abort_requests(list(attempt_ids))
 
+    def release(self, attempt_id: str) -> None:
+        """The ordinary lease of that attempt will not be read."""
+        from protos.baton.v1 import kv_pb2
+
+        self.half._book.release(kv_pb2.Ticket.FromString(self.tickets[attempt_id]).lease_id)
+
     def states(self) -> dict[str, str]:
         return {request.request_id: request.status.name for request in self.scheduler.requests.values()}
 
@@ -82,9 +90,7 @@ class SteppedChild(EngineChild):
             self.step()
 
     def blocks_read(self) -> int:
-        from vllm.distributed.kv_transfer import get_kv_transfer_group
-
-        blocks: int = get_kv_transfer_group().worker._mover._follower.blocks_read
+        blocks: int = self._worker_half()._mover._follower.blocks_read
         return blocks
 
     def prefetch_phase(self, attempt_id: str) -> str:

@@ -22,7 +22,7 @@ from tests.waiting import eventually
 pytestmark = pytest.mark.timeout(60)
 
 LAYERS, BLOCKS, BLOCK_BYTES = 3, 64, 128 << 10
-LIMITS = StreamLimits(LEAST_FRAME_BYTES, 12 * LEAST_FRAME_BYTES, most_streams=3)
+LIMITS = StreamLimits(LEAST_FRAME_BYTES, 16 * LEAST_FRAME_BYTES, most_streams=3)
 DEADLINE_S = 20.0
 EVERY = tuple(range(BLOCKS))
 

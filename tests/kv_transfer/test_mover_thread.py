@@ -119,6 +119,6 @@ def test_a_thread_that_died_is_noticed_instead_of_waited_for(transport: Scripted
 
     thread = start(transport, broken)
     thread.serve_for(30.0)
-    thread.join(5)
     with pytest.raises(EngineFailed, match="has died"):
-        thread.take_results()
+        wait_for(lambda: bool(thread.take_results()))
+    thread.close()

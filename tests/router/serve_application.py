@@ -62,6 +62,7 @@ async def main(model: str, http_port: int, grpc_port: int) -> None:
     raw = {
         "name": "router-test",
         "model": {"path": model, "max_model_len": 512},
+        "placement": {"disaggregate": "always"},
         "router": {"http_port": http_port, "grpc_port": grpc_port, "request_deadline_s": 5.0, "max_in_flight": 64},
     }
     config = parse_config(raw)

@@ -68,6 +68,9 @@ class Table(RuleBasedStateMachine):
         beside = dict(self.table.overflow())
         assert [slot == NO_SLOT for slot in slots.tolist()] == [key in beside for key in wanted]
         assert [self.table.get(key) for key in wanted] == values.tolist()
+        leading = self.table.find(keys(*wanted), leading=True)[0].tolist()
+        first_absent = [*values.tolist(), 0].index(0)
+        assert leading[: first_absent + 1] == values.tolist()[: first_absent + 1]
 
     @invariant()
     def holds_what_was_put(self) -> None:

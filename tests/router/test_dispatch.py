@@ -8,12 +8,13 @@ import pytest
 
 from cluster.config import RouterConfig
 from cluster.engine import FinishReason, Role, Sampling
-from cluster.errors import DeadlineExceeded, EngineFailed, NoWorker, Overloaded, WorkerLost
+from cluster.errors import DeadlineExceeded, EngineFailed, NoWorker, WorkerLost
 from cluster.wire import role_to_wire
 from protos.baton.v1 import kv_pb2, worker_pb2
 from router.dispatch import Dispatch
 from router.generation import Emission, GenerationRequest, Outcome
 from router.handover_rules import HandoverRules
+from tests.router.dispatch_parts import load_of, parts
 
 PIPELINING_FROM = 10
 
@@ -27,7 +28,9 @@ class Bench:
         self.unreachable: set[str] = set()
         self.batches: list[list[Emission]] = []
         router = RouterConfig.model_validate(config)
-        self.dispatch = Dispatch(router, self.post, lambda: self.now, 1, HandoverRules(pipelining_from=PIPELINING_FROM))
+        rules = HandoverRules(pipelining_from=PIPELINING_FROM)
+        self.parts = parts(lambda: self.now, rules)
+        self.dispatch = Dispatch(router, self.post, lambda: self.now, self.parts)
         self.dispatch.connect(self)
 
     def post(self, worker_id: str, message: worker_pb2.SessionRequest) -> bool:
@@ -120,11 +123,11 @@ def test_a_prompt_counts_as_queued_until_its_worker_has_answered(bench: Bench) -
     for worker_id in ("p1", "p2"):
         bench.dispatch.worker_down(worker_id, WorkerLost("gone"))
     whole = bench.ask("a")
+    assert load_of(bench.parts, "d1").prefill_tokens == 3
+    bench.step("d1", output(whole, 10))
+    assert load_of(bench.parts, "d1").prefill_tokens == 0
     worker = bench.dispatch.view.get("d1")
     assert worker is not None
-    assert worker.queued_prefill_tokens == 3
-    bench.step("d1", output(whole, 10))
-    assert worker.queued_prefill_tokens == 0
     assert not worker.idle
 
 
@@ -179,18 +182,9 @@ def test_an_unknown_finish_reason_counts_as_a_failed_attempt(bench: Bench) -> No
     assert len(bench.submits) == 2
 
 
-def test_admission_ends_at_the_limit_and_says_so(bench: Bench) -> None:
-    bench.ask("a")
-    bench.ask("b")
-    bench.dispatch.admit(1)
-    with pytest.raises(Overloaded, match="limit is 3"):
-        bench.dispatch.admit(2)
-    assert bench.dispatch.counters().requests_by_outcome["refused"] == 1
-
-
 def test_admission_needs_a_worker_that_takes_new_work(bench: Bench) -> None:
-    for worker in bench.dispatch.view:
-        worker.leaving = True
+    for worker_id in ("p1", "p2", "d1"):
+        bench.dispatch.set_ready(worker_id, False)
     with pytest.raises(NoWorker):
         bench.dispatch.admit()
 

@@ -18,6 +18,7 @@ from router.admin_service import AdminService
 from router.fleet import Fleet
 from router.generation import Emission, GenerationRequest
 from router.worker_link import OUTGOING_LIMIT, WorkerLink
+from tests.router.dispatch_parts import load_of, parts
 from tests.router.scripted_worker import LeaseBook, ScriptedWorker, expected_tokens
 from tests.waiting import eventually
 
@@ -65,7 +66,8 @@ class Stage:
         self.directory = MemoryDirectory(RealClock())
         self.listener = Listener()
         config = RouterConfig(worker_deadline_s=1.0)
-        self.fleet = Fleet(config, self.directory, RealClock(), "router-1", seed=7)
+        self.parts = parts(RealClock().now)
+        self.fleet = Fleet(config, self.directory, RealClock(), "router-1", 7, self.parts)
         self.fleet.dispatch.connect(self.listener)
         self.workers: dict[str, ScriptedWorker] = {}
 
@@ -168,11 +170,9 @@ async def test_a_worker_that_leaves_the_directory_finishes_its_streams(stage: St
     await decode.until(lambda: len(decode.submits) == 1)
     await stage.directory.withdraw("d1", decode.epoch)
     other = await stage.add("d2", Role.DECODE)
-    busy = stage.fleet.dispatch.view.get("d2")
-    assert busy is not None
     other.load.running = 50  # the one that leaves would be the better choice
     other.feed.flush()
-    await eventually(lambda: busy.running == 50)
+    await eventually(lambda: load_of(stage.parts, "d2").sequences == 50)
     await stage.ask("b")
     await stage.listener.until_ended("b")
     assert len(decode.submits) == 1
@@ -190,7 +190,7 @@ async def test_a_worker_that_says_it_drains_gets_nothing_new_until_it_is_ready_a
     second.load.running = 50
     second.feed.flush()
     view = stage.fleet.dispatch.view
-    await eventually(lambda: [worker.running for worker in view.ready(Role.DECODE)] == [0, 50])
+    await eventually(lambda: load_of(stage.parts, "d2").sequences == 50)
     first.feed.enter(worker_pb2.WORKER_STATE_STALLED, "no step")
     await eventually(lambda: len(view.ready(Role.DECODE)) == 1)
     await stage.ask("a")

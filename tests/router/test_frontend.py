@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import grpc
-import httpx
 import openai
 import pytest
 import pytest_asyncio
-import uvicorn
 
-from cluster.clock import RealClock
-from cluster.config import Config, parse_config
-from cluster.engine import Role
-from cluster.membership import MemoryDirectory
-from protos.baton.v1 import inference_pb2, inference_pb2_grpc, worker_pb2
-from router.replica import RouterReplica, start_replica
-from tests.router.scripted_worker import LeaseBook, ScriptedWorker, expected_tokens
+from protos.baton.v1 import admin_pb2, inference_pb2, worker_pb2
+from tests.router.frontend_deployment import CHAT, Deployment, cleared, deployed
+from tests.router.scripted_worker import expected_tokens
 
 pytestmark = [
     pytest.mark.engine,
@@ -30,87 +23,17 @@ pytestmark = [
     pytest.mark.timeout(300),
 ]
 
-CHAT = [{"role": "user", "content": "Hello"}]
-
-
-@dataclass
-class Deployment:
-    replica: RouterReplica
-    prefill: ScriptedWorker
-    decode: ScriptedWorker
-    http: httpx.AsyncClient
-    openai: openai.AsyncOpenAI
-    grpc: inference_pb2_grpc.InferenceAsyncStub
-
-    async def complete(self, **fields: Any) -> Any:
-        asked: dict[str, Any] = {"model": "demo", "prompt": [5, 6, 7], "max_tokens": 6, "temperature": 0.0} | fields
-        return await self.openai.completions.create(**asked)
-
-    async def chat(self, **fields: Any) -> Any:
-        asked: dict[str, Any] = {"model": "demo", "messages": CHAT, "max_tokens": 6, "temperature": 0.0} | fields
-        return await self.openai.chat.completions.create(**asked)
-
-    async def generate(self, deadline_s: float = 30, **fields: Any) -> list[inference_pb2.GenerateResponse]:
-        request = inference_pb2.GenerateRequest(**fields)
-        return [response async for response in self.grpc.Generate(request, timeout=deadline_s)]
-
-    async def text_of(self, token_ids: list[int]) -> str:
-        answer = await self.http.post("/detokenize", json={"model": "demo", "tokens": token_ids})
-        text: str = answer.json()["prompt"]
-        return text
-
-
-def config_for(model: Path) -> Config:
-    return parse_config(
-        {
-            "model": {"path": str(model), "max_model_len": 512},
-            "router": {"grpc_port": 0, "max_in_flight": 64, "request_deadline_s": 60.0},
-        }
-    )
-
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def running(demo_model: Path) -> AsyncIterator[Deployment]:
-    directory, leases = MemoryDirectory(RealClock()), LeaseBook()
-    prefill, decode = ScriptedWorker("p", Role.PREFILL, leases), ScriptedWorker("d", Role.DECODE, leases)
-    for worker in (prefill, decode):
-        await directory.announce(await worker.start(), 1000.0)
-    replica = await start_replica(config_for(demo_model), directory, RealClock())
-    server = uvicorn.Server(uvicorn.Config(replica.app, port=0, log_level="warning"))
-    serving = asyncio.create_task(server.serve())
-    async with asyncio.timeout(30):
-        while len(list(replica.fleet.dispatch.view)) < 2:
-            await replica.fleet.next_change.wait()
-        while not server.started:  # noqa: ASYNC110  # uvicorn tells nobody
-            await asyncio.sleep(0.05)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    async with (
-        httpx.AsyncClient(base_url=url) as http,
-        openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as sdk,
-        grpc.aio.insecure_channel(f"127.0.0.1:{replica.grpc_port}") as channel,
-    ):
-        yield Deployment(replica, prefill, decode, http, sdk, inference_pb2_grpc.InferenceStub(channel))
-    server.should_exit = True
-    await serving
-    await replica.close(grace_s=1.0)
-    for worker in (prefill, decode):
-        await worker.stop()
+    async with deployed(demo_model) as running:
+        yield running
 
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def service(running: Deployment) -> AsyncIterator[Deployment]:
-    for worker in (running.prefill, running.decode):
-        worker.submits.clear()
-        worker.aborted.clear()
-        worker.gate.set()
-        worker.refuse, worker.free_tokens = "", 0
-    yield running
-    for worker in (running.prefill, running.decode):
-        await worker.until(lambda worker=worker: not worker.running)  # type: ignore[misc]
-    await running.prefill.until(lambda: running.prefill.leases.live == set())
-    running.replica.fleet.dispatch.check_integrity()
-    assert running.replica.fleet.dispatch.in_flight == 0
+    async with cleared(running) as service:
+        yield service
 
 
 async def test_a_completion_is_the_text_of_the_tokens_of_both_legs(service: Deployment) -> None:
@@ -382,7 +305,7 @@ async def test_an_expired_grpc_call_ends_its_request(service: Deployment) -> Non
 
 async def test_when_no_worker_is_left_health_and_requests_say_so(service: Deployment) -> None:
     for worker in service.replica.fleet.dispatch.view:
-        worker.leaving = True
+        service.replica.fleet.dispatch.set_ready(worker.worker_id, False)
     assert (await service.http.get("/health")).status_code == 503
     with pytest.raises(openai.APIStatusError, match="no worker is ready") as caught:
         await service.complete()
@@ -391,5 +314,22 @@ async def test_when_no_worker_is_left_health_and_requests_say_so(service: Deploy
         await service.generate(text="hi")
     assert unavailable.value.code() is grpc.StatusCode.UNAVAILABLE
     for worker in service.replica.fleet.dispatch.view:
-        worker.leaving = False
+        service.replica.fleet.dispatch.set_ready(worker.worker_id, True)
     assert (await service.http.get("/health")).status_code == 200
+
+
+async def test_the_id_of_an_answer_explains_it_and_sessions_are_known(service: Deployment) -> None:
+    session = {"x-session-id": "talk"}
+    ids = [
+        (await service.complete(extra_headers=session)).id,
+        (await service.chat(extra_headers=session)).id,
+        (await service.complete(n=2, temperature=1.0, extra_headers=session)).id,
+    ]
+    request = inference_pb2.GenerateRequest(text="hi", request_id="mine")
+    async for _ in service.grpc.Generate(request, timeout=30, metadata=(("x-session-id", "talk"),)):
+        pass
+    for request_id in [*ids, "mine"]:
+        told = await service.admin.Explain(admin_pb2.ExplainRequest(request_id=request_id), timeout=10)
+        assert (told.outcome, told.session_id) == ("completed", "talk")
+        assert [decision.question for decision in told.decisions] == ["prefill", "decode"]
+        assert [attempt.outcome for attempt in told.attempts] == ["completed", "completed"]

@@ -15,8 +15,9 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from cluster.config import RouterConfig
 from cluster.engine import TokenLogprobs
-from cluster.errors import DeadlineExceeded, InvalidRequest, NoWorker, Overloaded, UnknownModel
+from cluster.errors import DeadlineExceeded, InvalidRequest, NoWorker, Overloaded, TenantLimited, UnknownModel
 from protos.baton.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc
+from router.caller import NO_TENANT, Caller, current_caller
 from router.grpc_edge import GrpcEdge
 from router.text_generation import (
     ChatMessage,
@@ -45,11 +46,13 @@ class Script:
         self.error: Exception | None = None
         self.waits = False
         self.left = asyncio.Event()
+        self.callers: list[Caller] = []
 
     async def generate(
         self, model: str, prompt: Prompt, sampling: TextSampling, request_id: str
     ) -> AsyncGenerator[TextChunk, None]:
         self.asked.append((model, prompt, sampling, request_id))
+        self.callers.append(current_caller())
         try:
             for chunk in self.chunks:
                 yield chunk
@@ -63,6 +66,9 @@ class Script:
 
 class NoAdmin(admin_pb2_grpc.AdminServicer):
     async def Status(self, request: admin_pb2.StatusRequest, context: object) -> admin_pb2.StatusResponse:
+        raise NotImplementedError
+
+    async def Explain(self, request: Any, context: Any) -> Any:
         raise NotImplementedError
 
 
@@ -232,3 +238,29 @@ async def reflected_files(channel: grpc.aio.Channel) -> list[FileDescriptorProto
         raw = answer.file_descriptor_response.file_descriptor_proto
         return [FileDescriptorProto.FromString(file) for file in raw]
     raise AssertionError("no answer")
+
+
+async def test_tenant_and_class_come_with_the_call(bench: Bench) -> None:
+    request = inference_pb2.GenerateRequest(text="hello")
+    named = (("x-tenant-id", "acme"), ("x-priority-class", "batch"))
+    _ = [response async for response in bench.inference.Generate(request, metadata=named)]
+    await bench.generate()
+    callers = [(caller.tenant, caller.priority) for caller in bench.script.callers]
+    assert callers == [("acme", "batch"), (NO_TENANT, "")]
+
+
+async def test_a_malformed_tenant_is_an_invalid_argument(bench: Bench) -> None:
+    call = bench.inference.Generate(inference_pb2.GenerateRequest(text="hello"), metadata=(("x-tenant-id", "a/b"),))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        _ = [response async for response in call]
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert bench.script.asked == []
+
+
+@pytest.mark.parametrize("refusal", [Overloaded("full", 4.1), TenantLimited("yours", 4.1)])
+async def test_a_refusal_says_when_to_come_back_in_its_trailing_metadata(bench: Bench, refusal: Exception) -> None:
+    bench.script.error = refusal
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await bench.generate()
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert dict(caught.value.trailing_metadata())["retry-after"] == "5"

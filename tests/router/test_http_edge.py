@@ -14,8 +14,10 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from cluster.config import RouterConfig
-from cluster.errors import DeadlineExceeded, NoWorker, Overloaded
+from cluster.errors import DeadlineExceeded, NoWorker, Overloaded, TenantLimited
+from router.caller import NO_TENANT, Caller, current_caller
 from router.http_edge import GENERATING, READING, HttpEdge
+from router.session_id import current_session
 
 CHAT = "/v1/chat/completions"
 CONFIG = RouterConfig(max_body_bytes=1000, max_choices=4, max_in_flight=8)
@@ -47,11 +49,13 @@ class Edge:
         self.backend = Backend()
         self.refusal: Exception | None = None
         self.ready = True
+        self.callers: list[Caller] = []
         app = HttpEdge(self.backend.app, CONFIG, self.admit, lambda: self.ready)
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         self.client = httpx.AsyncClient(transport=transport, base_url="http://router")
 
-    def admit(self) -> None:
+    def admit(self, caller: Caller) -> None:
+        self.callers.append(caller)
         if self.refusal is not None:
             raise self.refusal
 
@@ -173,6 +177,60 @@ async def test_what_cannot_be_taken_now_is_refused_with_a_time_to_come_back(edge
     assert error_of(response)["message"] == str(refusal)
 
 
+@pytest.mark.parametrize(
+    ("refusal", "status", "seconds"),
+    [(Overloaded("full", 12.2), 503, "13"), (TenantLimited("yours", 3.0), 429, "3")],
+)
+async def test_a_refusal_that_knows_says_when_to_come_back(
+    edge: Edge, refusal: Exception, status: int, seconds: str
+) -> None:
+    edge.refusal = refusal
+    response = await edge.post({"model": "demo"})
+    assert (response.status_code, response.headers["retry-after"]) == (status, seconds)
+
+
+async def test_a_refusal_behind_the_frontend_says_when_to_come_back_too(edge: Edge) -> None:
+    def refuse(body: bytes) -> Response:
+        current_caller().hear(Overloaded("full", 7.0))
+        current_caller().hear(Overloaded("full", 5.0))
+        return JSONResponse({"error": {"message": "full"}}, 503)
+
+    edge.backend.respond = refuse
+    assert (await edge.post({"model": "demo"})).headers["retry-after"] == "7"
+
+
+async def test_tenant_and_class_reach_admission_and_the_application(edge: Edge) -> None:
+    seen: list[Caller] = []
+
+    def respond(body: bytes) -> Response:
+        seen.append(current_caller())
+        return JSONResponse({})
+
+    edge.backend.respond = respond
+    await edge.post({}, headers={"X-Tenant-Id": "acme", "X-Priority-Class": "batch"})
+    await edge.post({})
+    assert [(caller.tenant, caller.priority) for caller in edge.callers] == [("acme", "batch"), (NO_TENANT, "")]
+    assert seen == edge.callers
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [("x-tenant-id", "a b")],
+        [("x-tenant-id", "")],
+        [("x-tenant-id", "a" * 65)],
+        [("x-tenant-id", "a"), ("X-Tenant-Id", "b")],
+        [("x-priority-class", "\x00")],
+        [("x-priority-class", "../etc")],
+    ],
+)
+async def test_a_malformed_tenant_or_class_is_answered_400(edge: Edge, headers: list[tuple[str, str]]) -> None:
+    response = await edge.post({}, headers=headers)
+    assert response.status_code == 400
+    assert headers[0][0] in error_of(response)["message"]
+    assert edge.backend.reached == 0
+
+
 async def test_reading_routes_are_answered_even_when_nothing_can_be_generated(edge: Edge) -> None:
     edge.refusal = NoWorker("nobody")
     assert (await edge.post({"prompt": "a"}, path="/tokenize")).status_code == 200
@@ -226,3 +284,17 @@ async def test_an_unforeseen_failure_is_answered_without_its_details(edge: Edge)
     response = await edge.post({})
     assert response.status_code == 500
     assert "secret" not in response.text
+
+
+async def test_a_session_named_in_the_header_is_known_to_what_serves_the_request(edge: Edge) -> None:
+    edge.backend.respond = lambda body: Response(current_session())
+    assert (await edge.post({}, headers={"X-Session-Id": "talk-7"})).text == "talk-7"
+    assert (await edge.post({})).text == ""
+
+
+@pytest.mark.parametrize("name", ["x" * 257, "caf\u00e9", "a\tb"])
+async def test_a_session_name_that_is_no_name_is_refused(edge: Edge, name: str) -> None:
+    answer = await edge.post({}, headers={"x-session-id": name.encode("latin-1")})
+    assert answer.status_code == 400
+    assert "x-session-id" in error_of(answer)["message"]
+    assert edge.backend.reached == 0

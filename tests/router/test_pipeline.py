@@ -19,8 +19,9 @@ from cluster.engine import (
 )
 from cluster.errors import DeadlineExceeded, EngineFailed, NoWorker, TicketRefused, WorkerLost
 from protos.baton.v1 import kv_pb2
+from router.actions import Action, Cancel, Emit, End, Release, Settle, Submit
 from router.generation import Emission, GenerationRequest, Outcome
-from router.pipeline import ATTEMPT_LIMIT, Action, Cancel, Emit, End, Release, RequestPipeline, Settle, Submit
+from router.pipeline import ATTEMPT_LIMIT, RequestPipeline
 from router.sampling_state import NO_HISTORY, SamplingFacts
 
 PROMPT = [5, 6, 7]
@@ -52,7 +53,7 @@ class Walk:
         self.actions: list[Action] = []
         self.take(self.pipeline.start())
 
-    def _choose(self, role: Role, avoid: frozenset[str], prefer: str | None) -> str | None:
+    def _choose(self, leg: Leg, role: Role, avoid: frozenset[str], prefer: str | None) -> str | None:
         ready = [worker for worker in self.workers[role] if worker not in avoid]
         return prefer if prefer in ready else next(iter(ready), None)
 

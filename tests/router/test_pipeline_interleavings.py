@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from cluster.engine import EngineOutput, EngineRequest, FinishReason, Leg, PrefillInProgress, Role, Sampling
 from cluster.errors import BatonError, DeadlineExceeded, WorkerLost
 from protos.baton.v1 import kv_pb2
+from router.actions import Action, Cancel, Emit, End, Release, Settle, Submit
 from router.generation import Emission, GenerationRequest, Outcome
-from router.pipeline import Action, Cancel, Emit, End, Release, RequestPipeline, Settle, Submit
+from router.pipeline import RequestPipeline
 from router.sampling_state import NO_HISTORY, SamplingFacts
 from tests.router.scripted_worker import expected_tokens, next_token
 
@@ -44,7 +45,7 @@ class Cluster:
         self.pipeline = RequestPipeline(request, self.choose, self.follow)
         self.apply(self.pipeline.start())
 
-    def choose(self, role: Role, avoid: frozenset[str], prefer: str | None) -> str | None:
+    def choose(self, leg: Leg, role: Role, avoid: frozenset[str], prefer: str | None) -> str | None:
         names = sorted(name for name, has in self.alive.items() if has is role and name not in avoid)
         if prefer in names:
             return prefer

@@ -8,8 +8,8 @@ import pytest
 
 from cluster.engine import EngineOutput, EngineRequest, FinishReason, Leg, PrefillInProgress
 from cluster.errors import DeadlineExceeded, WorkerLost
+from router.actions import Action, Cancel, Release, Settle, Submit
 from router.generation import Outcome
-from router.pipeline import Action, Cancel, Release, Settle, Submit
 from router.sampling_state import NO_HISTORY, SamplingFacts
 from tests.router.test_pipeline import LOST, PROMPT, SEEDED, Walk, legs, ticket
 

@@ -11,6 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from router import prefix_index
 from router.prefix_index import PrefixIndex
 
 NAMES = ["a", "b", "c", "d"]
@@ -20,6 +21,13 @@ WORKER = st.sampled_from(NAMES)
 # Upper halves name the line of the table; a chain of 20 blocks and some that belong to nobody's.
 CHAIN = [(17 * i % 5) << 60 | i for i in range(1, 21)]
 BLOCKS = st.lists(st.sampled_from([*CHAIN, *range(1000, 1010)]), max_size=25)
+
+
+@pytest.fixture(autouse=True)
+def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that much happens between the steps of a sweep, and a prompt is looked up in several parts."""
+    for name in ("_SWEEP_SETS", "_SWEEP_SLOTS", "_MATCH_BLOCKS"):
+        monkeypatch.setattr(prefix_index, name, 8)
 
 
 def leading(chain: Iterable[int], held: set[int]) -> int:
@@ -123,7 +131,7 @@ class Index(RuleBasedStateMachine):
 
 
 TestIndex = Index.TestCase
-TestIndex.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+TestIndex.settings = settings(max_examples=30, stateful_step_count=20, deadline=None)
 
 
 class BoundedIndex(RuleBasedStateMachine):
@@ -172,7 +180,7 @@ class BoundedIndex(RuleBasedStateMachine):
 
 
 TestBoundedIndex = BoundedIndex.TestCase
-TestBoundedIndex.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+TestBoundedIndex.settings = settings(max_examples=30, stateful_step_count=20, deadline=None)
 
 
 def test_a_prompt_that_nobody_knows_matches_nobody() -> None:
@@ -203,8 +211,8 @@ def test_a_guess_holds_until_it_expires_and_falls_with_the_first_removal() -> No
 
 
 def test_a_worker_that_is_gone_gives_its_bits_and_blocks_back() -> None:
-    index = index_of("a", "b")
-    for _ in range(300):
+    index = index_of("a", "b", most_blocks=100)
+    for _ in range(50):
         index.add("a", 0, 1_000)
         index.blocks_stored("a", CHAIN)
         index.worker_gone("a")
@@ -213,6 +221,38 @@ def test_a_worker_that_is_gone_gives_its_bits_and_blocks_back() -> None:
             pass
     assert len(index) == 0
     assert index._bits._made <= 3  # the same few bits, again and again
+
+
+def swept_one_set_at_a_time(monkeypatch: pytest.MonkeyPatch) -> PrefixIndex:
+    """Workers a to d; a, b and c hold blocks, and a has just gone."""
+    monkeypatch.setattr(prefix_index, "_SWEEP_SETS", 1)
+    index = index_of("a", "b", "c", "d")
+    index.blocks_stored("a", CHAIN[:3])
+    index.blocks_stored("b", CHAIN[1:2])
+    index.blocks_stored("c", CHAIN[2:3])
+    index.worker_gone("a")
+    return index
+
+
+def test_a_set_that_is_made_during_a_sweep_has_no_bit_that_is_being_swept(monkeypatch: pytest.MonkeyPatch) -> None:
+    index = swept_one_set_at_a_time(monkeypatch)
+    assert index.sweep()
+    index.blocks_stored("b", CHAIN[2:3])  # before, a and c had it
+    while index.sweep():
+        pass
+    index.add("e", 4, 1_000)  # gets the bit of a
+    assert index.match(CHAIN[2:3]).tolist() == [0, 1, 1, 0, 0]
+
+
+def test_a_set_number_that_is_used_again_during_a_sweep_keeps_its_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    index = swept_one_set_at_a_time(monkeypatch)
+    for _ in range(3):
+        assert index.sweep()
+    index.blocks_stored("b", CHAIN[:1])  # the last block of a set that was a's alone: its number is free
+    index.blocks_stored("d", CHAIN[10:12])
+    while index.sweep():
+        pass
+    index.check_integrity({"b": CHAIN[:2], "c": CHAIN[2:3], "d": CHAIN[10:12]})
 
 
 def test_a_worker_that_claims_more_than_its_pool_is_believed_up_to_it_and_suspected_until_it_begins_anew() -> None:
@@ -258,6 +298,17 @@ def test_what_is_asked_for_stays_longer_than_what_is_not() -> None:
     assert index.match(CHAIN).tolist() == [20]
     assert index.evicted > 1_000
     assert len(index) <= 400
+
+
+def test_what_is_stored_again_stays_longer_than_what_is_not() -> None:
+    index = index_of("a", "b", most_blocks=400, pool=10_000)
+    kept, others = np.random.default_rng(1).integers(1, 2**64 - 1, (2, 100), np.uint64)
+    index.blocks_stored("a", kept)
+    index.blocks_stored("a", others)
+    index.blocks_stored("b", kept)
+    index.blocks_stored("b", np.random.default_rng(2).integers(1, 2**64 - 1, 300, np.uint64))
+    assert index.match(kept).tolist()[1] == 100
+    assert index.evicted == 100
 
 
 def test_integrity_names_the_worker_whose_blocks_are_wrong() -> None:

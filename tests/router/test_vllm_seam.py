@@ -76,7 +76,7 @@ SIGNATURES = {
 FIELDS = {
     ("v1/engine/__init__.py", "EngineCoreRequest"): {
         "request_id", "prompt_token_ids", "mm_features", "sampling_params", "pooling_params", "lora_request",
-        "cache_salt", "prompt_embeds", "priority", "trace_headers", "resumable",
+        "cache_salt", "prompt_embeds", "priority", "trace_headers", "resumable", "external_req_id",
     },
     ("v1/engine/__init__.py", "EngineCoreOutput"): {
         "request_id", "new_token_ids", "new_logprobs", "finish_reason", "stop_reason", "prefill_stats",

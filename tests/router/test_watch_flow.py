@@ -21,6 +21,7 @@ from cluster.worker import Worker, WorkerSpec
 from kv_transfer.worker_engine import build_engine
 from router.fleet import Fleet
 from router.generation import GenerationRequest
+from tests.router.dispatch_parts import parts
 from tests.router.test_fleet import TTL_S, Listener
 from tests.router.test_worker_watch import Known
 from tests.waiting import eventually
@@ -55,7 +56,9 @@ class Stage:
         self.directory = MemoryDirectory(RealClock())
         self.workers: dict[str, tuple[Worker, SimulatedEngine]] = {}
         config = RouterConfig(worker_deadline_s=1.0)
-        self.fleet = Fleet(config, self.directory, RealClock(), "router-1", seed=7, blocks=self.known)
+        self.fleet = Fleet(
+            config, self.directory, RealClock(), "router-1", 7, parts(RealClock().now), blocks=self.known
+        )
         self.fleet.dispatch.connect(self.listener)
 
     async def add(self, worker_id: str, role: Role, epoch: int = 1) -> None:
@@ -89,7 +92,8 @@ async def on_stage() -> AsyncIterator[Stage]:
 
 
 def prompts(count: int, seed: int) -> list[list[int]]:
-    return [[seed, *range(100 + 7 * number)] for number in range(count)]
+    """No two share a block."""
+    return [[100 * seed + number, *range(100 + 7 * number)] for number in range(count)]
 
 
 async def test_the_router_knows_every_pool_through_hand_offs_evictions_and_a_worker_that_comes_anew() -> None:

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from protos.baton.v1 import inference_pb2 as _inference_pb2
 from protos.baton.v1 import worker_pb2 as _worker_pb2
 import builtins as _builtins
 import sys
@@ -43,6 +44,7 @@ class StatusResponse(_message.Message):
     POOLS_FIELD_NUMBER: _builtins.int
     WORKERS_FIELD_NUMBER: _builtins.int
     ROUTER_FIELD_NUMBER: _builtins.int
+    STORE_FIELD_NUMBER: _builtins.int
     router_id: _builtins.str
     model: _builtins.str
     @_builtins.property
@@ -53,6 +55,8 @@ class StatusResponse(_message.Message):
 
     @_builtins.property
     def router(self) -> Global___RouterCounters: ...
+    @_builtins.property
+    def store(self) -> Global___StoreStatus: ...
     def __init__(
         self,
         *,
@@ -61,14 +65,51 @@ class StatusResponse(_message.Message):
         pools: _abc.Iterable[Global___PoolStatus] | None = ...,
         workers: _abc.Iterable[Global___WorkerStatus] | None = ...,
         router: Global___RouterCounters | None = ...,
+        store: Global___StoreStatus | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["router", b"router"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["router", b"router", "store", b"store"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "pools", b"pools", "router", b"router", "router_id", b"router_id", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "pools", b"pools", "router", b"router", "router_id", b"router_id", "store", b"store", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StatusResponse: _TypeAlias = StatusResponse  # noqa: Y015
+
+@_typing.final
+class StoreStatus(_message.Message):
+    """Of what this router shares with the others."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEGRADED_FIELD_NUMBER: _builtins.int
+    DEGRADED_S_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    ROUTERS_FIELD_NUMBER: _builtins.int
+    DROPPED_WRITES_FIELD_NUMBER: _builtins.int
+    degraded: _builtins.bool
+    """The store does not answer: the router goes on with what it knew, and enforces its part of tenants' limits alone."""
+    degraded_s: _builtins.float
+    reason: _builtins.str
+    routers: _builtins.int
+    """Alive at the store's last answer, this one included."""
+    dropped_writes: _builtins.int
+    """What found no room to wait in while the store was away."""
+    def __init__(
+        self,
+        *,
+        degraded: _builtins.bool = ...,
+        degraded_s: _builtins.float = ...,
+        reason: _builtins.str = ...,
+        routers: _builtins.int = ...,
+        dropped_writes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["degraded", b"degraded", "degraded_s", b"degraded_s", "dropped_writes", b"dropped_writes", "reason", b"reason", "routers", b"routers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StoreStatus: _TypeAlias = StoreStatus  # noqa: Y015
 
 @_typing.final
 class PoolStatus(_message.Message):
@@ -150,9 +191,14 @@ class RouterCounters(_message.Message):
     IN_FLIGHT_FIELD_NUMBER: _builtins.int
     DISAGGREGATED_FIELD_NUMBER: _builtins.int
     WHOLE_FIELD_NUMBER: _builtins.int
+    QUEUED_FIELD_NUMBER: _builtins.int
+    QUEUED_TOKENS_FIELD_NUMBER: _builtins.int
     in_flight: _builtins.int
+    """Waiting ones included."""
     disaggregated: _builtins.int
     whole: _builtins.int
+    queued: _builtins.int
+    queued_tokens: _builtins.int
     @_builtins.property
     def requests_by_outcome(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]: ...
     def __init__(
@@ -162,11 +208,371 @@ class RouterCounters(_message.Message):
         in_flight: _builtins.int = ...,
         disaggregated: _builtins.int = ...,
         whole: _builtins.int = ...,
+        queued: _builtins.int = ...,
+        queued_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["disaggregated", b"disaggregated", "in_flight", b"in_flight", "requests_by_outcome", b"requests_by_outcome", "whole", b"whole"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disaggregated", b"disaggregated", "in_flight", b"in_flight", "queued", b"queued", "queued_tokens", b"queued_tokens", "requests_by_outcome", b"requests_by_outcome", "whole", b"whole"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RouterCounters: _TypeAlias = RouterCounters  # noqa: Y015
+
+@_typing.final
+class ExplainRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    @_builtins.property
+    def dry_run(self) -> Global___DryRun: ...
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        dry_run: Global___DryRun | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run", "request_id", b"request_id", "what", b"what"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run", "request_id", b"request_id", "what", b"what"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["request_id", "dry_run"]  # noqa: Y015
+    _WhichOneofArgType_what: _TypeAlias = _typing.Literal["what", b"what"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_what) -> _WhichOneofReturnType_what | None: ...
+
+Global___ExplainRequest: _TypeAlias = ExplainRequest  # noqa: Y015
+
+@_typing.final
+class DryRun(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    CHAT_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    MAX_TOKENS_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    tenant: _builtins.str
+    """Empty, zero: as for a request that does not say."""
+    priority: _builtins.str
+    session_id: _builtins.str
+    max_tokens: _builtins.int
+    @_builtins.property
+    def chat(self) -> _inference_pb2.ChatPrompt: ...
+    @_builtins.property
+    def tokens(self) -> _inference_pb2.TokenPrompt: ...
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        chat: _inference_pb2.ChatPrompt | None = ...,
+        tokens: _inference_pb2.TokenPrompt | None = ...,
+        tenant: _builtins.str = ...,
+        priority: _builtins.str = ...,
+        session_id: _builtins.str = ...,
+        max_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "prompt", b"prompt", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "max_tokens", b"max_tokens", "priority", b"priority", "prompt", b"prompt", "session_id", b"session_id", "tenant", b"tenant", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_prompt: _TypeAlias = _typing.Literal["text", "chat", "tokens"]  # noqa: Y015
+    _WhichOneofArgType_prompt: _TypeAlias = _typing.Literal["prompt", b"prompt"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_prompt) -> _WhichOneofReturnType_prompt | None: ...
+
+Global___DryRun: _TypeAlias = DryRun  # noqa: Y015
+
+@_typing.final
+class Explanation(_message.Message):
+    """Seconds throughout. `at_s` counts from the request's arrival."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ROUTER_ID_FIELD_NUMBER: _builtins.int
+    ARRIVED_UNIX_S_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHED_TOKENS_PREDICTED_FIELD_NUMBER: _builtins.int
+    CACHED_TOKENS_ACTUAL_FIELD_NUMBER: _builtins.int
+    QUEUED_S_FIELD_NUMBER: _builtins.int
+    PREDICTED_FIELD_NUMBER: _builtins.int
+    ACTUAL_FIELD_NUMBER: _builtins.int
+    DECISIONS_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    RUNGS_FIELD_NUMBER: _builtins.int
+    OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    DURATION_S_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    router_id: _builtins.str
+    arrived_unix_s: _builtins.float
+    """Absent for a dry run."""
+    tenant: _builtins.str
+    priority: _builtins.str
+    session_id: _builtins.str
+    prompt_tokens: _builtins.int
+    cached_tokens_predicted: _builtins.int
+    cached_tokens_actual: _builtins.int
+    queued_s: _builtins.float
+    """In admission's queue."""
+    output_tokens: _builtins.int
+    duration_s: _builtins.float
+    outcome: _builtins.str
+    """"completed", "cancelled", "failed" or "refused"; empty while the request runs, and for a dry run."""
+    error: _builtins.str
+    @_builtins.property
+    def predicted(self) -> Global___Timing: ...
+    @_builtins.property
+    def actual(self) -> Global___Timing: ...
+    @_builtins.property
+    def decisions(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlacementDecision]: ...
+    @_builtins.property
+    def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___AttemptReport]: ...
+    @_builtins.property
+    def rungs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TransferRung]: ...
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        router_id: _builtins.str = ...,
+        arrived_unix_s: _builtins.float | None = ...,
+        tenant: _builtins.str = ...,
+        priority: _builtins.str = ...,
+        session_id: _builtins.str = ...,
+        prompt_tokens: _builtins.int = ...,
+        cached_tokens_predicted: _builtins.int = ...,
+        cached_tokens_actual: _builtins.int | None = ...,
+        queued_s: _builtins.float = ...,
+        predicted: Global___Timing | None = ...,
+        actual: Global___Timing | None = ...,
+        decisions: _abc.Iterable[Global___PlacementDecision] | None = ...,
+        attempts: _abc.Iterable[Global___AttemptReport] | None = ...,
+        rungs: _abc.Iterable[Global___TransferRung] | None = ...,
+        output_tokens: _builtins.int = ...,
+        duration_s: _builtins.float = ...,
+        outcome: _builtins.str = ...,
+        error: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_arrived_unix_s", b"_arrived_unix_s", "_cached_tokens_actual", b"_cached_tokens_actual", "actual", b"actual", "arrived_unix_s", b"arrived_unix_s", "cached_tokens_actual", b"cached_tokens_actual", "predicted", b"predicted"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_arrived_unix_s", b"_arrived_unix_s", "_cached_tokens_actual", b"_cached_tokens_actual", "actual", b"actual", "arrived_unix_s", b"arrived_unix_s", "attempts", b"attempts", "cached_tokens_actual", b"cached_tokens_actual", "cached_tokens_predicted", b"cached_tokens_predicted", "decisions", b"decisions", "duration_s", b"duration_s", "error", b"error", "outcome", b"outcome", "output_tokens", b"output_tokens", "predicted", b"predicted", "priority", b"priority", "prompt_tokens", b"prompt_tokens", "queued_s", b"queued_s", "request_id", b"request_id", "router_id", b"router_id", "rungs", b"rungs", "session_id", b"session_id", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__arrived_unix_s: _TypeAlias = _typing.Literal["arrived_unix_s"]  # noqa: Y015
+    _WhichOneofArgType__arrived_unix_s: _TypeAlias = _typing.Literal["_arrived_unix_s", b"_arrived_unix_s"]  # noqa: Y015
+    _WhichOneofReturnType__cached_tokens_actual: _TypeAlias = _typing.Literal["cached_tokens_actual"]  # noqa: Y015
+    _WhichOneofArgType__cached_tokens_actual: _TypeAlias = _typing.Literal["_cached_tokens_actual", b"_cached_tokens_actual"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__arrived_unix_s) -> _WhichOneofReturnType__arrived_unix_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cached_tokens_actual) -> _WhichOneofReturnType__cached_tokens_actual | None: ...
+
+Global___Explanation: _TypeAlias = Explanation  # noqa: Y015
+
+@_typing.final
+class Timing(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TTFT_S_FIELD_NUMBER: _builtins.int
+    ITL_S_FIELD_NUMBER: _builtins.int
+    ttft_s: _builtins.float
+    itl_s: _builtins.float
+    """Mean time between tokens."""
+    def __init__(
+        self,
+        *,
+        ttft_s: _builtins.float | None = ...,
+        itl_s: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_itl_s", b"_itl_s", "_ttft_s", b"_ttft_s", "itl_s", b"itl_s", "ttft_s", b"ttft_s"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_itl_s", b"_itl_s", "_ttft_s", b"_ttft_s", "itl_s", b"itl_s", "ttft_s", b"ttft_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__itl_s: _TypeAlias = _typing.Literal["itl_s"]  # noqa: Y015
+    _WhichOneofArgType__itl_s: _TypeAlias = _typing.Literal["_itl_s", b"_itl_s"]  # noqa: Y015
+    _WhichOneofReturnType__ttft_s: _TypeAlias = _typing.Literal["ttft_s"]  # noqa: Y015
+    _WhichOneofArgType__ttft_s: _TypeAlias = _typing.Literal["_ttft_s", b"_ttft_s"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__itl_s) -> _WhichOneofReturnType__itl_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ttft_s) -> _WhichOneofReturnType__ttft_s | None: ...
+
+Global___Timing: _TypeAlias = Timing  # noqa: Y015
+
+@_typing.final
+class PlacementDecision(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUESTION_FIELD_NUMBER: _builtins.int
+    AT_S_FIELD_NUMBER: _builtins.int
+    CHOSEN_FIELD_NUMBER: _builtins.int
+    RUNNER_UP_FIELD_NUMBER: _builtins.int
+    CANDIDATES_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_FIELD_NUMBER: _builtins.int
+    BECAUSE_FIELD_NUMBER: _builtins.int
+    question: _builtins.str
+    """"disaggregate", or the leg: "prefill", "decode", "whole", "prefetch" """
+    at_s: _builtins.float
+    chosen: _builtins.str
+    runner_up: _builtins.str
+    left_out: _builtins.int
+    """Candidates that are not listed."""
+    because: _builtins.str
+    """The rule that decided."""
+    @_builtins.property
+    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlacementCandidate]:
+        """cheapest first"""
+
+    def __init__(
+        self,
+        *,
+        question: _builtins.str = ...,
+        at_s: _builtins.float = ...,
+        chosen: _builtins.str = ...,
+        runner_up: _builtins.str = ...,
+        candidates: _abc.Iterable[Global___PlacementCandidate] | None = ...,
+        left_out: _builtins.int = ...,
+        because: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_s", b"at_s", "because", b"because", "candidates", b"candidates", "chosen", b"chosen", "left_out", b"left_out", "question", b"question", "runner_up", b"runner_up"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlacementDecision: _TypeAlias = PlacementDecision  # noqa: Y015
+
+@_typing.final
+class PlacementCandidate(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKER_ID_FIELD_NUMBER: _builtins.int
+    TERMS_FIELD_NUMBER: _builtins.int
+    TOTAL_S_FIELD_NUMBER: _builtins.int
+    EXCLUDED_FIELD_NUMBER: _builtins.int
+    worker_id: _builtins.str
+    total_s: _builtins.float
+    excluded: _builtins.str
+    """Why it was not considered; empty when it was."""
+    @_builtins.property
+    def terms(self) -> _containers.RepeatedCompositeFieldContainer[Global___CostTerm]: ...
+    def __init__(
+        self,
+        *,
+        worker_id: _builtins.str = ...,
+        terms: _abc.Iterable[Global___CostTerm] | None = ...,
+        total_s: _builtins.float = ...,
+        excluded: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["excluded", b"excluded", "terms", b"terms", "total_s", b"total_s", "worker_id", b"worker_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlacementCandidate: _TypeAlias = PlacementCandidate  # noqa: Y015
+
+@_typing.final
+class CostTerm(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    seconds: _builtins.float
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "seconds", b"seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CostTerm: _TypeAlias = CostTerm  # noqa: Y015
+
+@_typing.final
+class AttemptReport(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTEMPT_ID_FIELD_NUMBER: _builtins.int
+    LEG_FIELD_NUMBER: _builtins.int
+    WORKER_ID_FIELD_NUMBER: _builtins.int
+    AT_S_FIELD_NUMBER: _builtins.int
+    DURATION_S_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    attempt_id: _builtins.str
+    leg: _builtins.str
+    worker_id: _builtins.str
+    at_s: _builtins.float
+    duration_s: _builtins.float
+    outcome: _builtins.str
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        attempt_id: _builtins.str = ...,
+        leg: _builtins.str = ...,
+        worker_id: _builtins.str = ...,
+        at_s: _builtins.float = ...,
+        duration_s: _builtins.float = ...,
+        outcome: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_s", b"at_s", "attempt_id", b"attempt_id", "duration_s", b"duration_s", "leg", b"leg", "outcome", b"outcome", "reason", b"reason", "worker_id", b"worker_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttemptReport: _TypeAlias = AttemptReport  # noqa: Y015
+
+@_typing.final
+class TransferRung(_message.Message):
+    """One step of the ladder that moves KV blocks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTEMPT_ID_FIELD_NUMBER: _builtins.int
+    TRANSPORT_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    DURATION_S_FIELD_NUMBER: _builtins.int
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    attempt_id: _builtins.str
+    transport: _builtins.str
+    outcome: _builtins.str
+    duration_s: _builtins.float
+    blocks: _builtins.int
+    bytes: _builtins.int
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        attempt_id: _builtins.str = ...,
+        transport: _builtins.str = ...,
+        outcome: _builtins.str = ...,
+        duration_s: _builtins.float = ...,
+        blocks: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_id", b"attempt_id", "blocks", b"blocks", "bytes", b"bytes", "duration_s", b"duration_s", "outcome", b"outcome", "reason", b"reason", "transport", b"transport"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransferRung: _TypeAlias = TransferRung  # noqa: Y015

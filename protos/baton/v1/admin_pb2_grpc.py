@@ -39,6 +39,11 @@ class AdminStub:
                 request_serializer=protos_dot_baton_dot_v1_dot_admin__pb2.StatusRequest.SerializeToString,
                 response_deserializer=protos_dot_baton_dot_v1_dot_admin__pb2.StatusResponse.FromString,
                 _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/baton.v1.Admin/Explain',
+                request_serializer=protos_dot_baton_dot_v1_dot_admin__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=protos_dot_baton_dot_v1_dot_admin__pb2.Explanation.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
@@ -50,6 +55,14 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Explain(self, request, context):
+        """Why a request went where it went; or, for a prompt, where one would go now, without sending it. NOT_FOUND: no router
+        knows the request (any more). UNAVAILABLE: this router does not, and the store does not answer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -57,6 +70,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Status,
                     request_deserializer=protos_dot_baton_dot_v1_dot_admin__pb2.StatusRequest.FromString,
                     response_serializer=protos_dot_baton_dot_v1_dot_admin__pb2.StatusResponse.SerializeToString,
+            ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=protos_dot_baton_dot_v1_dot_admin__pb2.ExplainRequest.FromString,
+                    response_serializer=protos_dot_baton_dot_v1_dot_admin__pb2.Explanation.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -86,6 +104,33 @@ class Admin:
             '/baton.v1.Admin/Status',
             protos_dot_baton_dot_v1_dot_admin__pb2.StatusRequest.SerializeToString,
             protos_dot_baton_dot_v1_dot_admin__pb2.StatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.v1.Admin/Explain',
+            protos_dot_baton_dot_v1_dot_admin__pb2.ExplainRequest.SerializeToString,
+            protos_dot_baton_dot_v1_dot_admin__pb2.Explanation.FromString,
             options,
             channel_credentials,
             insecure,

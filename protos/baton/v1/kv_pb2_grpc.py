@@ -354,8 +354,10 @@ class KvBlocksServicer:
     def ReadBlocks(self, request, context):
         """The bytes of the blocks, in the order asked: of the first layer all blocks, then of the second, and so on. Each frame is
         written straight from the tensors; whether the blocks were the reader's to read, its completion at KvSource decides.
+        Without a ticket and without blocks it is a probe, answered by one frame of 4096 zeros. Others need a deadline.
         PERMISSION_DENIED: the ticket is not ours, of another epoch, or does not name the blocks; the trailing metadata
         `baton-error` has the error's class. RESOURCE_EXHAUSTED: as many reads as are allowed at once are under way.
+        INVALID_ARGUMENT: the request makes no sense.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -166,8 +166,10 @@ class KvBlocksStub:
     ReadBlocks: _grpc.UnaryStreamMultiCallable[_kv_pb2.ReadBlocksRequest, _kv_pb2.Frame]
     """The bytes of the blocks, in the order asked: of the first layer all blocks, then of the second, and so on. Each frame is
     written straight from the tensors; whether the blocks were the reader's to read, its completion at KvSource decides.
+    Without a ticket and without blocks it is a probe, answered by one frame of 4096 zeros. Others need a deadline.
     PERMISSION_DENIED: the ticket is not ours, of another epoch, or does not name the blocks; the trailing metadata
     `baton-error` has the error's class. RESOURCE_EXHAUSTED: as many reads as are allowed at once are under way.
+    INVALID_ARGUMENT: the request makes no sense.
     """
 
 @_typing.type_check_only
@@ -178,8 +180,10 @@ class KvBlocksAsyncStub(KvBlocksStub):
     ReadBlocks: _aio.UnaryStreamMultiCallable[_kv_pb2.ReadBlocksRequest, _kv_pb2.Frame]  # type: ignore[assignment]
     """The bytes of the blocks, in the order asked: of the first layer all blocks, then of the second, and so on. Each frame is
     written straight from the tensors; whether the blocks were the reader's to read, its completion at KvSource decides.
+    Without a ticket and without blocks it is a probe, answered by one frame of 4096 zeros. Others need a deadline.
     PERMISSION_DENIED: the ticket is not ours, of another epoch, or does not name the blocks; the trailing metadata
     `baton-error` has the error's class. RESOURCE_EXHAUSTED: as many reads as are allowed at once are under way.
+    INVALID_ARGUMENT: the request makes no sense.
     """
 
 class KvBlocksServicer(metaclass=_abc_1.ABCMeta):
@@ -193,8 +197,10 @@ class KvBlocksServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_kv_pb2.Frame], _abc.AsyncIterator[_kv_pb2.Frame]]:
         """The bytes of the blocks, in the order asked: of the first layer all blocks, then of the second, and so on. Each frame is
         written straight from the tensors; whether the blocks were the reader's to read, its completion at KvSource decides.
+        Without a ticket and without blocks it is a probe, answered by one frame of 4096 zeros. Others need a deadline.
         PERMISSION_DENIED: the ticket is not ours, of another epoch, or does not name the blocks; the trailing metadata
         `baton-error` has the error's class. RESOURCE_EXHAUSTED: as many reads as are allowed at once are under way.
+        INVALID_ARGUMENT: the request makes no sense.
         """
 
 def add_KvBlocksServicer_to_server(servicer: KvBlocksServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

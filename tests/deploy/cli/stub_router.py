@@ -30,6 +30,10 @@ class StubRouter(admin_pb2_grpc.AdminServicer, inference_pb2_grpc.InferenceServi
         await self._refuse_or_stall(context)
         return self.status
 
+    async def Explain(self, request: admin_pb2.ExplainRequest, context: Any) -> admin_pb2.Explanation:
+        await self._refuse_or_stall(context)
+        return explained(request.request_id)
+
     async def Generate(
         self, request: inference_pb2.GenerateRequest, context: Any
     ) -> AsyncIterator[inference_pb2.GenerateResponse]:
@@ -73,6 +77,35 @@ def response(text: str, finish: str = "") -> inference_pb2.GenerateResponse:
     return inference_pb2.GenerateResponse(deltas=[inference_pb2.Delta(text=text, finish_reason=finish)])
 
 
+def explained(request_id: str) -> admin_pb2.Explanation:
+    """Its first attempt failed, the second did not; how much was cached is not known."""
+    candidates = [
+        admin_pb2.PlacementCandidate(
+            worker_id=worker_id, terms=[admin_pb2.CostTerm(name=name, seconds=seconds)], total_s=seconds
+        )
+        for worker_id, name, seconds in (("p1", "prefill", 0.25), ("p2", "queue", 0.5))
+    ]
+    decision = admin_pb2.PlacementDecision(
+        question="prefill",
+        chosen="p1",
+        runner_up="p2",
+        candidates=candidates,
+        left_out=3,
+        because="the least predicted time",
+    )
+    failed = admin_pb2.AttemptReport(leg="prefill", worker_id="p1", outcome="failed", reason="worker broke")
+    made = admin_pb2.AttemptReport(leg="prefill", worker_id="p2", outcome="completed")
+    return admin_pb2.Explanation(
+        request_id=request_id,
+        prompt_tokens=100,
+        cached_tokens_predicted=64,
+        predicted=admin_pb2.Timing(ttft_s=0.25),
+        decisions=[decision],
+        attempts=[failed, made],
+        outcome="completed",
+    )
+
+
 def healthy_status() -> admin_pb2.StatusResponse:
     """One worker a pool; the decode worker pulled 7 blocks, and one pull failed."""
     prefill, decode = worker_pb2.ROLE_PREFILL, worker_pb2.ROLE_DECODE
@@ -86,8 +119,9 @@ def healthy_status() -> admin_pb2.StatusResponse:
         pools=[admin_pb2.PoolStatus(role=role, ready=1, total=1) for role in (prefill, decode)],
         workers=[_worker("p1", prefill, sent, leases=1), _worker("d1", decode, pulled)],
         router=admin_pb2.RouterCounters(
-            requests_by_outcome={"finished": 4, "cancelled": 1}, in_flight=2, disaggregated=4, whole=1
+            requests_by_outcome={"finished": 4, "cancelled": 1}, in_flight=2, disaggregated=4, whole=1, queued=1
         ),
+        store=admin_pb2.StoreStatus(degraded=True, degraded_s=1.5, reason="gone", routers=2, dropped_writes=3),
     )
 
 

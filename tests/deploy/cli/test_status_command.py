@@ -19,7 +19,14 @@ async def test_json_holds_pools_workers_and_counters(baton: Baton, router: StubR
     document = json.loads(ended.stdout)
     assert (ended.code, ended.stderr) == (0, "")
     assert (document["apiVersion"], document["kind"]) == ("baton/v1", "ClusterStatus")
-    assert document["router"] == {"id": "router-1", "model": "demo", "inFlight": 2}
+    assert document["router"] == {"id": "router-1", "model": "demo", "inFlight": 2, "queued": 1}
+    assert document["store"] == {
+        "degraded": True,
+        "degradedSeconds": 1.5,
+        "reason": "gone",
+        "routers": 2,
+        "droppedWrites": 3,
+    }
     assert document["pools"] == [
         {"role": "prefill", "ready": 1, "total": 1},
         {"role": "decode", "ready": 1, "total": 1},

@@ -1,0 +1,49 @@
+"""Section `placement`: where requests go, and what is assumed of workers before anything is measured.
+
+Only values and their checks; `router/predicted_placement.py` gives them their meaning.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from cluster.config_section import Count, Seconds, Section, Share
+
+_NotNegative = Annotated[float, Field(ge=0)]
+
+
+class LatencyStart(Section):
+    """Costs assumed of every worker until its own are measured. A prefill takes `prefill_s` and `prefill_token_s` for
+    each token computed; a token of output takes `step_s` and `step_sequence_s` for each sequence running beside it; a
+    transfer takes `transfer_s` and its bytes at `transfer_mib_per_s`."""
+
+    prefill_s: _NotNegative = 0.01
+    prefill_token_s: _NotNegative = 0.0001
+    step_s: _NotNegative = 0.01
+    step_sequence_s: _NotNegative = 0.0002
+    transfer_s: _NotNegative = 0.005
+    transfer_mib_per_s: Annotated[float, Field(gt=0)] = 512.0
+
+
+class PlacementConfig(Section):
+    """`disaggregate`: prefill apart from decode always, never, or where it is predicted to pay. A second that a running
+    stream stalls for a prefill beside it weighs `stream_harm` seconds of waiting for a first token.
+
+    `index_blocks` bounds the prefix index; a prompt just sent to a worker counts as held there for `guess_s`, and up to
+    twice as long. A session stays with its worker at a cost of up to `affinity_share` of the best predicted time, and
+    no more than `affinity_most_s`. What was measured `half_life_s` ago counts half.
+    """
+
+    disaggregate: Literal["always", "never", "auto"] = "auto"
+    stream_harm: Annotated[float, Field(ge=0, le=100)] = 1.0
+    expected_output_tokens: Count = 256
+    index_blocks: Annotated[int, Field(ge=1, le=1_000_000_000)] = 1_000_000
+    guess_s: Seconds = 30.0
+    affinity_share: Share = 0.1
+    affinity_most_s: _NotNegative = 0.5
+    pins: Count = 100_000
+    pin_s: Seconds = 1_800.0
+    half_life_s: Seconds = 60.0
+    start: LatencyStart = LatencyStart()

@@ -1,0 +1,186 @@
+"""What a prefill, a token of output and a transfer will take on each worker, learnt from what they took.
+
+A worker that is new starts from what its pool has learnt, a pool from the configuration. Predictions are made for many
+workers at once. Pure: the time is an argument. It must not know requests or placement.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from cluster.config_placement import LatencyStart
+from cluster.online_fit import OnlineFit
+
+Rows = npt.NDArray[np.intp]
+Amounts = npt.NDArray[np.float64]
+Seconds = npt.NDArray[np.float64]
+
+_TOKENS, _PAIRS, _MIB = 1e3, 1e6, float(1 << 20)
+_PAIR_STEP = 0.2
+_PAIR_LIMIT = 10.0
+_DOUBT = 3.0  # a start value may well be off by three times itself
+
+
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    """One prompt's prefill, or how it would be: `ahead` tokens of others to be computed first, then `uncached` of its
+    own `prompt` tokens."""
+
+    ahead: float
+    uncached: float
+    prompt: float
+
+
+class LatencyModel:
+    """`row` is a worker's place in arrays with one element for each worker; a row is used again once it is removed."""
+
+    def __init__(self, start: LatencyStart, half_life_s: float) -> None:
+        self._start = start
+        self._half_life_s = half_life_s
+        self._pools: dict[str, _Fits] = {}
+        self._workers: dict[int, _Fits] = {}
+        self._pool_of: dict[int, str] = {}
+        # What was learnt, by row: seconds once, for each token, for each pair of tokens; once, for each sequence, for
+        # each token in the KV cache.
+        self._prefill: Seconds = np.zeros((3, 0))
+        self._step: Seconds = np.zeros((3, 0))
+        # How much slower than usual it is from one worker (first index) to another.
+        self._pair = np.ones((0, 0), np.float32)
+        self._transfer = _fit([start.transfer_s, 1.0 / start.transfer_mib_per_s], half_life_s)
+
+    def add(self, row: int, pool: str) -> None:
+        """A worker about which nothing is known but its pool."""
+        self._grow(row + 1)
+        self._pair[row, :] = self._pair[:, row] = 1.0
+        fits = self._pools.setdefault(pool, _first_fits(self._start, self._half_life_s))
+        self._workers[row] = fits.like()
+        self._pool_of[row] = pool
+        self._publish(row)
+
+    def remove(self, row: int) -> None:
+        """Unknown rows are no error."""
+        self._workers.pop(row, None)
+        self._pool_of.pop(row, None)
+
+    # Predictions
+
+    def queue_s(self, rows: Rows, ahead: Amounts) -> Seconds:
+        """Until so many prompt tokens of others are computed."""
+        seconds: Seconds = ahead * self._prefill[1].take(rows)
+        return seconds
+
+    def asking_s(self, rows: Rows) -> Seconds:
+        """What of a prefill keeps nobody busy: it comes on top of the queue and the computing."""
+        seconds: Seconds = self._prefill[0].take(rows)
+        return seconds
+
+    def compute_s(self, rows: Rows, uncached: Amounts, prompt: Amounts | float) -> Seconds:
+        """What of a prefill keeps the worker busy: `uncached` tokens at the end of a prompt."""
+        _, each, pair = self._prefill.take(rows, axis=1)
+        seconds: Seconds = uncached * (each + (prompt - 0.5 * uncached) * pair)
+        return seconds
+
+    def token_s(self, rows: Rows, running: Amounts, kv_tokens: Amounts) -> Seconds:
+        """Between two tokens of one sequence, beside `running` sequences with so many tokens in their KV cache."""
+        once, each, kv = self._step.take(rows, axis=1)
+        seconds: Seconds = once + running * each + kv_tokens * kv
+        return seconds
+
+    def transfer_to(self, sources: Rows, target: int, size_bytes: float) -> Seconds:
+        """Of so many bytes from each of these workers to one; nothing takes no time."""
+        seconds: Seconds = self._usual_transfer_s(np.array([size_bytes])) * self._pair[:, target].take(sources)
+        return seconds
+
+    def transfer_from(self, source: int | None, targets: Rows, size_bytes: Amounts) -> Seconds:
+        """Of so many bytes each, from one worker, or from any where that is None."""
+        usual = self._usual_transfer_s(size_bytes)
+        seconds: Seconds = usual if source is None else usual * self._pair[source].take(targets)
+        return seconds
+
+    # Measurements: those of workers that are gone are left out
+
+    def observe_prefill(self, row: int, prefill: Prefill, seconds: float, now: float) -> None:
+        """From its submission to its first token."""
+        tokens = (prefill.ahead + prefill.uncached) / _TOKENS
+        pairs = prefill.uncached * (prefill.prompt - prefill.uncached / 2) / _PAIRS
+        features = (1.0, tokens, pairs)
+        if row in self._workers:
+            for fits in (self._workers[row], self._pools[self._pool_of[row]]):
+                fits.prefill.observe(features, seconds, now)
+            self._publish(row)
+
+    def observe_token(self, row: int, running: float, kv_tokens: float, seconds: float, now: float) -> None:
+        """The mean time between two tokens of a sequence, beside `running` others."""
+        features = (1.0, running, kv_tokens / _TOKENS)
+        if row in self._workers:
+            for fits in (self._workers[row], self._pools[self._pool_of[row]]):
+                fits.step.observe(features, seconds, now)
+            self._publish(row)
+
+    def observe_transfer(self, source: int, target: int, size_bytes: float, seconds: float, now: float) -> None:
+        features = (1.0, size_bytes / _MIB)
+        if source not in self._workers or target not in self._workers or not (size_bytes > 0 and seconds > 0):
+            return
+        self._transfer.observe(features, seconds, now)
+        usual = max(self._transfer.predict(features), 1e-9)
+        factor = float(self._pair[source, target])
+        step = min(max(math.log(seconds / (usual * factor)), -1.0), 1.0)
+        self._pair[source, target] = min(max(factor * math.exp(_PAIR_STEP * step), 1 / _PAIR_LIMIT), _PAIR_LIMIT)
+
+    # Inside
+
+    def _publish(self, row: int) -> None:
+        fits = self._workers[row]
+        self._prefill[:, row] = np.divide(fits.prefill.coefficients, (1.0, _TOKENS, _PAIRS))
+        self._step[:, row] = np.divide(fits.step.coefficients, (1.0, 1.0, _TOKENS))
+
+    def _usual_transfer_s(self, size_bytes: Amounts) -> Seconds:
+        once, each_mib = self._transfer.coefficients
+        seconds: Seconds = (size_bytes > 0) * once + size_bytes * (each_mib / _MIB)
+        return seconds
+
+    def _grow(self, rows: int) -> None:
+        have = len(self._pair)
+        if rows <= have:
+            return
+        more = max(rows, 2 * have) - have
+        self._prefill = np.hstack([self._prefill, np.zeros((3, more))])
+        self._step = np.hstack([self._step, np.zeros((3, more))])
+        self._pair = np.pad(self._pair, (0, more), constant_values=1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Fits:
+    """`prefill`: once, each 1,000 tokens ahead and its own, each million pairs of tokens that attend to each other.
+    `step`: once, each sequence running, each 1,000 tokens in the KV cache."""
+
+    prefill: OnlineFit
+    step: OnlineFit
+    half_life_s: float
+
+    def like(self) -> _Fits:
+        """New fits that start from what these have learnt."""
+        return _Fits(
+            _fit(self.prefill.coefficients, self.half_life_s),
+            _fit(self.step.coefficients, self.half_life_s),
+            self.half_life_s,
+        )
+
+
+def _first_fits(start: LatencyStart, half_life_s: float) -> _Fits:
+    return _Fits(
+        _fit([start.prefill_s, start.prefill_token_s * _TOKENS, 0.0], half_life_s),
+        _fit([start.step_s, start.step_sequence_s, 0.0], half_life_s),
+        half_life_s,
+    )
+
+
+def _fit(start: Sequence[float], half_life_s: float) -> OnlineFit:
+    """A part that starts at nothing is held to be small beside the others."""
+    some = max(max(start), 1e-6)
+    return OnlineFit(start, [max(_DOUBT * value, 0.01 * some) for value in start], half_life_s)

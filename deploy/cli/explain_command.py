@@ -1,0 +1,104 @@
+"""`baton explain`: why a request went where it went, as the router wrote it down."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deploy.cli.options import Endpoint
+from deploy.cli.outcome import Exit, command
+from deploy.cli.output import Format, Table, print_json, print_tables, print_yaml
+
+if TYPE_CHECKING:
+    from deploy.cli.explain_document import Explanation
+
+
+@command
+def explain(
+    request_id: Annotated[str, typer.Argument(metavar="ID", help="The `id` in the answer.", show_default=False)],
+    endpoint: Endpoint = "127.0.0.1:9000",
+    output: Annotated[Format, typer.Option("--output", "-o", help="How to print it.")] = Format.TABLE,
+    timeout: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Longest wait for the answer.")] = 5.0,
+) -> int:
+    """Show why a request went where it went; exits 4 when no router knows it, 7 when no router answers."""
+    told = _ask(request_id, endpoint, timeout)
+    match output:
+        case Format.JSON:
+            print_json(told.model_dump(mode="json", by_alias=True))
+        case Format.YAML:
+            print_yaml([told.model_dump(mode="json", by_alias=True)])
+        case Format.TABLE:
+            print_tables(_tables(told))
+    return Exit.OK
+
+
+def _ask(request_id: str, endpoint: str, timeout_s: float) -> Explanation:
+    import grpc
+
+    from deploy.cli.endpoint import connected
+    from deploy.cli.explain_document import explanation
+    from deploy.cli.outcome import rpc_stop
+    from protos.baton.v1 import admin_pb2, admin_pb2_grpc
+
+    with connected(endpoint, timeout_s) as channel:
+        try:
+            asked = admin_pb2.ExplainRequest(request_id=request_id)
+            answer = admin_pb2_grpc.AdminStub(channel).Explain(asked, timeout=timeout_s)
+        except grpc.RpcError as error:
+            raise rpc_stop(error, endpoint, timeout_s) from error
+    return explanation(answer)
+
+
+def _tables(told: Explanation) -> list[Table]:
+    return [_request(told), _decisions(told), _candidates(told), _attempts(told)]
+
+
+def _request(told: Explanation) -> Table:
+    rows = [
+        ("outcome", told.outcome or "running"),
+        ("prompt tokens", str(told.prompt_tokens)),
+        ("of them cached", f"{_told(told.cached_tokens_actual)} (predicted {told.cached_tokens_predicted})"),
+        ("output tokens", str(told.output_tokens)),
+        ("first token", f"{_ms(told.actual.ttft_s)} (predicted {_ms(told.predicted.ttft_s)})"),
+        ("between tokens", f"{_ms(told.actual.itl_s)} (predicted {_ms(told.predicted.itl_s)})"),
+        ("queued", _ms(told.queued_s)),
+    ]
+    said = {"session": told.session_id, "tenant": told.tenant, "priority": told.priority, "error": told.error}
+    rows += [(name, value) for name, value in said.items() if value]
+    return Table(f"Request {told.request_id}", ("request", "value"), rows)
+
+
+def _decisions(told: Explanation) -> Table:
+    rows = [(each.question, _ms(each.at_s), each.chosen, each.runner_up, each.because) for each in told.decisions]
+    return Table("Decisions", ("question", "at", "chosen", "runner-up", "because"), rows)
+
+
+def _candidates(told: Explanation) -> Table:
+    rows = [
+        (
+            decision.question,
+            each.worker_id,
+            _ms(each.total_s),
+            each.excluded or " ".join(f"{name}={_ms(seconds)}" for name, seconds in each.costs.items()),
+        )
+        for decision in told.decisions
+        for each in decision.candidates
+    ]
+    return Table("Candidates", ("question", "worker", "total", "costs"), rows)
+
+
+def _attempts(told: Explanation) -> Table:
+    rows = [
+        (each.leg, each.worker_id, _ms(each.at_s), _ms(each.duration_s), each.outcome, each.reason)
+        for each in told.attempts
+    ]
+    return Table("Attempts", ("leg", "worker", "at", "took", "outcome", "reason"), rows)
+
+
+def _ms(seconds: float | None) -> str:
+    return "unknown" if seconds is None else f"{seconds * 1e3:.3g}ms"
+
+
+def _told(value: int | None) -> str:
+    return "unknown" if value is None else str(value)

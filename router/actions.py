@@ -1,0 +1,66 @@
+"""What the pipeline of one request wants done; `dispatch` does it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from cluster.engine import EngineRequest
+from router.generation import Emission, Outcome
+
+
+class Ending(Enum):
+    """How an attempt ended. `LATE`: its time was over. `CANCELLED`: nobody needs its answer any more."""
+
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    LATE = "late"
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    worker_id: str
+    request: EngineRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Stop the attempt at its worker. `Settle` for it comes right before."""
+
+    worker_id: str
+    attempt_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """The attempt counts no longer; comes once for every `Submit`. `ending` and `reason` are for the record: two that
+    differ in them ask for the same."""
+
+    worker_id: str
+    attempt_id: str
+    ending: Ending = field(default=Ending.COMPLETED, compare=False)
+    reason: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Nobody will read this lease."""
+
+    worker_id: str
+    lease_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Emit:
+    emission: Emission
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The last action of every request, once."""
+
+    outcome: Outcome
+
+
+Action = Submit | Cancel | Settle | Release | Emit | End

@@ -1,0 +1,73 @@
+"""Who sends a request, as its headers say: tenant and priority class; and what a refusal has to tell that client.
+
+An edge names the caller of the task that serves a request; whatever runs for the request finds it there, behind a
+frontend that knows nothing of tenants too. Which classes exist, and who may use them, is admission's to say.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from cluster.errors import InvalidRequest, retry_after_s
+
+TENANT_HEADER = "x-tenant-id"
+PRIORITY_HEADER = "x-priority-class"
+NO_TENANT = "anonymous"
+
+_NAME = re.compile(r"[A-Za-z0-9][-A-Za-z0-9_.]{0,63}")
+
+
+@dataclass(slots=True, eq=False)
+class Caller:
+    """One for each request at an edge; all choices of that request share it. `priority` empty: the default class.
+
+    `retry_after_s`: whole seconds after which to come back, once a refusal has said so.
+    """
+
+    tenant: str = NO_TENANT
+    priority: str = ""
+    retry_after_s: int | None = None
+
+    def hear(self, error: BaseException) -> None:
+        """The request, or a choice of it, is refused: the longest time to come back counts."""
+        seconds = retry_after_s(error)
+        if seconds is not None:
+            self.retry_after_s = max(seconds, self.retry_after_s or 0)
+
+
+_caller: ContextVar[Caller] = ContextVar("caller")
+
+
+def caller_of(headers: Iterable[tuple[str | bytes, str | bytes]]) -> Caller:
+    """Raises `InvalidRequest` for a name that is none, or given twice."""
+    found: dict[str, str] = {}
+    for key, value in headers:
+        name = _text(key).lower()
+        if name in (TENANT_HEADER, PRIORITY_HEADER):
+            if name in found:
+                raise InvalidRequest(f"{name} is given twice: send it once")
+            found[name] = _checked(name, _text(value).strip())
+    return Caller(found.get(TENANT_HEADER, NO_TENANT), found.get(PRIORITY_HEADER, ""))
+
+
+def name_caller(caller: Caller) -> None:
+    """For the current task, and those that it starts from now on."""
+    _caller.set(caller)
+
+
+def current_caller() -> Caller:
+    """Who the current task serves; a new anonymous one where no edge has said."""
+    return _caller.get(None) or Caller()
+
+
+def _checked(name: str, value: str) -> str:
+    if not _NAME.fullmatch(value):
+        raise InvalidRequest(f"{name}: 1 to 64 letters, digits, '-', '_' or '.', the first a letter or digit")
+    return value
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode("latin-1") if isinstance(value, bytes) else value

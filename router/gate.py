@@ -1,0 +1,144 @@
+"""The door of one router: what admission and the tenants' quotas say of every request before it reaches a worker.
+
+Turns requests into arrivals and asks for the tenant's quota first, where there is one; the answer may come later. It
+must not know workers, pipelines or clients, and starts nothing itself: its decisions are for the caller to carry out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Protocol
+
+from cluster.config_admission import AdmissionConfig
+from cluster.errors import BatonError, ConfigError, InvalidRequest
+from cluster.quota import Claim, Limits, Returned, Verdict, limits_of
+from router.admission import Admission
+from router.admission_events import Action, Admit, Arrival, GiveBack, Occupancy, Refuse
+from router.caller import Caller
+from router.generation import GenerationRequest
+
+Decision = Admit | Refuse
+"""The request runs from now on, or has ended at the door."""
+
+Later = Callable[[list[Decision]], None]
+
+KnownTokens = Callable[[GenerationRequest], int]
+"""How many of a request's prompt tokens some worker has cached, as far as is known."""
+
+
+class Quota(Protocol):
+    """Where tenants' limits are kept. Nothing here waits."""
+
+    def ask(self, claim: Claim, answer: Callable[[Verdict | BatonError], None]) -> None:
+        """`answer` is called once, later, unless the claim is dropped; with an error when nobody could say."""
+        ...
+
+    def drop(self, claim_id: str) -> None:
+        """Nobody waits for the answer any more; whatever was taken goes back."""
+        ...
+
+    def give_back(self, returned: Returned) -> None: ...
+
+
+class Gate:
+    """`running_requests`: how many may run at once. `now` gives seconds of a monotonic clock.
+
+    Raises `ConfigError` when tenants have limits and there is no `quota` to ask.
+    """
+
+    def __init__(
+        self,
+        config: AdmissionConfig,
+        running_requests: int,
+        now: Callable[[], float],
+        quota: Quota | None = None,
+        known_tokens: KnownTokens = lambda _: 0,
+    ) -> None:
+        limited = [name for name, tenant in config.tenants.items() if limits_of(tenant)]
+        if quota is None and (limited or limits_of(config.default_tenant)):
+            raise ConfigError("admission: tenants have limits, but this router has no store to count them in")
+        self._config = config
+        self._admission = Admission(config, running_requests)
+        self._now = now
+        self._quota = quota
+        self._known_tokens = known_tokens
+        self._asking: set[str] = set()
+
+    # Events
+
+    def submit(self, request: GenerationRequest, deadline: float, later: Later) -> list[Decision]:
+        """What is decided at once, of this request and of others. `later` gets the decisions of an answer to come."""
+        caller, request_id = request.caller, request.request_id
+        limits = limits_of(self._config.tenant(caller.tenant))
+        try:
+            self._admission.rank_of(caller.tenant, caller.priority)
+        except InvalidRequest as error:
+            return [Refuse(request_id, error)]
+        tokens = self._tokens(request)
+        arrival = Arrival(request_id, caller.tenant, caller.priority, *tokens, deadline=deadline)
+        if self._quota is None or not limits:
+            return self._decisions(self._admission.submit(arrival, self._now()))
+        self._ask(self._quota, arrival, limits, later)
+        return []
+
+    def leave(self, request_id: str, used_tokens: int) -> list[Decision]:
+        """The request has ended or is wanted no longer, wherever it was; the fleet has computed so many tokens for it.
+        Unknown ids are no error."""
+        if request_id in self._asking and self._quota is not None:
+            self._asking.discard(request_id)
+            self._quota.drop(request_id)
+            return []
+        return self._decisions(self._admission.cancel(request_id, self._now(), used_tokens))
+
+    def on_time(self) -> list[Decision]:
+        return self._decisions(self._admission.on_time(self._now()))
+
+    # Questions
+
+    def check(self, caller: Caller, requests: int) -> None:
+        """Whether it makes sense to prepare so many requests. Raises `InvalidRequest`, `Overloaded`."""
+        self._admission.check(caller.tenant, caller.priority, requests)
+
+    @property
+    def next_due(self) -> float | None:
+        """Clock time by which `on_time` has something to do; None: nothing waits."""
+        return self._admission.next_due
+
+    @property
+    def occupancy(self) -> Occupancy:
+        return self._admission.occupancy
+
+    def check_integrity(self, waiting: int, running: int) -> None:
+        """Recounts; so many requests are not started yet, and so many are. Raises AssertionError where that differs."""
+        self._admission.check_integrity()
+        occupancy = self._admission.occupancy
+        assert (occupancy.queued_requests + len(self._asking), occupancy.running_requests) == (waiting, running)
+
+    # Inside
+
+    def _ask(self, quota: Quota, arrival: Arrival, limits: Limits, later: Later) -> None:
+        def answer(verdict: Verdict | BatonError) -> None:
+            self._asking.discard(arrival.request_id)
+            if isinstance(verdict, BatonError):
+                return later([Refuse(arrival.request_id, verdict)])
+            later(self._decisions(self._admission.submit(replace(arrival, verdict=verdict), self._now())))
+
+        self._asking.add(arrival.request_id)
+        quota.ask(Claim(arrival.tenant, arrival.request_id, arrival.tokens, limits), answer)
+
+    def _tokens(self, request: GenerationRequest) -> tuple[int, int]:
+        """What is to be computed at most, and what is cached. At least the last prompt token is always computed."""
+        prompt = len(request.prompt_token_ids)
+        cached = min(self._known_tokens(request), max(0, prompt - 1))
+        return prompt - cached + request.sampling.max_tokens, cached
+
+    def _decisions(self, actions: list[Action]) -> list[Decision]:
+        decisions: list[Decision] = []
+        for action in actions:
+            match action:
+                case Admit() | Refuse():
+                    decisions.append(action)
+                case GiveBack(returned) if self._quota is not None:
+                    self._quota.give_back(returned)
+        return decisions

@@ -1,0 +1,121 @@
+"""The record of one request: what was decided and why, what was tried, what was predicted and what happened.
+
+Plain structs and their bytes; who writes them and where they are kept is `router/journal.py`'s business. A field that
+an older reader does not know is skipped, one that an older writer did not write has its default. Seconds throughout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from cluster.errors import BatonError
+
+
+class Candidate(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One worker that could have been chosen. `terms`: what it would cost, seconds by name; `excluded`: why it was not
+    considered; empty when it was."""
+
+    worker_id: str
+    terms: Mapping[str, float] = {}
+    excluded: str = ""
+
+    @property
+    def total_s(self) -> float:
+        return sum(self.terms.values())
+
+
+class Decision(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One choice. `question`: the leg that it was for ("prefill", "decode", "whole", "prefetch"), or "disaggregate".
+    `at_s` counts from the request's arrival. The best candidates are kept, `left_out` counts the rest. `because`: the
+    rule that decided, in words."""
+
+    question: str
+    at_s: float
+    chosen: str
+    runner_up: str = ""
+    candidates: tuple[Candidate, ...] = ()
+    left_out: int = 0
+    because: str = ""
+
+
+class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One attempt at one leg. `outcome`: "completed", "failed", "cancelled" or "late"."""
+
+    attempt_id: str
+    leg: str
+    worker_id: str
+    at_s: float
+    duration_s: float
+    outcome: str
+    reason: str = ""
+
+
+class Rung(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One step of the ladder that moves KV blocks. `transport`: "nixl", "grpc", "recompute" …"""
+
+    attempt_id: str
+    transport: str
+    outcome: str
+    duration_s: float
+    blocks: int = 0
+    size: int = 0
+    reason: str = ""
+
+
+class Timing(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Time to first token, and mean time between tokens; None: not known, or there was none."""
+
+    ttft_s: float | None = None
+    itl_s: float | None = None
+
+
+class RequestRecord(msgspec.Struct, omit_defaults=True):
+    """`at_unix_s`: arrival, by the router's wall clock. `outcome` is empty while the request runs."""
+
+    request_id: str
+    router_id: str
+    at_unix_s: float
+    tenant: str
+    prompt_tokens: int
+    priority: str = ""
+    session_id: str = ""
+    queued_s: float = 0.0
+    cached_tokens_predicted: int = 0
+    cached_tokens_actual: int | None = None
+    predicted: Timing = Timing()
+    actual: Timing = Timing()
+    decisions: list[Decision] = []
+    attempts: list[Attempt] = []
+    rungs: list[Rung] = []
+    output_tokens: int = 0
+    duration_s: float = 0.0
+    outcome: str = ""
+    error: str = ""
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(RequestRecord)
+
+
+class BadRecord(BatonError):
+    """A stored record cannot be read: another version wrote it, or it was damaged."""
+
+
+def encoded(record: RequestRecord) -> bytes:
+    return _encoder.encode(record)
+
+
+def decoded(body: bytes) -> RequestRecord:
+    """Raises `BadRecord`."""
+    try:
+        return _decoder.decode(body)
+    except msgspec.DecodeError as error:
+        raise BadRecord(f"the journal's record cannot be read: {error}") from error
+
+
+def best_of(candidates: list[Candidate], most: int) -> tuple[tuple[Candidate, ...], int]:
+    """The cheapest candidates, those not considered last, and how many are left out."""
+    ordered = sorted(candidates, key=lambda candidate: (bool(candidate.excluded), candidate.total_s))
+    return tuple(ordered[:most]), max(0, len(ordered) - most)

@@ -1,0 +1,130 @@
+"""Placement as a router uses it: told of workers and attempts as they come and go, it keeps loads, index and latencies.
+
+Owns the hashing of prompts and the one reservation of each live attempt. It must not know links, pipelines or clients.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from cluster.block_hashes import chain_seed, extend_chain
+from cluster.config import Config
+from cluster.config_placement import PlacementConfig
+from cluster.engine import EngineRequest, PromptOrigin
+from cluster.store import Reserved
+from cluster.wire import role_from_wire
+from protos.baton.v1 import worker_pb2
+from router.attempt_timing import AttemptTiming
+from router.decision import Decision
+from router.generation import GenerationRequest
+from router.predicted_placement import BlockShape, Demand, Placement
+from router.request_choices import RequestChoices
+from router.shared_loads import ALONE, SharedLoads
+from router.worker_loads import Load, WorkerFacts
+
+_SWEEPS_AT_ONCE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class PlacementSetup:
+    """What placement must know of the cluster. `model`: the served name, part of every block's name. `cache_bytes`: of
+    one worker's KV cache."""
+
+    config: PlacementConfig
+    model: str
+    block_tokens: int
+    cache_bytes: int
+
+    @classmethod
+    def of(cls, config: Config) -> PlacementSetup:
+        engine = config.engine
+        return cls(config.placement, config.model.served_name, engine.block_size, engine.kv_cache_mib << 20)
+
+
+class Placing:
+    """`now` gives seconds of a monotonic clock; `seed` makes the draws between equals repeatable. `shared`: what
+    routers tell each other of their reservations."""
+
+    def __init__(self, setup: PlacementSetup, now: Callable[[], float], seed: int, shared: SharedLoads = ALONE) -> None:
+        self._shared = shared
+        self._setup = setup
+        self._now = now
+        self._draw = random.Random(seed)
+        self.placement = Placement(setup.config, BlockShape(setup.block_tokens, 1))
+        self._timing = AttemptTiming(self.placement)
+
+    # Workers: unknown ids are no error
+
+    def worker_up(self, worker: worker_pb2.WorkerDescription) -> None:
+        """Raises `InvalidRequest` for a role that is not a pool's."""
+        self.placement.worker_up(WorkerFacts(worker.worker_id, role_from_wire(worker.role), worker.num_blocks))
+        if worker.num_blocks:
+            size_bytes = self._setup.cache_bytes // worker.num_blocks
+            self.placement.block = BlockShape(self._setup.block_tokens, size_bytes)
+        self.report(worker.worker_id, worker.load, worker.num_blocks)
+
+    def worker_gone(self, worker_id: str) -> None:
+        self.placement.worker_gone(worker_id)
+
+    def set_ready(self, worker_id: str, ready: bool) -> None:
+        self.placement.loads.set_ready(worker_id, ready)
+
+    def report(self, worker_id: str, load: worker_pb2.Load, num_blocks: int) -> None:
+        told = Load(load.queued_prefill_tokens, load.running + load.waiting, load.kv_usage * num_blocks)
+        self.placement.loads.report(worker_id, told)
+
+    # Requests and their attempts
+
+    def choices(self, request: GenerationRequest) -> RequestChoices:
+        """The prompt's blocks are named here, once for all choices of the request."""
+        seed = chain_seed(self._setup.model, "", request.cache_salt)
+        hashes = extend_chain(seed, request.prompt_token_ids, self._setup.block_tokens)
+        demand = Demand(hashes, len(request.prompt_token_ids), request.sampling.max_tokens, session=request.session_id)
+        return RequestChoices(self.placement, demand, self._now, self._draw)
+
+    def take(self, request: EngineRequest, choices: RequestChoices, decision: Decision) -> None:
+        """The attempt is about to be sent where it was decided."""
+        now, chosen = self._now(), decision.chosen
+        prompt = len(request.prompt_token_ids)
+        self._timing.submitted(
+            request.attempt_id, request.leg, chosen.worker_id, choices.source, prompt, chosen.cached_tokens, now
+        )
+        self.placement.take(request.attempt_id, choices.demand, decision, now)
+        self._tell(chosen.worker_id)
+
+    def answered(self, attempt_id: str, tokens: int, origin: PromptOrigin | None) -> None:
+        self.placement.loads.computed(attempt_id)
+        self._tell(self.placement.loads.worker_of(attempt_id))
+        self._timing.output(attempt_id, tokens, origin, self._now())
+
+    def settle(self, attempt_id: str) -> None:
+        worker_id = self.placement.loads.worker_of(attempt_id)
+        self.placement.loads.settle(attempt_id)
+        self._tell(worker_id)
+        self._timing.settled(attempt_id, self._now())
+
+    # Time
+
+    def on_time(self) -> None:
+        """Old guesses go, and what takes memory for nothing; what other routers reserved is heard. To be called a few
+        times a second."""
+        for worker_id in filter(None, self.placement.loads.names):
+            elsewhere = self._shared.reserved_elsewhere(worker_id)
+            self.placement.loads.hear_of_others(worker_id, elsewhere.tokens, elsewhere.sequences)
+        self.placement.index.on_time(self._now())
+        for _ in range(_SWEEPS_AT_ONCE):
+            if not self.placement.index.sweep():
+                break
+
+    def check_integrity(self, attempts: Collection[str]) -> None:
+        """Raises AssertionError where what is reserved is not what the live attempts need."""
+        self.placement.loads.check_integrity()
+        assert self.placement.loads.reserved == set(attempts), (self.placement.loads.reserved, set(attempts))
+        assert len(self._timing) <= len(attempts)
+
+    def _tell(self, worker_id: str) -> None:
+        if worker_id:
+            own = self.placement.loads.own(worker_id)
+            self._shared.reserve(worker_id, Reserved(round(own.prefill_tokens), round(own.sequences)))

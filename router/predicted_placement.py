@@ -1,0 +1,256 @@
+"""Where a request goes: filter, predict, pick.
+
+The first leg goes where first token and hand-off are predicted soonest, apart from decode or on a decode worker,
+whichever is better for everybody; decode goes where blocks are, or come quickly, and tokens come steadily. Decides
+without I/O on a state that its owner keeps; the time and the source of chance are arguments.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cluster.config_placement import PlacementConfig
+from cluster.engine import Leg, Role
+from cluster.latency_model import LatencyModel
+from router.decision import Column, CostTable, Decision, Why
+from router.prefix_index import PrefixIndex
+from router.session_pins import SessionPins
+from router.worker_loads import Load, Loads, Rows, WorkerFacts, WorkerLoads
+
+_TIE_S = 1e-4  # predictions are not so exact that less would tell two workers apart
+_NOBODY: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What placement must know of a request. `hashes`: of the prompt's full blocks. `max_tokens`: of output. `needs`:
+    what its workers must be able to do. `session`: requests of one conversation; empty without one."""
+
+    hashes: Sequence[int]
+    prompt_tokens: int
+    max_tokens: int
+    needs: frozenset[str] = _NOBODY
+    session: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BlockShape:
+    tokens: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Pool:
+    """The workers that can take one request: their rows and loads, how many of its first blocks they have, and how many
+    of its tokens they need not compute."""
+
+    rows: Rows
+    loads: Loads
+    held: Column
+    cached_tokens: Column
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+class Placement:
+    """`loads`, `index` and `latency` are fed by whoever hears from the workers; rows are the same in all of them."""
+
+    def __init__(self, config: PlacementConfig, block: BlockShape) -> None:
+        self._config = config
+        self.block = block
+        self.loads = WorkerLoads()
+        self.index = PrefixIndex(config.index_blocks, config.guess_s)
+        self.latency = LatencyModel(config.start, config.half_life_s)
+        self.pins = SessionPins(config.pins, config.pin_s)
+
+    # Workers
+
+    def worker_up(self, facts: WorkerFacts) -> None:
+        """A worker without load or blocks, as far as is known. A known one begins anew."""
+        row = self.loads.add(facts)
+        self.index.add(facts.worker_id, row, facts.num_blocks)
+        self.latency.add(row, facts.role.value)
+
+    def worker_gone(self, worker_id: str) -> None:
+        """Unknown ids are no error."""
+        if (row := self.loads.row(worker_id)) is not None:
+            self.latency.remove(row)
+            self.index.worker_gone(worker_id)
+            self.loads.remove(worker_id)
+
+    # Decisions: None where no worker can take the request. They change nothing
+
+    def first(
+        self, demand: Demand, now: float, draw: random.Random, avoid: frozenset[str] = _NOBODY
+    ) -> Decision | None:
+        """The worker for `Leg.PREFILL`, or for `Leg.WHOLE` where prefill apart does not pay or cannot be."""
+        held = self._held(demand)
+        prefill = self._pool(Role.PREFILL, demand, held, now, avoid)
+        decode = self._pool(Role.DECODE, demand, held, now, avoid)
+        if not prefill or not decode:
+            return self._pick(self._whole(demand, prefill or decode), demand, now, draw)
+        after = self._decode(demand, decode, None)
+        best = int(after.total.argmin())
+        apart = self._apart(demand, prefill, int(decode.rows[best]), float(decode.held[best]))
+        if self._config.disaggregate == "always":
+            return self._pick(apart, demand, now, draw)
+        rest = after.costs["decode_s"] + after.costs["room_s"]
+        together = self._whole(demand, decode, np.maximum(rest - rest[best], 0.0))
+        if self._config.disaggregate == "never":
+            return self._pick(together, demand, now, draw)
+        taken, other = (apart, together) if apart.total.min() <= together.total.min() else (together, apart)
+        return self._pick(taken, demand, now, draw, other)
+
+    def second(
+        self, demand: Demand, source: str, now: float, draw: random.Random, avoid: frozenset[str] = _NOBODY
+    ) -> Decision | None:
+        """The worker for `Leg.DECODE` of a prompt whose blocks are at the worker `source`, which may be gone."""
+        pool = self._pool(Role.DECODE, demand, self._held(demand), now, avoid)
+        return self._pick(self._decode(demand, pool, self.loads.row(source)), demand, now, draw)
+
+    def one(
+        self, leg: Leg, role: Role, demand: Demand, source: str, now: float, draw: random.Random, avoid: frozenset[str]
+    ) -> Decision | None:
+        """The worker of this pool for this leg, whatever else would be better. `source`: as in `second`, empty where
+        no worker has the blocks yet."""
+        pool = self._pool(role, demand, self._held(demand), now, avoid)
+        match leg:
+            case Leg.PREFILL:
+                table = self._apart(demand, pool, None, 0.0)
+            case Leg.WHOLE:
+                table = self._whole(demand, pool)
+            case Leg.DECODE | Leg.PREFETCH:
+                table = self._decode(demand, pool, self.loads.row(source), leg)
+        return self._pick(table, demand, now, draw)
+
+    def take(self, attempt_id: str, demand: Demand, decision: Decision, now: float) -> None:
+        """Reserves what was decided, expects the prompt's blocks there, and pins the session. `loads.computed` and
+        `loads.settle` give the reservation back."""
+        chosen, leg = decision.chosen, decision.leg
+        output = self.output_tokens(demand) if leg in (Leg.DECODE, Leg.WHOLE) else 0
+        uncached = demand.prompt_tokens - chosen.cached_tokens if leg in (Leg.PREFILL, Leg.WHOLE) else 0
+        blocks = _blocks(demand.prompt_tokens + output, self.block.tokens)
+        sequences = 0 if leg is Leg.PREFETCH else 1
+        self.loads.reserve(attempt_id, chosen.worker_id, Load(uncached, sequences, blocks))
+        self.index.expect(chosen.worker_id, demand.hashes)
+        if demand.session:
+            self.pins.pin(demand.session, _role_of(leg), chosen.worker_id, now)
+
+    # Predictions
+
+    def _apart(self, demand: Demand, pool: _Pool, target: int | None, held: float) -> CostTable:
+        """`target`: the decode worker that the prompt is likely to go on to, which has `held` of its blocks; None: it
+        is not known."""
+        lacking = max(self._prompt_blocks(demand) - held, 0.0) if demand.max_tokens > 1 else 0.0
+        size_bytes = lacking * self.block.size_bytes
+        return self._table(
+            Leg.PREFILL,
+            pool,
+            queue_s=self.latency.queue_s(pool.rows, pool.loads.prefill_tokens),
+            prefill_s=self.latency.asking_s(pool.rows) + self._compute_s(demand, pool),
+            transfer_s=self.latency.transfer_to(pool.rows, target, size_bytes)
+            if target is not None
+            else np.zeros(len(pool)),
+        )
+
+    def _whole(self, demand: Demand, pool: _Pool, slower_s: Column | None = None) -> CostTable:
+        """`slower_s`: how much slower tokens come there than on the best decode worker."""
+        compute_s = self._compute_s(demand, pool)
+        return self._table(
+            Leg.WHOLE,
+            pool,
+            queue_s=self.latency.queue_s(pool.rows, pool.loads.prefill_tokens),
+            prefill_s=self.latency.asking_s(pool.rows) + compute_s,
+            decode_s=np.zeros(len(pool)) if slower_s is None else slower_s,
+            harm_s=self._config.stream_harm * pool.loads.sequences * compute_s,
+        )
+
+    def _decode(self, demand: Demand, pool: _Pool, source: int | None, leg: Leg = Leg.DECODE) -> CostTable:
+        """Where blocks are short, some request must wait until others give theirs back: as if those that hold blocks
+        now ended evenly over the time that this request takes."""
+        lacking, output = np.maximum(self._prompt_blocks(demand) - pool.held, 0.0), self.output_tokens(demand)
+        used = pool.loads.blocks
+        decode_s = output * self.latency.token_s(pool.rows, pool.loads.sequences, used * self.block.tokens)
+        short = np.maximum(lacking + _blocks(output, self.block.tokens) + used - pool.loads.num_blocks, 0.0)
+        return self._table(
+            leg,
+            pool,
+            transfer_s=self.latency.transfer_from(source, pool.rows, lacking * self.block.size_bytes),
+            decode_s=decode_s,
+            room_s=decode_s * short / np.maximum(used, 1.0),
+        )
+
+    def _table(self, leg: Leg, pool: _Pool, **costs: Column) -> CostTable:
+        return CostTable.of(leg, self.loads.names, pool.rows, pool.cached_tokens, **costs)
+
+    def _compute_s(self, demand: Demand, pool: _Pool) -> Column:
+        return self.latency.compute_s(pool.rows, demand.prompt_tokens - pool.cached_tokens, demand.prompt_tokens)
+
+    def _held(self, demand: Demand) -> Column:
+        """By row, how many of the prompt's first blocks each worker has."""
+        counts = self.index.match(demand.hashes)
+        held = np.zeros(len(self.loads.names))
+        held[: len(counts)] = counts
+        return held
+
+    def _pool(self, role: Role, demand: Demand, held: Column, now: float, avoid: frozenset[str]) -> _Pool:
+        rows = self.loads.usable(role, demand.needs, avoid, now)
+        held_there = held.take(rows)
+        # An engine takes whole blocks from its cache, and always computes the last token.
+        cached = np.minimum(held_there, (demand.prompt_tokens - 1) // self.block.tokens) * self.block.tokens
+        return _Pool(rows, self.loads.of(rows), held_there, cached)
+
+    def _prompt_blocks(self, demand: Demand) -> int:
+        return _blocks(demand.prompt_tokens, self.block.tokens)
+
+    def output_tokens(self, demand: Demand) -> int:
+        """How many the request is expected to generate."""
+        return min(demand.max_tokens, self._config.expected_output_tokens)
+
+    # The pick
+
+    def _pick(
+        self, table: CostTable, demand: Demand, now: float, draw: random.Random, instead: CostTable | None = None
+    ) -> Decision | None:
+        if not len(table):
+            return None
+        at, why = self._choice(table, demand, now, draw)
+        return Decision(why, table.candidate(at), table, at, instead)
+
+    def _choice(self, table: CostTable, demand: Demand, now: float, draw: random.Random) -> tuple[int, Why]:
+        if len(table) == 1:
+            return 0, Why.ONLY
+        total = table.total
+        best = float(total.min())
+        pinned = self._pinned(table, demand, now)
+        if pinned is not None and total[pinned] - best <= self._margin_s(best):
+            return pinned, Why.BEST if total[pinned] == best else Why.SESSION
+        ties = np.flatnonzero(total <= best + _TIE_S).tolist()
+        return (ties[0], Why.BEST) if len(ties) == 1 else (draw.choice(ties), Why.TIE)
+
+    def _pinned(self, table: CostTable, demand: Demand, now: float) -> int | None:
+        if not demand.session:
+            return None
+        worker_id = self.pins.get(demand.session, _role_of(table.leg), now)
+        row = None if worker_id is None else self.loads.row(worker_id)
+        if row is None:
+            return None
+        found: list[int] = np.flatnonzero(table.rows == row).tolist()
+        return found[0] if found else None
+
+    def _margin_s(self, best: float) -> float:
+        return min(self._config.affinity_share * best, self._config.affinity_most_s)
+
+
+def _role_of(leg: Leg) -> Role:
+    """The pool whose pin a leg follows: a whole request stays where the conversation's tokens come from."""
+    return Role.PREFILL if leg is Leg.PREFILL else Role.DECODE
+
+
+def _blocks(tokens: int, block_tokens: int) -> int:
+    return -(-tokens // block_tokens)

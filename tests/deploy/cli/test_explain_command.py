@@ -1,0 +1,48 @@
+"""`baton explain`: the router's reasons as a stable document, or as tables."""
+
+from __future__ import annotations
+
+import json
+
+import grpc
+
+from tests.deploy.cli.conftest import Baton
+from tests.deploy.cli.stub_router import StubRouter
+
+
+async def test_json_holds_candidates_with_their_costs_and_what_happened(baton: Baton, router: StubRouter) -> None:
+    ended = await baton("explain", "cmpl-1", "-e", router.address, "-o", "json")
+    document = json.loads(ended.stdout)
+    assert (ended.code, ended.stderr) == (0, "")
+    assert (document["kind"], document["requestId"], document["outcome"]) == ("Explanation", "cmpl-1", "completed")
+    assert document["predicted"] == {"ttftS": 0.25, "itlS": None}
+    assert (document["cachedTokensPredicted"], document["cachedTokensActual"]) == (64, None)
+    assert document["decisions"] == [
+        {
+            "question": "prefill",
+            "atS": 0.0,
+            "chosen": "p1",
+            "runnerUp": "p2",
+            "because": "the least predicted time",
+            "candidates": [
+                {"workerId": "p1", "totalS": 0.25, "costs": {"prefill": 0.25}, "excluded": ""},
+                {"workerId": "p2", "totalS": 0.5, "costs": {"queue": 0.5}, "excluded": ""},
+            ],
+            "leftOut": 3,
+        }
+    ]
+    assert [attempt["outcome"] for attempt in document["attempts"]] == ["failed", "completed"]
+
+
+async def test_tables_name_the_reason_and_every_candidate(baton: Baton, router: StubRouter) -> None:
+    ended = await baton("explain", "cmpl-1", "-e", router.address)
+    assert ended.code == 0
+    for words in ("the least predicted time", "queue=500ms", "prefill=250ms", "worker broke", "unknown (predicted 64)"):
+        assert words in ended.stdout
+
+
+async def test_a_request_that_nobody_knows_is_not_found(baton: Baton, router: StubRouter) -> None:
+    router.refusal = (grpc.StatusCode.NOT_FOUND, "request r is in no journal")
+    ended = await baton("explain", "r", "-e", router.address)
+    assert (ended.code, ended.stdout) == (4, "")
+    assert "is in no journal" in ended.stderr
