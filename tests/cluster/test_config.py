@@ -173,9 +173,3 @@ def test_a_secret_must_be_long_enough(monkeypatch: pytest.MonkeyPatch) -> None:
         secret("BATON_TICKET_SECRET")
     monkeypatch.setenv("BATON_TICKET_SECRET", "x" * 16)
     assert secret("BATON_TICKET_SECRET") == b"x" * 16
-
-
-def test_only_our_own_connector_hands_prompts_over_chunk_by_chunk() -> None:
-    raw = {"model": {"path": "m"}, "kv_transfer": {"chunk_pipelining": True, "connector": "vllm-nixl"}}
-    with pytest.raises(ConfigError, match="kv_transfer: chunk_pipelining needs connector: baton"):
-        parse_config(raw)
