@@ -89,14 +89,14 @@ class WatchFeed:
             await self._stirred.wait()
             await self._clock.sleep(_GATHER_S)
             self._stirred.clear()
-            self.flush()
-            await self._clock.sleep(self._every_s)
+            if self.flush():
+                await self._clock.sleep(self._every_s)
 
-    def flush(self) -> None:
-        """Tells what has changed, if anything has."""
+    def flush(self) -> bool:
+        """Tells what has changed; whether anything has."""
         load, state = self._load(), self._state
         if not self._changes and load == self._told_load and state == self._told_state:
-            return
+            return False
         for message in _messages(self._changes.take()):
             self._number += 1
             message.number = self._number
@@ -107,6 +107,7 @@ class WatchFeed:
             self._told_load, self._told_state = load, state
             for watcher in self._watchers:
                 watcher.put(message)
+        return True
 
     def watch(self) -> Watcher:
         """A new reader, to be closed by the caller. It begins with a snapshot."""

@@ -205,8 +205,10 @@ def channel_options(frame_bytes: int) -> list[tuple[str, int]]:
     """Of a channel over which frames of `frame_bytes` come."""
     ours = {
         "grpc.max_receive_message_length": frame_bytes + FRAME_SLACK,
-        # The next frame arrives while the last one is put into its blocks.
+        # The next frame arrives while the last one is put into its blocks; and no more than that: a window that grows
+        # with the connection's speed would take more memory than may be in flight.
         "grpc.http2.lookahead_bytes": frame_bytes,
+        "grpc.http2.bdp_probe": 0,
         "grpc.http2.max_frame_size": frame_bytes,
     }
     return list({**dict(CHANNEL_OPTIONS), **ours}.items())

@@ -25,7 +25,7 @@ async def build_engine(config: Config, pool: PoolConfig, clock: Clock, spec: Wor
         return SimulatedEngine(config.model, config.engine, clock, _simulated_handoff(config, spec, key, clock))
     prepare_environment(config.model, config.engine)
     if config.kv_transfer.connector == "vllm-nixl":
-        return await asyncio.to_thread(_stock_engine, config, pool, spec, key)
+        return await asyncio.to_thread(_stock_engine, config, pool, spec, key, folder)
     return await asyncio.to_thread(_vllm_engine, config, pool, spec, folder)
 
 
@@ -55,9 +55,10 @@ def _vllm_engine(config: Config, pool: PoolConfig, spec: WorkerSpec, folder: Pat
     return VllmEngine(vllm_spec, EngineLink(announce_path))
 
 
-def _stock_engine(config: Config, pool: PoolConfig, spec: WorkerSpec, key: bytes) -> Engine:
+def _stock_engine(config: Config, pool: PoolConfig, spec: WorkerSpec, key: bytes, folder: Path) -> Engine:
     from cluster.vllm_core import VllmSpec
     from cluster.vllm_engine import VllmEngine
+    from cluster.vllm_events import EventSockets
 
     channel = SideChannel(spec.advertise_host)
     vllm_spec = VllmSpec(
@@ -67,6 +68,7 @@ def _stock_engine(config: Config, pool: PoolConfig, spec: WorkerSpec, key: bytes
         gpus=pool.gpus_per_replica,
         kv_transfer=stock_transfer_config(config.kv_transfer, spec.role, f"{spec.worker_id}/{spec.epoch}"),
         environment=channel.environment(config.kv_transfer),
+        events=EventSockets(folder),
     )
     identity = StockIdentity(
         worker_id=spec.worker_id,

@@ -45,7 +45,6 @@ MIB = 1 << 20
 BLOCK_BYTES = LAYERS * LAYER_BLOCK_BYTES
 SIZES_MIB = (1, 16, 64, 256)
 PROMPTS = (300, 12_000)
-PARALLEL = 4
 _MOST_BYTES_A_WAY = 1024 * MIB
 
 Way = Callable[[BlockRead], Awaitable[None]]
@@ -119,11 +118,12 @@ async def _warmed(cache: Cache, name: str, way: Way, read: BlockRead) -> None:
 
 
 async def _memory(writer: Writer, readers: Readers, limits: StreamLimits) -> Figures:
-    """The highest of one read of all blocks and of several at once."""
+    """The highest of one read of all blocks and of as many at once as are allowed."""
+    parallel = limits.streams
     writer.begin_peak()
     peak = MemoryPeak()
     await readers.grpc(_some_read(BLOCKS))
-    await asyncio.gather(*(readers.grpc(_some_read(BLOCKS // PARALLEL, seed)) for seed in range(PARALLEL)))
+    await asyncio.gather(*(readers.grpc(_some_read(BLOCKS // parallel, seed)) for seed in range(parallel)))
     return {
         "reader": round(peak.above(), 1),
         "writer": round(writer.peak_mib(), 1),

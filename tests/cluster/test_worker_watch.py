@@ -169,6 +169,20 @@ async def test_changes_are_gathered_and_nothing_is_told_while_nothing_changes() 
     task.cancel()
 
 
+async def test_a_look_at_what_has_not_changed_does_not_delay_the_next_change() -> None:
+    stage, reader = Stage(), Reader()
+    task = asyncio.create_task(stage.feed.run())
+    watcher = stage.feed.watch()
+    reader.read(watcher)
+    stage.feed.stir()
+    await stage.clock.advance(0.02)
+    stage.store(1)
+    await stage.clock.advance(0.02)
+    reader.read(watcher)
+    assert reader.held == {1}
+    task.cancel()
+
+
 def test_a_state_is_told_at_once() -> None:
     stage, reader = Stage(), Reader()
     watcher = stage.feed.watch()
@@ -244,7 +258,7 @@ async def test_a_watch_follows_the_engine_through_evictions() -> None:
 
 
 async def test_a_watch_tells_load_state_and_the_end_of_the_leases() -> None:
-    async with Bench(Role.PREFILL, step_s=0.02).running() as bench, watching(bench) as reader:
+    async with Bench(Role.PREFILL, step_s=0.5).running() as bench, watching(bench) as reader:
         await eventually(lambda: reader.state == pb.WORKER_STATE_READY)
         router = await bench.session()
         await router.submit("a", Leg.PREFILL)

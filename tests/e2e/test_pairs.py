@@ -21,7 +21,7 @@ from tests.live_cluster import live_cluster, local_config
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
 BLOCK, OUTPUT = 32, 12
-AT_ONCE, MOST_BATCHES = 8, 8  # so many at once that no worker is left out
+AT_ONCE, MOST_BATCHES = 16, 8  # so many at once that no worker is left out
 START_S = 400.0  # five processes that each import for ten seconds and more
 LENGTHS = (33, 64, 95, 300, 700)
 
