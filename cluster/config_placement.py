@@ -28,7 +28,9 @@ class LatencyStart(Section):
 
 
 class PlacementConfig(Section):
-    """`disaggregate`: prefill apart from decode always, never, or where it is predicted to pay. A second that a running
+    """`pick`: the worker with the least predicted time; or, to compare with, the one whose turn it is, or any.
+
+    `disaggregate`: prefill apart from decode always, never, or where it is predicted to pay. A second that a running
     stream stalls for a prefill beside it weighs `stream_harm` seconds of waiting for a first token.
 
     `index_blocks` bounds the prefix index; a prompt just sent to a worker counts as held there for `guess_s`, and up to
@@ -36,6 +38,7 @@ class PlacementConfig(Section):
     no more than `affinity_most_s`. What was measured `half_life_s` ago counts half.
     """
 
+    pick: Literal["predicted", "round-robin", "random"] = "predicted"
     disaggregate: Literal["always", "never", "auto"] = "auto"
     stream_harm: Annotated[float, Field(ge=0, le=100)] = 1.0
     expected_output_tokens: Count = 256

@@ -18,13 +18,16 @@ Column = npt.NDArray[np.float64]
 
 class Why(StrEnum):
     """`BEST`: less predicted time than any other; `TIE`: drawn among equals; `SESSION`: its session was here before and
-    it costs little more; `PREFETCHED`: the prompt's blocks are on their way there; `ONLY`: there was no other."""
+    it costs little more; `PREFETCHED`: the prompt's blocks are on their way there; `ONLY`: there was no other;
+    `TURN`, `CHANCE`: costs were not asked, it was next or it was drawn."""
 
     BEST = "best"
     TIE = "tie"
     SESSION = "session"
     PREFETCHED = "prefetched"
     ONLY = "only"
+    TURN = "turn"
+    CHANCE = "chance"
 
 
 @dataclass(frozen=True, slots=True)

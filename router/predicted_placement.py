@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 
@@ -67,12 +68,15 @@ class Placement:
         self.index = PrefixIndex(config.index_blocks, config.guess_s)
         self.latency = LatencyModel(config.start, config.half_life_s)
         self.pins = SessionPins(config.pins, config.pin_s)
+        self._turns = count(1)
+        self._last_turn: dict[int, int] = {}  # by row
 
     # Workers
 
     def worker_up(self, facts: WorkerFacts) -> None:
         """A worker without load or blocks, as far as is known. A known one begins anew."""
         row = self.loads.add(facts)
+        self._last_turn[row] = 0
         self.index.add(facts.worker_id, row, facts.num_blocks)
         self.latency.add(row, facts.role.value)
 
@@ -138,6 +142,7 @@ class Placement:
         sequences = 0 if leg is Leg.PREFETCH else 1
         self.loads.reserve(attempt_id, chosen.worker_id, Load(uncached, sequences, blocks))
         self.index.expect(chosen.worker_id, demand.hashes)
+        self._last_turn[int(decision.table.rows[decision.at])] = next(self._turns)
         if demand.session:
             self.pins.pin(demand.session, _role_of(leg), chosen.worker_id, now)
 
@@ -225,6 +230,10 @@ class Placement:
     def _choice(self, table: CostTable, demand: Demand, now: float, draw: random.Random) -> tuple[int, Why]:
         if len(table) == 1:
             return 0, Why.ONLY
+        if self._config.pick == "random":
+            return draw.randrange(len(table)), Why.CHANCE
+        if self._config.pick == "round-robin":
+            return min(range(len(table)), key=lambda at: self._last_turn[int(table.rows[at])]), Why.TURN
         total = table.total
         best = float(total.min())
         pinned = self._pinned(table, demand, now)

@@ -21,6 +21,8 @@ _REASONS = {
     Why.SESSION: "its session was there before, and it costs little more than the best",
     Why.PREFETCHED: "the prompt's blocks are on their way there",
     Why.ONLY: "no other worker could take it",
+    Why.TURN: "its turn: the configuration has workers picked round robin",
+    Why.CHANCE: "drawn at random: the configuration has it so",
 }
 _COSTS = ("queue", "prefill", "transfer", "decode", "room", "harm")
 

@@ -36,7 +36,7 @@ from tests.commanded_process import CommandedProcess
 from tests.kv_transfer.byte_writer import BLOCK_TOKENS, FINGERPRINT, SECRET, Offered
 from tests.kv_transfer.marked_blocks import SIZE, MarkedCache
 
-_TASKS_OF_A_THREAD = 3  # of a MoverThread: it serves, it waits for its end, and what does both
+_TASKS_OF_A_THREAD = 1  # of a MoverThread: it waits for its end
 _IDLE_S = 10.0
 _FOREIGN_MARKS = 0xFFFF << 32  # of blocks that are not a pull's target now
 
