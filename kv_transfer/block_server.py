@@ -17,12 +17,12 @@ from typing import NoReturn
 
 import grpc
 
-from cluster.errors import ConfigError, InvalidRequest, Overloaded
+from cluster.errors import InvalidRequest, Overloaded
 from cluster.rpc_options import SERVER_OPTIONS
 from kv_transfer.block_frames import FRAME_SLACK, FRAMES_A_STREAM, MOST_FRAME_BYTES, StreamLimits, encode
 from kv_transfer.block_memory import memory_of
 from kv_transfer.block_permit import ReadPermit, ReadRefused, TicketRule, permit
-from kv_transfer.source_server import ERROR_KEY
+from kv_transfer.refusals import listen, refuse
 from kv_transfer.transport import Layout
 
 SERVICE, METHOD = "baton.v1.KvBlocks", "ReadBlocks"
@@ -62,11 +62,7 @@ class BlockServer:
         # Bytes in, bytes out: requests are parsed where a refusal can be counted, frames are ready as they are.
         method: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_stream_rpc_method_handler(self._answer)
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {METHOD: method}),))
-        try:
-            port = self._server.add_insecure_port(f"{listen_host}:0")
-        except RuntimeError as error:
-            raise ConfigError(f"KvBlocks cannot listen on {listen_host}: {error}; set listen_host") from error
-        self.address = f"{advertise_host}:{port}"
+        self.address = listen(self._server, "KvBlocks", listen_host, advertise_host)
         self._server.start()
 
     def __repr__(self) -> str:
@@ -119,8 +115,7 @@ class BlockServer:
 
     def _refuse(self, refusal: ReadRefused, context: grpc.ServicerContext) -> NoReturn:
         self._open.refuse(refusal.reason)
-        context.set_trailing_metadata(((ERROR_KEY, type(refusal.error).__name__),))
-        context.abort(refusal.status, str(refusal.error))
+        refuse(context, refusal.status, refusal.error)
 
 
 class _OpenStreams:

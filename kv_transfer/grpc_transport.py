@@ -18,7 +18,7 @@ from cluster.rpc_options import CHANNEL_OPTIONS
 from kv_transfer.block_frames import FRAME_SLACK, BadFrame, StreamLimits, decode
 from kv_transfer.block_memory import BlockBytes, memory_of
 from kv_transfer.block_server import METHOD, PROBE_BYTES, SERVICE, BlockServer
-from kv_transfer.source_server import ERROR_KEY
+from kv_transfer.refusals import kinds, refusal_kind
 from kv_transfer.transport import BlockRead, Endpoint, Layout
 from protos.baton.v1 import kv_pb2 as pb
 
@@ -26,9 +26,7 @@ _STREAM_S = 60.0  # a longer read goes on in a new stream; this only ends those 
 _IDLE_RESUMES = 3
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 0.5
 
-_KNOWN: dict[str, type[BatonError]] = {
-    kind.__name__: kind for kind in (TicketRefused, LeaseLost, Overloaded, InvalidRequest)
-}
+_KNOWN = kinds(TicketRefused, LeaseLost, Overloaded, InvalidRequest)
 _Call = grpc.aio.UnaryStreamCall[pb.ReadBlocksRequest, bytes]
 
 
@@ -176,8 +174,7 @@ async def _next(call: _Call) -> bytes | None:
 
 def _refused_or_broken(peer: GrpcPeer, error: grpc.aio.AioRpcError) -> BatonError:
     """Raises a refusal; gives back what another stream may mend."""
-    trailer = dict(error.trailing_metadata() or ())
-    kind = _KNOWN.get(str(trailer.get(ERROR_KEY)), TransferFailed)
+    kind = refusal_kind(error, _KNOWN) or TransferFailed
     if kind in (TicketRefused, LeaseLost):
         raise kind(f"{peer.address}: {error.details()}") from None
     if kind is InvalidRequest or error.code() is grpc.StatusCode.UNIMPLEMENTED:

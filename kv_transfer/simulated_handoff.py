@@ -8,7 +8,6 @@ Everything but KvSource's threads runs on one event loop.
 from __future__ import annotations
 
 import asyncio
-import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -25,11 +24,13 @@ from kv_transfer.lease_book import LeaseBook
 from kv_transfer.mover import Mover, PullJob
 from kv_transfer.pull_counts import PullCounts
 from kv_transfer.source_server import KvSource, KvSourceServer
-from kv_transfer.ticket import Ticket, prompt_digest, seal, unseal
+from kv_transfer.ticket import unseal
+from kv_transfer.ticket_writer import Prompt, TicketWriter
 from kv_transfer.transport import BlockRead, Endpoint, Layout, Region
 
 _ERRORS = {"stale": LeaseLost, "refused": TicketRefused}
 _BLOCK_BYTES = 4096
+_NO_PROMPT = Prompt(())  # nothing depends on what is not in the blocks
 _SWEEPS_PER_LEASE = 4
 
 
@@ -97,6 +98,14 @@ class SimulatedHandoff:
         endpoint = Endpoint({self._transport.name: self._transport.offer()}, layout)
         self._server = KvSourceServer(link.listen_host, link.advertise_host)
         self._server.start(KvSource(self._book, link.epoch, self._fingerprint, (endpoint,), self._count))
+        self._writer = TicketWriter(
+            link.worker_id,
+            link.epoch,
+            self._server.address,
+            self._fingerprint.digest,
+            link.secret,
+            link.transfer.lease_s,
+        )
         self._sweeping = asyncio.create_task(self._sweep())
         return self._server.address
 
@@ -105,22 +114,9 @@ class SimulatedHandoff:
         return self._fingerprint.digest
 
     def offer(self, attempt_id: str, num_tokens: int, block_ids: Sequence[int]) -> bytes:
-        assert self._server is not None, "start() comes first"
         lease_id = uuid.uuid4().hex
         self._book.offer(lease_id, tuple(block_ids))
-        ticket = Ticket(
-            attempt_id=attempt_id,
-            lease_id=lease_id,
-            worker_id=self._link.worker_id,
-            epoch=self._link.epoch,
-            num_tokens=num_tokens,
-            groups=(tuple(block_ids),),
-            fingerprint=self._fingerprint.digest,
-            source=self._server.address,
-            prompt_digest=prompt_digest(()),
-            expires_unix_ms=int((time.time() + self._link.transfer.lease_s) * 1000),
-        )
-        return seal(ticket, self._link.secret)
+        return self._writer.write(attempt_id, lease_id, _NO_PROMPT, num_tokens, tuple(block_ids))
 
     def tokens_in(self, ticket: bytes) -> int:
         return unseal(ticket, self._link.secret, self._link.block_size).num_tokens

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import grpc
 import grpc.aio
 
-from cluster.errors import BatonError, FingerprintMismatch, LeaseLost, TransferFailed
+from cluster.errors import FingerprintMismatch, LeaseLost, TransferFailed
 from cluster.kv_link import KvStats
 from kv_transfer.fingerprint import Fingerprint
 from kv_transfer.growing_exports import Followed
 from kv_transfer.kv_wire import endpoint_from_wire, stats_from_wire
-from kv_transfer.source_server import ERROR_KEY
+from kv_transfer.refusals import kinds, refusal_kind
 from kv_transfer.transport import Endpoint
 from protos.baton.v1 import kv_pb2 as pb
 from protos.baton.v1.kv_pb2_grpc import KvSourceStub
 
 T = TypeVar("T")
 
-_KNOWN: dict[str, type[BatonError]] = {kind.__name__: kind for kind in (LeaseLost, FingerprintMismatch)}
+_KNOWN = kinds(LeaseLost, FingerprintMismatch)
 
 
 class SourceClient:
@@ -87,8 +87,6 @@ class SourceClient:
         try:
             return await call
         except grpc.aio.AioRpcError as error:
-            trailer: Any = error.trailing_metadata() or {}
-            kind = _KNOWN.get(str(dict(trailer).get(ERROR_KEY)))
-            if kind is not None:
+            if (kind := refusal_kind(error, _KNOWN)) is not None:
                 raise kind(error.details()) from error
             raise TransferFailed(f"{self.address}: {error.code().name}: {error.details()}") from error

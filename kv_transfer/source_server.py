@@ -13,17 +13,17 @@ from contextlib import contextmanager
 
 import grpc
 
-from cluster.errors import BatonError, ConfigError, LeaseLost, answer_for
+from cluster.errors import BatonError, LeaseLost, answer_for
 from cluster.kv_link import KvStats
 from kv_transfer.fingerprint import Fingerprint, require_equal
 from kv_transfer.growing_exports import GrowingExports
 from kv_transfer.kv_wire import endpoint_to_wire, stats_to_wire
 from kv_transfer.lease_book import LeaseBook
+from kv_transfer.refusals import listen, refuse
 from kv_transfer.transport import Endpoint
 from protos.baton.v1 import kv_pb2 as pb
 from protos.baton.v1.kv_pb2_grpc import KvSourceServicer, add_KvSourceServicer_to_server
 
-ERROR_KEY = "baton-error"
 _THREADS = 4
 _STOP_S = 1.0
 
@@ -93,11 +93,7 @@ class KvSourceServer:
     def __init__(self, listen_host: str, advertise_host: str) -> None:
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="kv-source")
         self._server = grpc.server(self._pool)
-        try:
-            port = self._server.add_insecure_port(f"{listen_host}:0")
-        except RuntimeError as error:
-            raise ConfigError(f"KvSource cannot listen on {listen_host}: {error}; set listen_host") from error
-        self.address = f"{advertise_host}:{port}"
+        self.address = listen(self._server, "KvSource", listen_host, advertise_host)
 
     def start(self, source: KvSource) -> None:
         add_KvSourceServicer_to_server(source, self._server)
@@ -114,5 +110,4 @@ def _answered(context: grpc.ServicerContext) -> Iterator[None]:
     try:
         yield
     except BatonError as error:
-        context.set_trailing_metadata(((ERROR_KEY, type(error).__name__),))
-        context.abort(answer_for(error).grpc, str(error))
+        refuse(context, answer_for(error).grpc, error)

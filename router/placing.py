@@ -95,8 +95,9 @@ class Placing:
         self._tell(chosen.worker_id)
 
     def answered(self, attempt_id: str, tokens: int, origin: PromptOrigin | None) -> None:
-        self.placement.loads.computed(attempt_id)
-        self._tell(self.placement.loads.worker_of(attempt_id))
+        """To be called for every output, so that it does little after the first."""
+        if self.placement.loads.computed(attempt_id):
+            self._tell(self.placement.loads.worker_of(attempt_id))
         self._timing.output(attempt_id, tokens, origin, self._now())
 
     def settle(self, attempt_id: str) -> None:

@@ -139,11 +139,14 @@ class WorkerLoads:
             self._reserved[attempt_id] = _Reserved(row, load, load.prefill_tokens)
             self._own[row] += (load.prefill_tokens, load.sequences, load.blocks)
 
-    def computed(self, attempt_id: str) -> None:
-        """Its prompt waits no longer. Unknown ids are no error."""
-        if held := self._reserved.get(attempt_id):
-            self._own[held.row, _TOKENS] -= held.prefill_tokens
-            held.prefill_tokens = 0.0
+    def computed(self, attempt_id: str) -> bool:
+        """Its prompt waits no longer. Whether that changed anything; unknown ids are no error."""
+        held = self._reserved.get(attempt_id)
+        if held is None or not held.prefill_tokens:
+            return False
+        self._own[held.row, _TOKENS] -= held.prefill_tokens
+        held.prefill_tokens = 0.0
+        return True
 
     def settle(self, attempt_id: str) -> None:
         """It has ended, whichever way. Unknown ids are no error."""

@@ -1,14 +1,18 @@
-"""A channel to a router, or one clear reason why there is none."""
+"""A router's answer, or one clear reason why there is none."""
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import grpc
 
-from deploy.cli.outcome import Exit, Stop
+from deploy.cli.outcome import Exit, Stop, rpc_stop
+from protos.baton.v1.admin_pb2_grpc import AdminStub
+
+Answer = TypeVar("Answer")
 
 _DIRECT = [("grpc.enable_http_proxy", 0)]  # what the check below reached is what the calls must reach
 
@@ -22,6 +26,16 @@ def connected(endpoint: str, timeout_s: float) -> Iterator[grpc.Channel]:
     _check_reachable(host.strip("[]"), int(port), endpoint, timeout_s)
     with grpc.insecure_channel(endpoint, _DIRECT) as channel:
         yield channel
+
+
+def ask_admin(endpoint: str, timeout_s: float, call: Callable[[AdminStub], Answer]) -> Answer:
+    """What `call` gets from the router's Admin service; it must pass the timeout on. Raises `Stop` where it gets
+    nothing."""
+    with connected(endpoint, timeout_s) as channel:
+        try:
+            return call(AdminStub(channel))
+        except grpc.RpcError as error:
+            raise rpc_stop(error, endpoint, timeout_s) from error
 
 
 def _check_reachable(host: str, port: int, endpoint: str, timeout_s: float) -> None:

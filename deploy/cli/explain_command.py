@@ -34,20 +34,12 @@ def explain(
 
 
 def _ask(request_id: str, endpoint: str, timeout_s: float) -> Explanation:
-    import grpc
-
-    from deploy.cli.endpoint import connected
+    from deploy.cli.endpoint import ask_admin
     from deploy.cli.explain_document import explanation
-    from deploy.cli.outcome import rpc_stop
-    from protos.baton.v1 import admin_pb2, admin_pb2_grpc
+    from protos.baton.v1 import admin_pb2
 
-    with connected(endpoint, timeout_s) as channel:
-        try:
-            asked = admin_pb2.ExplainRequest(request_id=request_id)
-            answer = admin_pb2_grpc.AdminStub(channel).Explain(asked, timeout=timeout_s)
-        except grpc.RpcError as error:
-            raise rpc_stop(error, endpoint, timeout_s) from error
-    return explanation(answer)
+    asked = admin_pb2.ExplainRequest(request_id=request_id)
+    return explanation(ask_admin(endpoint, timeout_s, lambda admin: admin.Explain(asked, timeout=timeout_s)))
 
 
 def _tables(told: Explanation) -> list[Table]:

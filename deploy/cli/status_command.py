@@ -35,19 +35,12 @@ def status(
 
 
 def _ask(endpoint: str, timeout_s: float) -> ClusterStatus:
-    import grpc
-
-    from deploy.cli.endpoint import connected
-    from deploy.cli.outcome import rpc_stop
+    from deploy.cli.endpoint import ask_admin
     from deploy.cli.status_document import cluster_status
-    from protos.baton.v1 import admin_pb2, admin_pb2_grpc
+    from protos.baton.v1 import admin_pb2
 
-    with connected(endpoint, timeout_s) as channel:
-        try:
-            answer = admin_pb2_grpc.AdminStub(channel).Status(admin_pb2.StatusRequest(), timeout=timeout_s)
-        except grpc.RpcError as error:
-            raise rpc_stop(error, endpoint, timeout_s) from error
-    return cluster_status(answer)
+    asked = admin_pb2.StatusRequest()
+    return cluster_status(ask_admin(endpoint, timeout_s, lambda admin: admin.Status(asked, timeout=timeout_s)))
 
 
 def _tables(status: ClusterStatus) -> list[Table]:

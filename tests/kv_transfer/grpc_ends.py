@@ -17,7 +17,7 @@ import numpy as np
 from kv_transfer.block_frames import LEAST_FRAME_BYTES, StreamLimits
 from kv_transfer.block_server import BlockServer
 from kv_transfer.grpc_transport import GrpcPeer, GrpcTransport
-from kv_transfer.source_server import ERROR_KEY
+from kv_transfer.refusals import ERROR_KEY
 from kv_transfer.transport import BlockRead, Endpoint
 from protos.baton.v1 import kv_pb2 as pb
 from tests.kv_transfer.block_caches import (

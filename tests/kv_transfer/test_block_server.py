@@ -14,7 +14,7 @@ import pytest
 from kv_transfer import block_server
 from kv_transfer.block_frames import LEAST_FRAME_BYTES, StreamLimits, decode
 from kv_transfer.block_server import METHOD, SERVICE, BlockServer
-from kv_transfer.source_server import ERROR_KEY
+from kv_transfer.refusals import ERROR_KEY
 from protos.baton.v1 import kv_pb2 as pb
 from tests.kv_transfer.block_caches import RULE, block_values, filled_cache, layout_of, sealed_ticket
 from tests.waiting import eventually
