@@ -32,6 +32,7 @@ Progress = Callable[[str], None]
 APPLICATION = "baton"
 _POLL_S = 0.25
 _STOP_S = 20.0
+_PATIENCE_S = 5.0
 _LAST_LINES = 12
 _RAISED = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Failed|Exception|Lost|Refused|Mismatch)\b.*: ")
 
@@ -45,6 +46,7 @@ class ServeCluster:
         # HAProxy's socket lies in it, and the path of a Unix socket is short: not wherever TMPDIR may point.
         self._folder = Path(tempfile.mkdtemp(prefix="baton-", dir="/tmp"))
         self._failed: list[BaseException] = []
+        self._threads: list[threading.Thread] = []
 
     @property
     def http_url(self) -> str:
@@ -63,8 +65,7 @@ class ServeCluster:
         self._progress("starting Ray")
         self._start_ray()
         self._progress("starting Ray Serve")
-        runner = threading.Thread(target=self._run_application, name="serve-run", daemon=True)
-        runner.start()
+        self._in_thread(self._run_application, "serve-run")
         self._watch_boot(deadline)
         self._wait_until_serving(deadline)
 
@@ -73,13 +74,27 @@ class ServeCluster:
         import ray
         from ray import serve
 
+        orderly = True
         if ray.is_initialized():
-            stopper = threading.Thread(target=serve.shutdown, name="serve-shutdown", daemon=True)
-            stopper.start()
-            stopper.join(_STOP_S)
-            ray.shutdown()
-        end_descendants(os.getpid(), patience_s=5.0)
+            self._in_thread(serve.shutdown, "serve-shutdown")
+            orderly = self._threads_end(_STOP_S)
+            # Ray ends the whole process, before it has cleared up, when a thread uses it after its shutdown.
+            if orderly:
+                ray.shutdown()
+        end_descendants(os.getpid(), _PATIENCE_S if orderly else 0.0)
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _in_thread(self, run: Callable[[], None], name: str) -> None:
+        """What may take long or hang, so that this thread hears of interrupts and deadlines."""
+        thread = threading.Thread(target=run, name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _threads_end(self, within_s: float) -> bool:
+        give_up = time.monotonic() + within_s
+        for thread in self._threads:
+            thread.join(max(0.0, give_up - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
 
     def _environment(self) -> dict[str, str]:
         """What Ray must find in its environment before its first process starts; every cluster gets its own."""
@@ -139,7 +154,9 @@ class ServeCluster:
 
         try:
             serve.start(http_options={"host": self._config.router.http_host, "port": self._config.router.http_port})
-            serve.run(compose(self._config), name=APPLICATION, route_prefix="/")
+            target = serve.RunTarget(compose(self._config), name=APPLICATION, route_prefix="/")
+            # How it comes up, `_watch_boot` sees.
+            serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
         except BaseException as error:  # reaches the user through _watch_boot
             self._failed.append(error)
 
