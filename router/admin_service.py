@@ -8,30 +8,29 @@ from cluster.engine import Role
 from cluster.errors import BatonError, answer_for
 from cluster.wire import role_to_wire
 from protos.baton.v1 import admin_pb2, admin_pb2_grpc, worker_pb2
-from router.explanation import explanation_of
+from router.explainer import Explainer
 from router.fleet import Fleet, WorkerReport
-from router.journal import Journal
 from router.shared_state import SharedState
 
 _ExplainContext = grpc.aio.ServicerContext[admin_pb2.ExplainRequest, admin_pb2.Explanation]
 
 
 class AdminService(admin_pb2_grpc.AdminServicer):
-    """`model`: the name that clients use. Without a `journal` nothing can be explained; without `shared` this router is
-    alone."""
+    """`model`: the name that clients use. Without an `explainer` nothing can be explained; without `shared` this router
+    is alone."""
 
     def __init__(
         self,
         fleet: Fleet,
         router_id: str,
         model: str,
-        journal: Journal | None = None,
+        explainer: Explainer | None = None,
         shared: SharedState | None = None,
     ) -> None:
         self._fleet = fleet
         self._router_id = router_id
         self._model = model
-        self._journal = journal
+        self._explainer = explainer
         self._shared = shared
 
     async def Status(self, request: admin_pb2.StatusRequest, context: object) -> admin_pb2.StatusResponse:
@@ -46,20 +45,20 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         )
 
     async def Explain(self, request: admin_pb2.ExplainRequest, context: _ExplainContext) -> admin_pb2.Explanation:
-        if self._journal is None or request.WhichOneof("what") == "dry_run":
-            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this router explains nothing of that kind")
-        if not request.request_id:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "name the request: set request_id")
+        if self._explainer is None:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this router keeps no journal")
         try:
-            record = await self._journal.look_up(request.request_id)
+            if request.WhichOneof("what") == "dry_run":
+                return await self._explainer.tried(request.dry_run)
+            told = await self._explainer.recorded(request.request_id)
         except BatonError as error:
             await context.abort(answer_for(error).grpc, str(error))
-        if record is None:
+        if told is None:
             await context.abort(
                 grpc.StatusCode.NOT_FOUND,
                 f"request {request.request_id} is in no journal: it is too long ago, or never was",
             )
-        return explanation_of(record)
+        return told
 
 
 def _pool(role: Role, reports: list[WorkerReport]) -> admin_pb2.PoolStatus:

@@ -105,7 +105,7 @@ class Dispatch:
             if not self.view.can_serve:
                 raise NoWorker("no worker is ready: try again in a moment")
         except (RetryLater, NoWorker):
-            self._outcomes["refused"] += 1
+            self._outcomes[Outcome.REFUSED.value] += 1
             raise
 
     def submit(self, request: GenerationRequest) -> None:
@@ -223,13 +223,16 @@ class Dispatch:
         match decision:
             case Admit():
                 live.started = True
+                self._journal.admitted(live.pipeline.request_id)
                 self._perform(live, live.pipeline.start())
             case Refuse(request_id, error):
                 del self._live[request_id]
-                self._outcomes["refused"] += 1
+                self._outcomes[Outcome.REFUSED.value] += 1
                 live.caller.hear(error)
-                self._emissions.append(Emission(request_id, [], error=error))
-                self._journal.end(request_id, Outcome.FAILED)
+                refused = Emission(request_id, [], error=error)
+                self._journal.emitted(refused)
+                self._emissions.append(refused)
+                self._journal.end(request_id, Outcome.REFUSED)
 
     def _follow(self, worker_id: str, request: EngineRequest) -> PrefillInProgress | None:
         worker = self.view.get(worker_id)

@@ -64,9 +64,15 @@ class RequestJournal:
         if key in self._keys:
             key = request.request_id
         self._keys.add(key)
-        record = self._journal.begin(key, "", len(request.prompt_token_ids), self._wall())
-        record.session_id = request.session_id
+        caller = request.caller
+        record = self._journal.begin(key, caller.tenant, len(request.prompt_token_ids), self._wall())
+        record.session_id, record.priority = request.session_id, caller.priority
         self._running[request.request_id] = _Running(key, record, self._now())
+
+    def admitted(self, request_id: str) -> None:
+        """It waits no longer in admission's queue."""
+        if running := self._running.get(request_id):
+            running.record.queued_s = self._now() - running.arrived
 
     def decided(self, request_id: str, decision: Decision, output_tokens: int) -> None:
         """`output_tokens`: over which the decision reckoned decode."""

@@ -27,7 +27,7 @@ from router.caller import Caller
 from router.dispatch import Dispatch
 from router.gate import Gate
 from router.generation import Emission, GenerationRequest, Outcome
-from tests.router.dispatch_parts import parts
+from tests.router.dispatch_parts import new_journal, parts
 
 
 class Counter:
@@ -65,7 +65,9 @@ class Bench:
         config = RouterConfig(max_in_flight=2, request_deadline_s=50.0)
         rules = AdmissionConfig.model_validate(admission)
         self.gate = Gate(rules, config.max_in_flight, lambda: self.now, self.quota)
-        self.dispatch = Dispatch(config, self.post, lambda: self.now, parts(lambda: self.now, gate=self.gate))
+        self.journal = new_journal()
+        made = parts(lambda: self.now, gate=self.gate, journal=self.journal)
+        self.dispatch = Dispatch(config, self.post, lambda: self.now, made)
         self.dispatch.connect(self)
         description = worker_pb2.WorkerDescription(worker_id="d1", role=role_to_wire(Role.DECODE))
         self.dispatch.worker_up(description)
@@ -168,7 +170,26 @@ def test_a_request_that_has_waited_too_long_is_refused_and_told_when_to_come_bac
     assert isinstance(error, Overloaded)
     assert error.retry_after_s == 5.0
     assert bench.outcomes == {"refused": 1}
+    record = bench.journal.find("r3")
+    assert record is not None
+    assert (record.outcome, record.error, record.decisions, record.attempts) == ("refused", str(error), [], [])
     bench.dispatch.check_integrity()
+
+
+def test_the_journal_tells_who_asked_in_which_class_and_how_long_it_waited() -> None:
+    bench = Bench()
+    bench.ask("r1", "r2")
+    bench.ask("r3", tenant="acme")
+    bench.now = 2.5
+    bench.finish("r1")
+    record = bench.journal.find("r3")
+    assert record is not None
+    assert (record.tenant, record.queued_s) == ("acme", 2.5)
+    bench.finish("r2")
+    bench.finish("r3")
+    first = bench.journal.find("r1")
+    assert first is not None
+    assert (first.queued_s, first.outcome) == (0.0, "completed")
 
 
 @pytest.mark.parametrize("bench", [{"queue": {"max_requests": 2, "class_reserve": 0.0}}], indirect=True)

@@ -23,6 +23,7 @@ from router.text_generation import (
     ChatMessage,
     ChatPrompt,
     Prompt,
+    Rendered,
     TextChunk,
     TextDelta,
     TextPrompt,
@@ -62,6 +63,9 @@ class Script:
                 await asyncio.Event().wait()
         finally:
             self.left.set()
+
+    async def render(self, model: str, prompt: Prompt, sampling: TextSampling) -> Rendered:
+        raise NotImplementedError
 
 
 class NoAdmin(admin_pb2_grpc.AdminServicer):

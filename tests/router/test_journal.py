@@ -11,8 +11,10 @@ from cluster.errors import StoreUnavailable
 from protos.baton.v1 import admin_pb2 as pb
 from protos.baton.v1.admin_pb2_grpc import AdminStub, add_AdminServicer_to_server
 from router.admin_service import AdminService
+from router.explainer import Explainer
 from router.explanation import explanation_of
 from router.fleet import Fleet
+from router.handover_rules import DEFAULT_RULES
 from router.journal import CANDIDATES, Journal
 from router.journal_record import (
     Attempt,
@@ -25,6 +27,8 @@ from router.journal_record import (
     decoded,
     encoded,
 )
+from router.text_generation import TextGeneration
+from tests.router.dispatch_parts import parts
 
 
 class Kept:
@@ -189,11 +193,18 @@ def test_a_record_is_the_same_after_its_bytes_and_whole_in_the_explanation(recor
     assert not explanation_of(record, dry_run=True).HasField("arrived_unix_s")
 
 
+def explainer_of(book: Journal) -> Explainer:
+    """Of records only: it has no frontend."""
+    text: TextGeneration = None  # type: ignore[assignment]
+    return Explainer("router-1", book, text, parts(lambda: 0.0).placing, lambda: 0.0, DEFAULT_RULES)
+
+
 async def explain(book: Journal | None, request: pb.ExplainRequest) -> pb.Explanation:
     server = grpc.aio.server()
     port = server.add_insecure_port("127.0.0.1:0")
     fleet: Fleet = None  # type: ignore[assignment] # Explain does not ask it
-    add_AdminServicer_to_server(AdminService(fleet, "router-1", "demo", book), server)
+    explainer = None if book is None else explainer_of(book)
+    add_AdminServicer_to_server(AdminService(fleet, "router-1", "demo", explainer), server)
     await server.start()
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
