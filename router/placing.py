@@ -21,6 +21,7 @@ from router.decision import Decision
 from router.generation import GenerationRequest
 from router.predicted_placement import BlockShape, Demand, Placement
 from router.request_choices import RequestChoices
+from router.session_pins import Pins
 from router.shared_loads import ALONE, SharedLoads
 from router.worker_loads import Load, WorkerFacts
 
@@ -45,14 +46,21 @@ class PlacementSetup:
 
 class Placing:
     """`now` gives seconds of a monotonic clock; `seed` makes the draws between equals repeatable. `shared`: what
-    routers tell each other of their reservations."""
+    routers tell each other of their reservations; `pins`: of their sessions."""
 
-    def __init__(self, setup: PlacementSetup, now: Callable[[], float], seed: int, shared: SharedLoads = ALONE) -> None:
+    def __init__(
+        self,
+        setup: PlacementSetup,
+        now: Callable[[], float],
+        seed: int,
+        shared: SharedLoads = ALONE,
+        pins: Pins | None = None,
+    ) -> None:
         self._shared = shared
         self._setup = setup
         self._now = now
         self._draw = random.Random(seed)
-        self.placement = Placement(setup.config, BlockShape(setup.block_tokens, 1))
+        self.placement = Placement(setup.config, BlockShape(setup.block_tokens, 1), pins)
         self._timing = AttemptTiming(self.placement)
 
     # Workers: unknown ids are no error

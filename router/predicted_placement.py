@@ -19,7 +19,7 @@ from cluster.engine import Leg, Role
 from cluster.latency_model import LatencyModel
 from router.decision import Column, CostTable, Decision, Why
 from router.prefix_index import PrefixIndex
-from router.session_pins import SessionPins
+from router.session_pins import Pins, SessionPins
 from router.worker_loads import Load, Loads, Rows, WorkerFacts, WorkerLoads
 
 _TIE_S = 1e-4  # predictions are not so exact that less would tell two workers apart
@@ -59,15 +59,16 @@ class _Pool:
 
 
 class Placement:
-    """`loads`, `index` and `latency` are fed by whoever hears from the workers; rows are the same in all of them."""
+    """`loads`, `index` and `latency` are fed by whoever hears from the workers; rows are the same in all of them.
+    Without `pins` it keeps its own."""
 
-    def __init__(self, config: PlacementConfig, block: BlockShape) -> None:
+    def __init__(self, config: PlacementConfig, block: BlockShape, pins: Pins | None = None) -> None:
         self._config = config
         self.block = block
         self.loads = WorkerLoads()
         self.index = PrefixIndex(config.index_blocks, config.guess_s)
         self.latency = LatencyModel(config.start, config.half_life_s)
-        self.pins = SessionPins(config.pins, config.pin_s)
+        self.pins = pins or SessionPins(config.pins, config.pin_s)
         self._turns = count(1)
         self._last_turn: dict[int, int] = {}  # by row
 

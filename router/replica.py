@@ -31,6 +31,7 @@ from router.http_edge import HttpEdge
 from router.journal import Journal
 from router.placing import PlacementSetup, Placing
 from router.request_journal import RequestJournal
+from router.session_pins import SharedPins
 from router.shared_state import SharedState, open_shared_state
 
 if TYPE_CHECKING:
@@ -95,7 +96,8 @@ async def start_replica(config: Config, directory: Directory, clock: Clock) -> R
     rules = HandoverRules.of(config.kv_transfer)
     shared = open_shared_state(config, router_id, clock)
     seed = secrets.randbits(32)
-    placing = Placing(PlacementSetup.of(config), clock.now, seed, shared.mirror)
+    pins = SharedPins(shared.mirror) if config.store.shared else None
+    placing = Placing(PlacementSetup.of(config), clock.now, seed, shared.mirror, pins)
     send, recall = (shared.mirror.record, shared.mirror.recall) if config.store.shared else (_keep_here, _nowhere_else)
     journal = Journal(router_id, config.store.journal_records, send, recall)
     written = RequestJournal(journal, clock.now, time.time, rules.first_token_from_prefill)

@@ -67,7 +67,7 @@ async def test_asking_reserves_nothing_and_expects_nothing() -> None:
         told = await explainer.tried(asked(session_id="talk"))
         assert told.cached_tokens_predicted == 0
     placing.check_integrity(())
-    assert len(placing.placement.pins) == 0
+    assert placing.placement.pins.get("talk", Role.PREFILL, 0.0) is None
 
 
 @pytest.mark.parametrize(("workers", "questions"), [(("p1",), ["whole"]), (("d1",), ["whole"])])

@@ -26,6 +26,9 @@ from router.caller import Caller
 from router.dispatch import Dispatch
 from router.gate import Gate
 from router.generation import Emission, GenerationRequest
+from router.journal import Journal
+from router.journal_record import Timing
+from router.session_pins import SharedPins
 from router.shared_state import QuotaClaims, SharedState
 from tests.cluster.redis_server import RedisServer
 from tests.router.dispatch_parts import parts
@@ -114,6 +117,33 @@ def load_of(router: Router) -> tuple[int, int]:
     assert row is not None
     on_worker = loads.of(np.array([row]))
     return int(on_worker.prefill_tokens[0]), int(on_worker.sequences[0])
+
+
+async def test_a_session_served_through_one_router_stays_where_it_was_through_the_other(
+    pair: tuple[Router, Router],
+) -> None:
+    a, b = (SharedPins(router.shared.mirror) for router in pair)
+    a.pin("talk", Role.PREFILL, "p1", 0.0)
+    a.pin("talk", Role.DECODE, "d1", 0.0)
+    await eventually(lambda: b.get("talk", Role.PREFILL, 0.0) == "p1")
+    assert b.get("talk", Role.DECODE, 0.0) == "d1"
+    b.pin("talk", Role.DECODE, "d2", 0.0)
+    await eventually(lambda: a.get("talk", Role.DECODE, 0.0) == "d2")
+
+
+async def test_what_one_router_wrote_down_every_router_tells(pair: tuple[Router, Router]) -> None:
+    a, b = (Journal(name, 10, m.record, m.recall) for name, m in zip("ab", _mirrors(pair), strict=True))
+    a.begin("cmpl-1", "acme", PROMPT, 0.0)
+    a.end("cmpl-1", "completed", Timing(0.5))
+    await pair[0].shared.mirror.exchange()
+    found = await b.look_up("cmpl-1")
+    assert found is not None
+    assert (found.router_id, found.tenant, found.actual.ttft_s) == ("a", "acme", 0.5)
+    assert await b.look_up("cmpl-2") is None
+
+
+def _mirrors(pair: tuple[Router, Router]) -> list[StoreMirror]:
+    return [router.shared.mirror for router in pair]
 
 
 async def test_what_two_routers_have_reserved_adds_up_on_both(pair: tuple[Router, Router]) -> None:
