@@ -116,7 +116,7 @@ class Dispatch:
         live = _Live(pipeline, choices, self._now() + self._config.request_deadline_s, request.caller)
         self._live[request.request_id] = live
         self._journal.begin(request)
-        self._decide(self._gate.submit(request, live.deadline, self._decide))
+        self._decide(self._gate.submit(request, live.deadline, self._decide, choices.cached_tokens))
 
     def cancel(self, request_ids: Iterable[str], outcome: Outcome = Outcome.CANCELLED) -> None:
         """Nobody waits for these any more. Unknown ids are no error."""

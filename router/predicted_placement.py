@@ -211,6 +211,10 @@ class Placement:
         cached = np.minimum(held_there, (demand.prompt_tokens - 1) // self.block.tokens) * self.block.tokens
         return _Pool(rows, self.loads.of(rows), held_there, cached)
 
+    def cached_tokens(self, demand: Demand) -> int:
+        """The most that any worker has of the prompt."""
+        return int(self._held(demand).max(initial=0.0)) * self.block.tokens
+
     def _prompt_blocks(self, demand: Demand) -> int:
         return _blocks(demand.prompt_tokens, self.block.tokens)
 

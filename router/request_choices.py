@@ -34,6 +34,10 @@ class RequestChoices:
         """The worker that was last chosen to compute the prompt; empty before."""
         return self._source
 
+    def cached_tokens(self) -> int:
+        """The most that any worker has of the prompt, as far as is known now."""
+        return self._placement.cached_tokens(self.demand)
+
     def whole_pays(self, avoid: frozenset[str]) -> bool:
         decision = self._placement.first(self.demand, self._now(), self._draw, avoid)
         self._first = avoid, decision
