@@ -244,6 +244,8 @@ class Dispatch:
 
     def _on_output(self, worker_id: str, output: EngineOutput) -> None:
         live = self._attempts.get(output.attempt_id)
+        if live is not None and output.rungs:
+            self._journal.moved(live.pipeline.request_id, output)
         try:
             if live is not None:
                 self._perform(live, live.pipeline.on_output(worker_id, output))

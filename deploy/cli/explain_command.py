@@ -69,7 +69,7 @@ def _ask(asked: admin_pb2.ExplainRequest, endpoint: str, timeout_s: float) -> Ex
 
 
 def _tables(told: Explanation) -> list[Table]:
-    return [_request(told), _decisions(told), _candidates(told), _attempts(told)]
+    return [_request(told), _decisions(told), _candidates(told), _attempts(told), _transfers(told)]
 
 
 def _request(told: Explanation) -> Table:
@@ -124,6 +124,14 @@ def _attempts(told: Explanation) -> Table:
         for each in told.attempts
     ]
     return Table("Attempts", ("leg", "worker", "at", "took", "outcome", "reason"), rows)
+
+
+def _transfers(told: Explanation) -> Table:
+    rows = [
+        (each.attempt_id, each.transport, each.outcome, str(each.blocks), str(each.bytes), each.reason)
+        for each in told.rungs
+    ]
+    return Table("Transfers", ("attempt", "transport", "outcome", "blocks", "bytes", "reason"), rows)
 
 
 def _ms(seconds: float | None) -> str:

@@ -547,16 +547,17 @@ class TransferRung(_message.Message):
     ATTEMPT_ID_FIELD_NUMBER: _builtins.int
     TRANSPORT_FIELD_NUMBER: _builtins.int
     OUTCOME_FIELD_NUMBER: _builtins.int
-    DURATION_S_FIELD_NUMBER: _builtins.int
     BLOCKS_FIELD_NUMBER: _builtins.int
     BYTES_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     attempt_id: _builtins.str
     transport: _builtins.str
+    """"local" where the blocks were there already"""
     outcome: _builtins.str
-    duration_s: _builtins.float
+    """"landed", or why not"""
     blocks: _builtins.int
     bytes: _builtins.int
+    """of one rank"""
     reason: _builtins.str
     def __init__(
         self,
@@ -564,14 +565,13 @@ class TransferRung(_message.Message):
         attempt_id: _builtins.str = ...,
         transport: _builtins.str = ...,
         outcome: _builtins.str = ...,
-        duration_s: _builtins.float = ...,
         blocks: _builtins.int = ...,
         bytes: _builtins.int = ...,
         reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_id", b"attempt_id", "blocks", b"blocks", "bytes", b"bytes", "duration_s", b"duration_s", "outcome", b"outcome", "reason", b"reason", "transport", b"transport"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_id", b"attempt_id", "blocks", b"blocks", "bytes", b"bytes", "outcome", b"outcome", "reason", b"reason", "transport", b"transport"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

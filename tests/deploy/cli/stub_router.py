@@ -100,7 +100,11 @@ def explained(request_id: str) -> admin_pb2.Explanation:
     )
     failed = admin_pb2.AttemptReport(leg="prefill", worker_id="p1", outcome="failed", reason="worker broke")
     made = admin_pb2.AttemptReport(leg="prefill", worker_id="p2", outcome="completed")
+    rung = admin_pb2.TransferRung(
+        attempt_id=f"{request_id}/decode3", transport="grpc", outcome="landed", blocks=10, bytes=1 << 20
+    )
     return admin_pb2.Explanation(
+        rungs=[rung],
         arrived_unix_s=1_700_000_000.0,
         request_id=request_id,
         prompt_tokens=100,

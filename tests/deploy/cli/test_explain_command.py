@@ -33,13 +33,23 @@ async def test_json_holds_candidates_with_their_costs_and_what_happened(baton: B
             "leftOut": 3,
         }
     ]
+    assert [(rung["transport"], rung["outcome"], rung["blocks"]) for rung in document["rungs"]] == [
+        ("grpc", "landed", 10)
+    ]
     assert [attempt["outcome"] for attempt in document["attempts"]] == ["failed", "completed"]
 
 
 async def test_tables_name_the_reason_and_every_candidate(baton: Baton, router: StubRouter) -> None:
     ended = await baton("explain", "cmpl-1", "-e", router.address)
     assert ended.code == 0
-    for words in ("the least predicted time", "queue=500ms", "prefill=250ms", "worker broke", "unknown (predicted 64)"):
+    for words in (
+        "the least predicted time",
+        "queue=500ms",
+        "prefill=250ms",
+        "worker broke",
+        "unknown (predicted 64)",
+        "1048576",
+    ):
         assert words in ended.stdout
 
 
