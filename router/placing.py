@@ -86,11 +86,15 @@ class Placing:
     # Requests and their attempts
 
     def choices(self, request: GenerationRequest) -> RequestChoices:
-        """The prompt's blocks are named here, once for all choices of the request."""
-        seed = chain_seed(self._setup.model, "", request.cache_salt)
-        hashes = extend_chain(seed, request.prompt_token_ids, self._setup.block_tokens)
-        demand = Demand(hashes, len(request.prompt_token_ids), request.sampling.max_tokens, session=request.session_id)
-        return RequestChoices(self.placement, demand, self._now, self._draw)
+        """All of one request: its prompt's blocks are named once for them, and not at all if it is refused before."""
+
+        def describe() -> Demand:
+            seed = chain_seed(self._setup.model, "", request.cache_salt)
+            prompt = request.prompt_token_ids
+            hashes = extend_chain(seed, prompt, self._setup.block_tokens)
+            return Demand(hashes, len(prompt), request.sampling.max_tokens, session=request.session_id)
+
+        return RequestChoices(self.placement, describe, self._now, self._draw)
 
     def take(self, request: EngineRequest, choices: RequestChoices, decision: Decision) -> None:
         """The attempt is about to be sent where it was decided."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 
@@ -18,16 +19,23 @@ from router.predicted_placement import Demand, Placement
 
 
 class RequestChoices:
-    """`now` gives seconds of the clock that placement uses; `draw` breaks ties."""
+    """`describe` names the prompt's blocks, which takes a while for a long prompt: it is called once, when the first
+    choice is to be made. `now` gives seconds of the clock that placement uses; `draw` breaks ties."""
 
-    def __init__(self, placement: Placement, demand: Demand, now: Callable[[], float], draw: random.Random) -> None:
-        self.demand = demand
+    def __init__(
+        self, placement: Placement, describe: Callable[[], Demand], now: Callable[[], float], draw: random.Random
+    ) -> None:
+        self._describe = describe
         self._placement = placement
         self._now = now
         self._draw = draw
         self._first: tuple[frozenset[str], Decision | None] | None = None
         self._made: dict[tuple[Leg, str], Decision] = {}
         self._source = ""
+
+    @cached_property
+    def demand(self) -> Demand:
+        return self._describe()
 
     @property
     def source(self) -> str:
