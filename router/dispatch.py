@@ -17,7 +17,7 @@ from cluster.engine import EngineOutput, EngineRequest, FinishReason, Leg, Prefi
 from cluster.errors import BatonError, DeadlineExceeded, InvalidRequest, NoWorker, RetryLater, WorkerLost
 from cluster.wire import output_from_wire, request_to_wire, role_from_wire
 from protos.baton.v1 import admin_pb2, worker_pb2
-from router.actions import Action, Cancel, Emit, End, Release, Settle, Submit
+from router.actions import Action, Cancel, Emit, End, Ending, Release, Settle, Submit
 from router.admission_events import Admit, Refuse
 from router.caller import Caller
 from router.fleet_view import FleetView
@@ -300,6 +300,10 @@ class Dispatch:
         self._attempts.pop(settle.attempt_id, None)
         self._prefill_deadlines.pop(settle.attempt_id, None)
         self.placing.settle(settle.attempt_id)
+        if settle.blamed:
+            self.placing.failed(settle.worker_id, live.pipeline.request_id)
+        elif settle.ending is Ending.COMPLETED:
+            self.placing.worked(settle.worker_id)
         self._journal.settled(live.pipeline.request_id, settle)
         if worker := self.view.get(settle.worker_id):
             worker.attempts.discard(settle.attempt_id)

@@ -5,6 +5,7 @@ Owns the hashing of prompts and the one reservation of each live attempt. It mus
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -23,7 +24,10 @@ from router.predicted_placement import BlockShape, Demand, Placement
 from router.request_choices import RequestChoices
 from router.session_pins import Pins
 from router.shared_loads import ALONE, SharedLoads
+from router.worker_circuits import CircuitRules, WorkerCircuits
 from router.worker_loads import Load, WorkerFacts
+
+logger = logging.getLogger(__name__)
 
 _SWEEPS_AT_ONCE = 4
 
@@ -62,6 +66,8 @@ class Placing:
         self._draw = random.Random(seed)
         self.placement = Placement(setup.config, BlockShape(setup.block_tokens, 1), pins)
         self._timing = AttemptTiming(self.placement)
+        config = setup.config
+        self._circuits = WorkerCircuits(CircuitRules(config.circuit_after, config.circuit_s, config.circuit_most_s))
 
     # Workers: unknown ids are no error
 
@@ -74,6 +80,7 @@ class Placing:
         self.report(worker.worker_id, worker.load, worker.num_blocks)
 
     def worker_gone(self, worker_id: str) -> None:
+        self._circuits.worked(worker_id)
         self.placement.worker_gone(worker_id)
 
     def set_ready(self, worker_id: str, ready: bool) -> None:
@@ -117,6 +124,18 @@ class Placing:
         self.placement.loads.settle(attempt_id)
         self._tell(worker_id)
         self._timing.settled(attempt_id, self._now())
+
+    def failed(self, worker_id: str, request_id: str) -> None:
+        """An attempt failed there, by the worker's fault as far as is known."""
+        if self.placement.loads.row(worker_id) is None:
+            return
+        until = self._circuits.failed(worker_id, request_id, self._now())
+        if until is not None:
+            logger.warning("worker %s fails every request: it gets none for a while", worker_id)
+            self.placement.loads.close_until(worker_id, until)
+
+    def worked(self, worker_id: str) -> None:
+        self._circuits.worked(worker_id)
 
     # Time
 
