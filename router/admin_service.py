@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import grpc
 
 from cluster.engine import Role
 from cluster.errors import BatonError, answer_for
+from cluster.store import DrainMark
 from cluster.wire import role_to_wire
 from protos.baton.v1 import admin_pb2, admin_pb2_grpc, worker_pb2
 from router.explainer import Explainer
 from router.fleet import Fleet, WorkerReport
 from router.shared_state import SharedState
 
+_DrainContext = grpc.aio.ServicerContext[admin_pb2.DrainRequest, admin_pb2.DrainResponse]
 _ExplainContext = grpc.aio.ServicerContext[admin_pb2.ExplainRequest, admin_pb2.Explanation]
 
 
@@ -39,7 +43,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             router_id=self._router_id,
             model=self._model,
             pools=[_pool(role, reports) for role in Role],
-            workers=[_worker(report) for report in reports],
+            workers=[_worker(report, self._marks.get(report.record.worker_id)) for report in reports],
             router=self._fleet.dispatch.counters(),
             store=None if self._shared is None else self._shared.status(),
         )
@@ -60,6 +64,26 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             )
         return told
 
+    async def Drain(self, request: admin_pb2.DrainRequest, context: _DrainContext) -> admin_pb2.DrainResponse:
+        if self._shared is None:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this router has nowhere to keep the mark")
+        worker_id, mirror = request.worker_id, self._shared.mirror
+        if not (self._fleet.knows(worker_id) or (request.undo and worker_id in mirror.marks)):
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"no worker {worker_id}: `baton status` lists them")
+        try:
+            if request.undo:
+                await mirror.unmark(worker_id)
+            else:
+                await mirror.mark(DrainMark(worker_id, request.reason))
+        except BatonError as error:
+            await context.abort(answer_for(error).grpc, str(error))
+        self._fleet.hear_of_drains()
+        return admin_pb2.DrainResponse()
+
+    @property
+    def _marks(self) -> Mapping[str, DrainMark]:
+        return {} if self._shared is None else self._shared.mirror.marks
+
 
 def _pool(role: Role, reports: list[WorkerReport]) -> admin_pb2.PoolStatus:
     members = [report for report in reports if report.record.role is role]
@@ -71,10 +95,16 @@ def _pool(role: Role, reports: list[WorkerReport]) -> admin_pb2.PoolStatus:
     return admin_pb2.PoolStatus(role=role_to_wire(role), ready=len(ready), total=len(members))
 
 
-def _worker(report: WorkerReport) -> admin_pb2.WorkerStatus:
+def _worker(report: WorkerReport, mark: DrainMark | None) -> admin_pb2.WorkerStatus:
     """A silent worker is still named, with what the directory knows of it."""
     record = report.record
     description = report.description or worker_pb2.WorkerDescription(
         worker_id=record.worker_id, role=role_to_wire(record.role), epoch=record.epoch
     )
-    return admin_pb2.WorkerStatus(description=description, address=record.address, unreachable=report.unreachable)
+    return admin_pb2.WorkerStatus(
+        description=description,
+        address=record.address,
+        unreachable=report.unreachable,
+        drained=mark is not None,
+        drain_reason="" if mark is None else mark.reason,
+    )

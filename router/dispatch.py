@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from cluster.config import RouterConfig
@@ -37,13 +37,14 @@ Post = Callable[[str, worker_pb2.SessionRequest], bool]
 
 @dataclass(frozen=True, slots=True)
 class DispatchParts:
-    """What a dispatch decides by and writes to. Without a `gate` the default admission applies, and nobody has
-    limits."""
+    """What a dispatch decides by and writes to. Without a `gate` the default admission applies, and nobody has limits.
+    `drained`: workers that get nothing new because an operator wants it so; answers from memory."""
 
     placing: Placing
     journal: RequestJournal
     rules: HandoverRules = DEFAULT_RULES
     gate: Gate | None = None
+    drained: Callable[[], Collection[str]] = frozenset
 
 
 @dataclass(slots=True)

@@ -23,6 +23,7 @@ class StubRouter(admin_pb2_grpc.AdminServicer, inference_pb2_grpc.InferenceServi
     pieces: tuple[str, ...] = ("Hel", "lo", "!")
     finish: str | None = "stop"
     asked: list[inference_pb2.GenerateRequest] = field(default_factory=list)
+    drained: list[admin_pb2.DrainRequest] = field(default_factory=list)
     explained: list[admin_pb2.ExplainRequest] = field(default_factory=list)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     address: str = ""
@@ -38,6 +39,11 @@ class StubRouter(admin_pb2_grpc.AdminServicer, inference_pb2_grpc.InferenceServi
         if request.WhichOneof("what") == "dry_run":
             told.ClearField("arrived_unix_s")
         return told
+
+    async def Drain(self, request: admin_pb2.DrainRequest, context: Any) -> admin_pb2.DrainResponse:
+        await self._refuse_or_stall(context)
+        self.drained.append(request)
+        return admin_pb2.DrainResponse()
 
     async def Generate(
         self, request: inference_pb2.GenerateRequest, context: Any
