@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
-from pathlib import Path
+from collections.abc import AsyncIterator, Sequence
 
 import numpy as np
 import pytest
@@ -89,16 +88,9 @@ class Router:
             self.answer(1)
 
 
-@pytest.fixture(params=[False, True], ids=["comes back empty", "comes back with its content"])
-def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path / "redis", durable=request.param)
-    yield server
-    server.close()
-
-
 @pytest.fixture
-async def pair(server: RedisServer) -> AsyncIterator[tuple[Router, Router]]:
-    keys = {"url": server.url, "period_s": 0.02, "deadline_s": 0.2, "lease_s": 30.0}
+async def pair(store_server: RedisServer) -> AsyncIterator[tuple[Router, Router]]:
+    keys = {"url": store_server.url, "period_s": 0.02, "deadline_s": 0.2, "lease_s": 30.0}
     routers = Router("a", StoreConfig.model_validate(keys)), Router("b", StoreConfig.model_validate(keys))
     for router in routers:
         await router.shared.start()
@@ -195,11 +187,11 @@ async def test_a_tenants_limit_holds_over_both_routers(pair: tuple[Router, Route
 
 
 async def test_a_kill_in_mid_load_fails_no_request_and_its_return_reconciles(
-    server: RedisServer, pair: tuple[Router, Router]
+    store_server: RedisServer, pair: tuple[Router, Router]
 ) -> None:
     load = [asyncio.create_task(router.load(600)) for router in pair]
     await eventually(lambda: min(router.served for router in pair) > 50)
-    server.kill()
+    store_server.kill()
     await eventually(lambda: all(router.shared.status().degraded for router in pair))
     status = pair[0].shared.status()
     assert status.reason
@@ -207,7 +199,7 @@ async def test_a_kill_in_mid_load_fails_no_request_and_its_return_reconciles(
     during = pair[0].served
     await eventually(lambda: pair[0].served > during + 50)
     assert pair[0].shared.status().degraded_s > status.degraded_s
-    server.restart()
+    store_server.restart()
     await asyncio.gather(*load)
     assert [router.errors for router in pair] == [[], []]
     assert [router.served for router in pair] == [600, 600]
