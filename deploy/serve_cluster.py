@@ -114,6 +114,8 @@ class ServeCluster:
             "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
             "RAY_raylet_report_resources_period_milliseconds": "1000",
             "RAY_metrics_report_interval_ms": "30000",
+            # Ray lets everything else on the machine go before its workers (15), who are what is waited for here.
+            "RAY_worker_niceness": "0",
             # A Serve call that is still under way when Ray is shut down must not start a second Ray.
             "RAY_ENABLE_AUTO_CONNECT": "0",
         }
