@@ -28,10 +28,11 @@ _DOUBT = 3.0  # a start value may well be off by three times itself
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
-    """One prompt's prefill, or how it would be: `ahead` tokens of others to be computed first, then `uncached` of its
-    own `prompt` tokens."""
+    """One prompt's prefill: `ahead` tokens of others to be computed first, with which the worker had been busy for
+    `busy_s`, then `uncached` of its own `prompt` tokens."""
 
     ahead: float
+    busy_s: float
     uncached: float
     prompt: float
 
@@ -69,13 +70,15 @@ class LatencyModel:
 
     # Predictions
 
-    def queue_s(self, rows: Rows, ahead: Amounts) -> Seconds:
-        """Until so many prompt tokens of others are computed."""
-        seconds: Seconds = ahead * self._prefill[1].take(rows)
+    def queue_s(self, rows: Rows, ahead: Amounts, busy_s: Amounts) -> Seconds:
+        """Until so many prompt tokens of others are computed, with which the worker has been busy for `busy_s`."""
+        once, each, _ = self._prefill.take(rows, axis=1)
+        # What waits with a prompt is computed with it, so only the computing under way costs its own once.
+        seconds: Seconds = np.maximum((ahead > 0) * once + ahead * each - busy_s, 0.0)
         return seconds
 
     def asking_s(self, rows: Rows) -> Seconds:
-        """What of a prefill keeps nobody busy: it comes on top of the queue and the computing."""
+        """What a prefill takes however short it is, on top of the queue and the computing."""
         seconds: Seconds = self._prefill[0].take(rows)
         return seconds
 
@@ -105,13 +108,14 @@ class LatencyModel:
     # Measurements: those of workers that are gone are left out
 
     def observe_prefill(self, row: int, prefill: Prefill, seconds: float, now: float) -> None:
-        """From its submission to its first token."""
+        """From its submission to its first token. What is learnt from is the time since the worker began with the
+        first prompt ahead: how far it had come with that is not known."""
         tokens = (prefill.ahead + prefill.uncached) / _TOKENS
         pairs = prefill.uncached * (prefill.prompt - prefill.uncached / 2) / _PAIRS
-        features = (1.0, tokens, pairs)
+        features = (2.0 if prefill.ahead else 1.0, tokens, pairs)
         if row in self._workers:
             for fits in (self._workers[row], self._pools[self._pool_of[row]]):
-                fits.prefill.observe(features, seconds, now)
+                fits.prefill.observe(features, prefill.busy_s + seconds, now)
             self._publish(row)
 
     def observe_token(self, row: int, running: float, kv_tokens: float, seconds: float, now: float) -> None:

@@ -96,9 +96,10 @@ class Placing:
 
     def answered(self, attempt_id: str, tokens: int, origin: PromptOrigin | None) -> None:
         """To be called for every output, so that it does little after the first."""
-        if self.placement.loads.computed(attempt_id):
+        now = self._now()
+        if self.placement.loads.computed(attempt_id, now):
             self._tell(self.placement.loads.worker_of(attempt_id))
-        self._timing.output(attempt_id, tokens, origin, self._now())
+        self._timing.output(attempt_id, tokens, origin, now)
 
     def settle(self, attempt_id: str) -> None:
         worker_id = self.placement.loads.worker_of(attempt_id)

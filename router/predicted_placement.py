@@ -47,12 +47,13 @@ class BlockShape:
 @dataclass(frozen=True, slots=True, eq=False)
 class _Pool:
     """The workers that can take one request: their rows and loads, how many of its first blocks they have, and how many
-    of its tokens they need not compute."""
+    of its tokens they need not compute; how long they have been busy with the first prompt ahead."""
 
     rows: Rows
     loads: Loads
     held: Column
     cached_tokens: Column
+    busy_s: Column
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -140,7 +141,8 @@ class Placement:
         uncached = demand.prompt_tokens - chosen.cached_tokens if leg in (Leg.PREFILL, Leg.WHOLE) else 0
         blocks = _blocks(demand.prompt_tokens + output, self.block.tokens)
         sequences = 0 if leg is Leg.PREFETCH else 1
-        self.loads.reserve(attempt_id, chosen.worker_id, Load(uncached, sequences, blocks))
+        cached = demand.prompt_tokens - uncached if uncached else 0
+        self.loads.reserve(attempt_id, chosen.worker_id, Load(uncached, sequences, blocks, cached), now)
         self.index.expect(chosen.worker_id, demand.hashes)
         self._last_turn[int(decision.table.rows[decision.at])] = next(self._turns)
         if demand.session:
@@ -156,7 +158,7 @@ class Placement:
         return self._table(
             Leg.PREFILL,
             pool,
-            queue_s=self.latency.queue_s(pool.rows, pool.loads.prefill_tokens),
+            queue_s=self.latency.queue_s(pool.rows, pool.loads.prefill_tokens, pool.busy_s),
             prefill_s=self.latency.asking_s(pool.rows) + self._compute_s(demand, pool),
             transfer_s=self.latency.transfer_to(pool.rows, target, size_bytes)
             if target is not None
@@ -169,7 +171,7 @@ class Placement:
         return self._table(
             Leg.WHOLE,
             pool,
-            queue_s=self.latency.queue_s(pool.rows, pool.loads.prefill_tokens),
+            queue_s=self.latency.queue_s(pool.rows, pool.loads.prefill_tokens, pool.busy_s),
             prefill_s=self.latency.asking_s(pool.rows) + compute_s,
             decode_s=np.zeros(len(pool)) if slower_s is None else slower_s,
             harm_s=self._config.stream_harm * pool.loads.sequences * compute_s,
@@ -208,7 +210,8 @@ class Placement:
         held_there = held.take(rows)
         # An engine takes whole blocks from its cache, and always computes the last token.
         cached = np.minimum(held_there, (demand.prompt_tokens - 1) // self.block.tokens) * self.block.tokens
-        return _Pool(rows, self.loads.of(rows), held_there, cached)
+        loads = self.loads.of(rows)
+        return _Pool(rows, loads, held_there, cached, np.maximum(now - loads.busy_since, 0.0))
 
     def _prompt_blocks(self, demand: Demand) -> int:
         return _blocks(demand.prompt_tokens, self.block.tokens)

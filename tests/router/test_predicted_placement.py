@@ -81,7 +81,7 @@ def test_with_one_pool_empty_the_other_runs_the_whole_request() -> None:
 
 def test_round_robin_gives_each_worker_its_turn_whatever_it_costs() -> None:
     made = placement(prefill=3, disaggregate="always", pick="round-robin")
-    made.loads.reserve("busy", "p1", Load(1e6, 10, 100))
+    made.loads.reserve("busy", "p1", Load(1e6, 10, 100), 0.0)
     taken = []
     for number in range(6):
         decision = first(made, demand(session="talk"))
@@ -94,7 +94,7 @@ def test_round_robin_gives_each_worker_its_turn_whatever_it_costs() -> None:
 
 def test_random_picks_draw_among_all_whatever_they_cost() -> None:
     made = placement(prefill=3, disaggregate="always", pick="random")
-    made.loads.reserve("busy", "p1", Load(1e6, 10, 100))
+    made.loads.reserve("busy", "p1", Load(1e6, 10, 100), 0.0)
     assert {first(made, demand(), seed).chosen.worker_id for seed in range(20)} == {"p0", "p1", "p2"}
 
 
@@ -132,7 +132,7 @@ def test_a_slow_worker_gets_less_than_a_fast_one() -> None:
     for i in range(200):
         for row, each_token_s in ((0, 5e-4), (1, 5e-5)):
             tokens = 100.0 * (i % 40 + 1)
-            made.latency.observe_prefill(row, Prefill(0, tokens, tokens), 0.01 + each_token_s * tokens, i)
+            made.latency.observe_prefill(row, Prefill(0, 0, tokens, tokens), 0.01 + each_token_s * tokens, i)
     shares = Counter[str]()
     for i in range(66):
         wanted = demand(first=10**7 + 10_000 * i)
