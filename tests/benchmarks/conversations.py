@@ -23,7 +23,8 @@ _WORDS = range(300, 4_000)  # plain vocabulary of the demo model
 @dataclass(frozen=True)
 class Shape:
     """Tokens: `opening` of the first turn and `turn` of each later one, from least to most, and of every answer.
-    Conversation `i` is one user of stream `i % streams`."""
+    Conversation `i` is one user of stream `i % streams`, and nobody speaks on a stream for `pause_s` after an
+    answer, from least to most."""
 
     conversations: int
     turns: int
@@ -31,6 +32,7 @@ class Shape:
     opening: tuple[int, int]
     turn: tuple[int, int]
     answer: int
+    pause_s: tuple[float, float]
 
     @property
     def mean_tokens(self) -> float:
@@ -78,6 +80,7 @@ async def converse(url: str, shape: Shape, seed: int) -> list[Turn]:
             for _ in range(shape.turns):
                 for talk in draw.sample(users, len(users)):
                     turns.append(await _speak(session, url, talk, shape))
+                    await asyncio.sleep(draw.uniform(*shape.pause_s))
             return turns
 
         by_stream = await asyncio.gather(*map(stream, range(shape.streams)))

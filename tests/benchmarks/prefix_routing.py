@@ -34,8 +34,8 @@ from protos.baton.v1 import admin_pb2, admin_pb2_grpc, worker_pb2
 from tests.benchmarks.conversations import Shape, Turn, converse, hit_share
 from tests.live_cluster import ROOT, LiveCluster, live_cluster, local_config
 
-SHAPE = Shape(conversations=40, turns=8, streams=4, opening=(900, 1_100), turn=(80, 120), answer=16)
-WARM_UP = Shape(conversations=8, turns=2, streams=4, opening=(200, 400), turn=(80, 120), answer=16)
+SHAPE = Shape(40, turns=8, streams=4, opening=(900, 1_100), turn=(80, 120), answer=16, pause_s=(0.1, 0.5))
+WARM_UP = Shape(8, turns=2, streams=4, opening=(200, 400), turn=(80, 120), answer=16, pause_s=(0.1, 0.5))
 BLOCK, CACHE_MIB = 32, 80
 PICKS = {"predicted": "predicted", "round_robin": "round-robin"}
 MODEL = ROOT / ".baton/demo-model"
