@@ -115,6 +115,7 @@ class Placing:
         for worker_id in filter(None, self.placement.loads.names):
             elsewhere = self._shared.reserved_elsewhere(worker_id)
             self.placement.loads.hear_of_others(worker_id, elsewhere.tokens, elsewhere.sequences)
+        self.placement.latency.on_time(self._now())
         self.placement.index.on_time(self._now())
         for _ in range(_SWEEPS_AT_ONCE):
             if not self.placement.index.sweep():

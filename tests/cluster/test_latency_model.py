@@ -115,6 +115,21 @@ def test_a_new_worker_starts_from_what_its_pool_has_learnt() -> None:
     assert prefill_s(made, 1, 4_000) == pytest.approx(0.41)
 
 
+def test_a_worker_that_was_slow_for_a_while_is_not_avoided_for_ever() -> None:
+    made = model("prefill", "prefill")
+    for i in range(10):
+        made.observe_prefill(1, Prefill(0, 0, 1_000, 1_000), 0.5, i * 0.1)
+    for i in range(600):
+        made.observe_prefill(0, Prefill(0, 0, 1_000, 1_000), 0.1, 1 + i * 0.5)
+    assert prefill_s(made, 1, 1_000) > 0.2
+    made.on_time(301.0)
+    assert prefill_s(made, 1, 1_000) == pytest.approx(0.1, rel=0.1)
+    for i in range(20):
+        made.observe_prefill(1, Prefill(0, 0, 1_000, 1_000), 0.5, 301 + i * 0.1)
+    assert prefill_s(made, 1, 1_000) == pytest.approx(0.5, rel=0.1), "it is slow indeed"
+    assert prefill_s(made, 0, 1_000) == pytest.approx(0.1, rel=0.1)
+
+
 def test_a_row_that_is_used_again_forgets_its_last_worker() -> None:
     made = model("prefill", "decode", "decode")
     for i in range(50):
