@@ -20,9 +20,11 @@ from cluster.latency_model import LatencyModel
 from router.decision import Column, CostTable, Decision, Why
 from router.prefix_index import PrefixIndex
 from router.session_pins import SessionPins
-from router.worker_loads import Load, Loads, Rows, WorkerFacts, WorkerLoads
+from router.worker_loads import Flags, Load, Loads, Rows, WorkerFacts, WorkerLoads
 
-_TIE_S = 1e-4  # predictions are not so exact that less would tell two workers apart
+# Predictions are not so exact that less would tell two workers apart. Where both would compute the same, the share is
+# of that time: one that seems a little faster would get all that finds no queue, until its cache is too small for it.
+_TIE_S, _TIE_SHARE = 1e-4, 0.1
 _NOBODY: frozenset[str] = frozenset()
 
 
@@ -242,8 +244,16 @@ class Placement:
         pinned = self._pinned(table, demand, now)
         if pinned is not None and total[pinned] - best <= self._margin_s(best):
             return pinned, Why.BEST if total[pinned] == best else Why.SESSION
-        ties = np.flatnonzero(total <= best + _TIE_S).tolist()
+        ties = np.flatnonzero(self._as_good(table, int(total.argmin()))).tolist()
         return (ties[0], Why.BEST) if len(ties) == 1 else (draw.choice(ties), Why.TIE)
+
+    def _as_good(self, table: CostTable, best: int) -> Flags:
+        near: Flags = table.total <= table.total[best] + _TIE_S
+        if (prefill_s := table.costs.get("prefill_s")) is None:
+            return near
+        alike = table.cached_tokens == table.cached_tokens[best]
+        near |= alike & (table.total <= table.total[best] + _TIE_SHARE * prefill_s[best])
+        return near
 
     def _pinned(self, table: CostTable, demand: Demand, now: float) -> int | None:
         if not demand.session:

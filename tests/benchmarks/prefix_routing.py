@@ -3,8 +3,9 @@
     python -m tests.benchmarks.prefix_routing [--json] [--seed N] [--disaggregate always|auto]
 
 Two prefill and two decode workers with real engines, the demo model in bf16 (2 KiB of KV a token). 40 conversations of
-8 turns on 4 streams: an opening of about 1,000 tokens, then about 100 tokens a turn and 16 of answer. Two arms, one
-cluster after the other, with the same conversations: workers picked by predicted time, and round robin.
+8 turns on 4 streams: an opening of about 1,000 tokens, then about 100 tokens a turn and 16 of answer; 0.1 to 0.5 s
+after an answer the next user of the stream speaks. Two arms, one cluster after the other, with the same conversations:
+workers picked by predicted time, and round robin.
 
 The setting is the one where it matters: at their end, the conversations fill a worker's cache 1.8 times, so two caches
 hold them all and one does not. Round robin shows every conversation to both workers; with room for everything it would

@@ -321,6 +321,20 @@ def test_deciding_changes_nothing_and_is_repeated_by_its_seed() -> None:
     assert [pick.chosen for pick in picks] == [first(made, demand(), seed).chosen for seed in range(50)]
 
 
+def test_new_prompts_are_spread_over_workers_that_are_about_equally_fast_and_idle() -> None:
+    made = placement(disaggregate="always")
+    for i in range(100):
+        for row, seconds in ((0, 0.105), (1, 0.1)):
+            made.latency.observe_prefill(row, Prefill(0, 0, 4_000, 4_000), seconds, i)
+    picks = Counter(first(made, demand(), seed).chosen.worker_id for seed in range(100))
+    assert min(picks["p0"], picks["p1"]) >= 30
+    made.loads.report("p0", Load(prefill_tokens=4_000))
+    assert {first(made, demand(), seed).chosen.worker_id for seed in range(20)} == {"p1"}
+    made.loads.report("p0", Load())
+    made.index.blocks_stored("p0", demand().hashes[:12])
+    assert {first(made, demand(), seed).chosen.worker_id for seed in range(20)} == {"p0"}, "a cached block is no tie"
+
+
 def test_the_record_explains_the_choice() -> None:
     made = placement(prefill=20)
     made.index.blocks_stored("p7", demand().hashes[:50])
