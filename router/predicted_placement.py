@@ -24,7 +24,7 @@ from router.worker_loads import Flags, Load, Loads, Rows, WorkerFacts, WorkerLoa
 
 # Predictions are not so exact that less would tell two workers apart. Where both would compute the same, the share is
 # of that time: one that seems a little faster would get all that finds no queue, until its cache is too small for it.
-_TIE_S, _TIE_SHARE = 1e-4, 0.1
+_TIE_S, _TIE_SHARE = 1e-4, 0.25
 _NOBODY: frozenset[str] = frozenset()
 
 
@@ -245,13 +245,17 @@ class Placement:
         if pinned is not None and total[pinned] - best <= self._margin_s(best):
             return pinned, Why.BEST if total[pinned] == best else Why.SESSION
         ties = np.flatnonzero(self._as_good(table, int(total.argmin()))).tolist()
-        return (ties[0], Why.BEST) if len(ties) == 1 else (draw.choice(ties), Why.TIE)
+        if len(ties) == 1:
+            return ties[0], Why.BEST
+        # Of two drawn, the one with the emptier cache: nobody's blocks should give way while there is room elsewhere.
+        return min(draw.sample(ties, 2), key=lambda at: self.index.held_by(table.names[table.rows[at]])), Why.TIE
 
     def _as_good(self, table: CostTable, best: int) -> Flags:
         near: Flags = table.total <= table.total[best] + _TIE_S
         if (prefill_s := table.costs.get("prefill_s")) is None:
             return near
-        alike = table.cached_tokens == table.cached_tokens[best]
+        queue_s = table.costs["queue_s"]
+        alike = (table.cached_tokens == table.cached_tokens[best]) & (queue_s <= queue_s[best])
         near |= alike & (table.total <= table.total[best] + _TIE_SHARE * prefill_s[best])
         return near
 

@@ -335,6 +335,12 @@ def test_new_prompts_are_spread_over_workers_that_are_about_equally_fast_and_idl
     assert {first(made, demand(), seed).chosen.worker_id for seed in range(20)} == {"p0"}, "a cached block is no tie"
 
 
+def test_of_equals_the_one_with_the_emptier_cache_is_taken() -> None:
+    made = placement(disaggregate="always")
+    made.index.blocks_stored("p0", demand(first=10**6).hashes)
+    assert {first(made, demand(), seed).chosen.worker_id for seed in range(20)} == {"p1"}
+
+
 def test_the_record_explains_the_choice() -> None:
     made = placement(prefill=20)
     made.index.blocks_stored("p7", demand().hashes[:50])
