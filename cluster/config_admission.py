@@ -34,8 +34,9 @@ class TenantConfig(Section):
 class QueueConfig(Section):
     """What may wait. Past either bound, the heaviest tenant's newest request makes room for a lighter tenant's.
 
-    `most_wait_s`: a request that has waited so long is refused. `aging_s`: after each such time a request moves up by
-    one class. `class_reserve`: this part of the bounds stays with each class, whatever better classes want.
+    `most_wait_s`: a request that has waited so long is refused. `aging_s`: a request that better classes have kept
+    waiting so long moves up by one. `class_reserve`: this part of the bounds stays with each class, whatever better
+    classes want.
     """
 
     max_requests: Count = 4_096

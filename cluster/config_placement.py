@@ -5,9 +5,9 @@ Only values and their checks; `router/predicted_placement.py` gives them their m
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cluster.config_section import Count, Seconds, Section, Share
 
@@ -35,7 +35,8 @@ class PlacementConfig(Section):
 
     `index_blocks` bounds the prefix index; a prompt just sent to a worker counts as held there for `guess_s`, and up to
     twice as long. A session stays with its worker at a cost of up to `affinity_share` of the best predicted time, and
-    no more than `affinity_most_s`. What was measured `half_life_s` ago counts half.
+    no more than `affinity_most_s`. What was measured `half_life_s` ago counts half. A worker that failed
+    `circuit_after` requests in a row gets none for `circuit_s`, and at most `circuit_most_s` while it goes on failing.
     """
 
     pick: Literal["predicted", "round-robin", "random"] = "predicted"
@@ -49,4 +50,13 @@ class PlacementConfig(Section):
     pins: Count = 100_000
     pin_s: Seconds = 1_800.0
     half_life_s: Seconds = 60.0
+    circuit_after: Count = 3
+    circuit_s: Seconds = 1.0
+    circuit_most_s: Seconds = 30.0
     start: LatencyStart = LatencyStart()
+
+    @model_validator(mode="after")
+    def _circuit_can_open(self) -> Self:
+        if self.circuit_most_s < self.circuit_s:
+            raise ValueError(f"circuit_most_s {self.circuit_most_s:g} is below circuit_s {self.circuit_s:g}")
+        return self

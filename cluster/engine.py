@@ -105,9 +105,21 @@ class PromptOrigin:
 
 
 @dataclass(frozen=True, slots=True)
+class TransferRung:
+    """One step of the ladder by which blocks were to come. `outcome`: "landed", or why not; `reason` in words. `bytes`
+    of one rank."""
+
+    transport: str
+    outcome: str
+    blocks: int = 0
+    bytes: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class EngineOutput:
     """What one step gave one attempt. `origin` comes with the attempt's first output, `ticket` with the last of a
-    prefill leg whose blocks were pinned, `error` with `FinishReason.ERROR`."""
+    prefill leg whose blocks were pinned, `rungs` with the last of a decode leg, `error` with `FinishReason.ERROR`."""
 
     attempt_id: str
     token_ids: list[int]
@@ -116,6 +128,7 @@ class EngineOutput:
     stop_reason: int | str | None = None
     ticket: bytes = b""
     origin: PromptOrigin | None = None
+    rungs: tuple[TransferRung, ...] = ()
     error: str = ""
 
 

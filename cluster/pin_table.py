@@ -48,6 +48,6 @@ class PinTable:
     def _set(self, session_id: str, worker_id: str, at: float) -> None:
         self._pins[session_id] = (worker_id, at)
         self._pins.move_to_end(session_id)
-        while len(self._pins) > self._most:
+        while len(self._pins) > self._most or at - next(iter(self._pins.values()))[1] >= self._keep_s:
             gone, _ = self._pins.popitem(last=False)
             self._told.pop(gone, None)

@@ -16,7 +16,7 @@ from vllm.sampling_params import SamplingParams, SamplingType
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
 from vllm.v1.engine import FinishReason as VllmFinishReason
 
-from cluster.engine import EngineOutput, EngineRequest, FinishReason, Leg, PromptOrigin, TokenLogprobs
+from cluster.engine import EngineOutput, EngineRequest, FinishReason, Leg, PromptOrigin, TokenLogprobs, TransferRung
 from cluster.errors import InvalidRequest
 from cluster.vllm_params import decode_params, encode_params
 
@@ -87,14 +87,16 @@ def from_core_output(output: EngineCoreOutput, logprobs: int | None) -> EngineOu
     """`logprobs`: how many alternatives the request asked for; the engine reports as many as any request of its
     batch."""
     reason = None if output.finish_reason is None else _REASONS[output.finish_reason]
+    params = output.kv_transfer_params or {}
     return EngineOutput(
         attempt_id=output.request_id,
         token_ids=output.new_token_ids,
         logprobs=() if logprobs is None or output.new_logprobs is None else _logprobs(output.new_logprobs, logprobs),
         finish_reason=reason,
         stop_reason=output.stop_reason,
-        ticket=(output.kv_transfer_params or {}).get("ticket", b""),
+        ticket=params.get("ticket", b""),
         origin=None if output.prefill_stats is None else _origin(output.prefill_stats),
+        rungs=tuple(TransferRung(*fields) for fields in params.get("rungs", ())),
         error=_ERROR if reason is FinishReason.ERROR else "",
     )
 

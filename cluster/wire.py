@@ -18,6 +18,7 @@ from cluster.engine import (
     Sampling,
     TokenLogprobs,
     TransferCount,
+    TransferRung,
 )
 from cluster.errors import InvalidRequest
 from protos.baton.v1 import worker_pb2 as pb
@@ -128,6 +129,10 @@ def output_to_wire(output: EngineOutput) -> pb.Output:
                 pulled_tokens=output.origin.pulled_tokens,
             )
         )
+    for rung in output.rungs:
+        wire.rungs.add(
+            transport=rung.transport, outcome=rung.outcome, blocks=rung.blocks, bytes=rung.bytes, reason=rung.reason
+        )
     return wire
 
 
@@ -144,6 +149,7 @@ def output_from_wire(wire: pb.Output) -> EngineOutput:
         stop_reason=None if stop is None else wire.stop_token_id if stop == "stop_token_id" else wire.stop_text,
         ticket=wire.ticket,
         origin=_origin_from_wire(wire.origin) if wire.HasField("origin") else None,
+        rungs=tuple(TransferRung(r.transport, r.outcome, r.blocks, r.bytes, r.reason) for r in wire.rungs),
         error=wire.error,
     )
 

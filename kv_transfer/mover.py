@@ -14,6 +14,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from cluster.engine import TransferRung
 from cluster.errors import BatonError, FingerprintMismatch, LeaseLost, TicketRefused, TransferFailed
 from kv_transfer.connections import Connection, Connections, Reader
 from kv_transfer.ladder import LadderRules
@@ -66,6 +67,12 @@ class PullResult:
     reason: str = ""
     fallen: tuple[FallenRung, ...] = ()
     ahead: int = 0
+
+    @property
+    def rungs(self) -> tuple[TransferRung, ...]:
+        """Every step that was tried, in order."""
+        before = (TransferRung(rung.transport, "failed", reason=rung.reason) for rung in self.fallen)
+        return *before, TransferRung(self.transport, self.outcome, self.blocks, self.bytes, self.reason)
 
 
 @dataclass(slots=True)

@@ -34,13 +34,14 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class Settle:
-    """The attempt counts no longer; comes once for every `Submit`. `ending` and `reason` are for the record: two that
-    differ in them ask for the same."""
+    """The attempt counts no longer; comes once for every `Submit`. `blamed`: it failed by its worker's fault, as far as
+    is known. `ending` and `reason` are for the record: two that differ in them ask for the same."""
 
     worker_id: str
     attempt_id: str
     ending: Ending = field(default=Ending.COMPLETED, compare=False)
     reason: str = field(default="", compare=False)
+    blamed: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,36 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import grpc
 
 from cluster.engine import Role
 from cluster.errors import BatonError, answer_for
+from cluster.store import DrainMark
 from cluster.wire import role_to_wire
 from protos.baton.v1 import admin_pb2, admin_pb2_grpc, worker_pb2
-from router.explanation import explanation_of
+from router.explainer import Explainer
 from router.fleet import Fleet, WorkerReport
-from router.journal import Journal
 from router.shared_state import SharedState
 
+_DrainContext = grpc.aio.ServicerContext[admin_pb2.DrainRequest, admin_pb2.DrainResponse]
 _ExplainContext = grpc.aio.ServicerContext[admin_pb2.ExplainRequest, admin_pb2.Explanation]
 
 
 class AdminService(admin_pb2_grpc.AdminServicer):
-    """`model`: the name that clients use. Without a `journal` nothing can be explained; without `shared` this router is
-    alone."""
+    """`model`: the name that clients use. Without an `explainer` nothing can be explained; without `shared` this router
+    is alone."""
 
     def __init__(
         self,
         fleet: Fleet,
         router_id: str,
         model: str,
-        journal: Journal | None = None,
+        explainer: Explainer | None = None,
         shared: SharedState | None = None,
     ) -> None:
         self._fleet = fleet
         self._router_id = router_id
         self._model = model
-        self._journal = journal
+        self._explainer = explainer
         self._shared = shared
 
     async def Status(self, request: admin_pb2.StatusRequest, context: object) -> admin_pb2.StatusResponse:
@@ -40,26 +43,46 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             router_id=self._router_id,
             model=self._model,
             pools=[_pool(role, reports) for role in Role],
-            workers=[_worker(report) for report in reports],
+            workers=[_worker(report, self._marks.get(report.record.worker_id)) for report in reports],
             router=self._fleet.dispatch.counters(),
             store=None if self._shared is None else self._shared.status(),
         )
 
     async def Explain(self, request: admin_pb2.ExplainRequest, context: _ExplainContext) -> admin_pb2.Explanation:
-        if self._journal is None or request.WhichOneof("what") == "dry_run":
-            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this router explains nothing of that kind")
-        if not request.request_id:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "name the request: set request_id")
+        if self._explainer is None:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this router keeps no journal")
         try:
-            record = await self._journal.look_up(request.request_id)
+            if request.WhichOneof("what") == "dry_run":
+                return await self._explainer.tried(request.dry_run)
+            told = await self._explainer.recorded(request.request_id)
         except BatonError as error:
             await context.abort(answer_for(error).grpc, str(error))
-        if record is None:
+        if told is None:
             await context.abort(
                 grpc.StatusCode.NOT_FOUND,
                 f"request {request.request_id} is in no journal: it is too long ago, or never was",
             )
-        return explanation_of(record)
+        return told
+
+    async def Drain(self, request: admin_pb2.DrainRequest, context: _DrainContext) -> admin_pb2.DrainResponse:
+        if self._shared is None:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this router has nowhere to keep the mark")
+        worker_id, mirror = request.worker_id, self._shared.mirror
+        if not (self._fleet.knows(worker_id) or (request.undo and worker_id in mirror.marks)):
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"no worker {worker_id}: `baton status` lists them")
+        try:
+            if request.undo:
+                await mirror.unmark(worker_id)
+            else:
+                await mirror.mark(DrainMark(worker_id, request.reason))
+        except BatonError as error:
+            await context.abort(answer_for(error).grpc, str(error))
+        self._fleet.hear_of_drains()
+        return admin_pb2.DrainResponse()
+
+    @property
+    def _marks(self) -> Mapping[str, DrainMark]:
+        return {} if self._shared is None else self._shared.mirror.marks
 
 
 def _pool(role: Role, reports: list[WorkerReport]) -> admin_pb2.PoolStatus:
@@ -72,10 +95,16 @@ def _pool(role: Role, reports: list[WorkerReport]) -> admin_pb2.PoolStatus:
     return admin_pb2.PoolStatus(role=role_to_wire(role), ready=len(ready), total=len(members))
 
 
-def _worker(report: WorkerReport) -> admin_pb2.WorkerStatus:
+def _worker(report: WorkerReport, mark: DrainMark | None) -> admin_pb2.WorkerStatus:
     """A silent worker is still named, with what the directory knows of it."""
     record = report.record
     description = report.description or worker_pb2.WorkerDescription(
         worker_id=record.worker_id, role=role_to_wire(record.role), epoch=record.epoch
     )
-    return admin_pb2.WorkerStatus(description=description, address=record.address, unreachable=report.unreachable)
+    return admin_pb2.WorkerStatus(
+        description=description,
+        address=record.address,
+        unreachable=report.unreachable,
+        drained=mark is not None,
+        drain_reason="" if mark is None else mark.reason,
+    )

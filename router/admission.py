@@ -119,6 +119,11 @@ class Admission:
     def occupancy(self) -> Occupancy:
         return Occupancy(len(self._room), self._room.tokens, len(self._running), self._running_tokens)
 
+    @property
+    def crowded(self) -> bool:
+        """Whether the next request may have to wait."""
+        return bool(self._room) or len(self._running) >= self._most_requests or self._most_tokens != float("inf")
+
     def rank_of(self, tenant: str, priority: str) -> int:
         """The rank of a class, 0 the best; an empty name: the default class, or the best that the tenant may use.
 

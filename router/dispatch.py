@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from cluster.config import RouterConfig
@@ -17,7 +17,7 @@ from cluster.engine import EngineOutput, EngineRequest, FinishReason, Leg, Prefi
 from cluster.errors import BatonError, DeadlineExceeded, InvalidRequest, NoWorker, RetryLater, WorkerLost
 from cluster.wire import output_from_wire, request_to_wire, role_from_wire
 from protos.baton.v1 import admin_pb2, worker_pb2
-from router.actions import Action, Cancel, Emit, End, Release, Settle, Submit
+from router.actions import Action, Cancel, Emit, End, Ending, Release, Settle, Submit
 from router.admission_events import Admit, Refuse
 from router.caller import Caller
 from router.fleet_view import FleetView
@@ -37,13 +37,14 @@ Post = Callable[[str, worker_pb2.SessionRequest], bool]
 
 @dataclass(frozen=True, slots=True)
 class DispatchParts:
-    """What a dispatch decides by and writes to. Without a `gate` the default admission applies, and nobody has
-    limits."""
+    """What a dispatch decides by and writes to. Without a `gate` the default admission applies, and nobody has limits.
+    `drained`: workers that get nothing new because an operator wants it so; answers from memory."""
 
     placing: Placing
     journal: RequestJournal
     rules: HandoverRules = DEFAULT_RULES
     gate: Gate | None = None
+    drained: Callable[[], Collection[str]] = frozenset
 
 
 @dataclass(slots=True)
@@ -105,7 +106,7 @@ class Dispatch:
             if not self.view.can_serve:
                 raise NoWorker("no worker is ready: try again in a moment")
         except (RetryLater, NoWorker):
-            self._outcomes["refused"] += 1
+            self._outcomes[Outcome.REFUSED.value] += 1
             raise
 
     def submit(self, request: GenerationRequest) -> None:
@@ -116,7 +117,7 @@ class Dispatch:
         live = _Live(pipeline, choices, self._now() + self._config.request_deadline_s, request.caller)
         self._live[request.request_id] = live
         self._journal.begin(request)
-        self._decide(self._gate.submit(request, live.deadline, self._decide))
+        self._decide(self._gate.submit(request, live.deadline, self._decide, choices.cached_tokens))
 
     def cancel(self, request_ids: Iterable[str], outcome: Outcome = Outcome.CANCELLED) -> None:
         """Nobody waits for these any more. Unknown ids are no error."""
@@ -223,13 +224,16 @@ class Dispatch:
         match decision:
             case Admit():
                 live.started = True
+                self._journal.admitted(live.pipeline.request_id)
                 self._perform(live, live.pipeline.start())
             case Refuse(request_id, error):
                 del self._live[request_id]
-                self._outcomes["refused"] += 1
+                self._outcomes[Outcome.REFUSED.value] += 1
                 live.caller.hear(error)
-                self._emissions.append(Emission(request_id, [], error=error))
-                self._journal.end(request_id, Outcome.FAILED)
+                refused = Emission(request_id, [], error=error)
+                self._journal.emitted(refused)
+                self._emissions.append(refused)
+                self._journal.end(request_id, Outcome.REFUSED)
 
     def _follow(self, worker_id: str, request: EngineRequest) -> PrefillInProgress | None:
         worker = self.view.get(worker_id)
@@ -241,6 +245,8 @@ class Dispatch:
 
     def _on_output(self, worker_id: str, output: EngineOutput) -> None:
         live = self._attempts.get(output.attempt_id)
+        if live is not None and output.rungs:
+            self._journal.moved(live.pipeline.request_id, output)
         try:
             if live is not None:
                 self._perform(live, live.pipeline.on_output(worker_id, output))
@@ -295,6 +301,10 @@ class Dispatch:
         self._attempts.pop(settle.attempt_id, None)
         self._prefill_deadlines.pop(settle.attempt_id, None)
         self.placing.settle(settle.attempt_id)
+        if settle.blamed:
+            self.placing.failed(settle.worker_id, live.pipeline.request_id)
+        elif settle.ending is Ending.COMPLETED:
+            self.placing.worked(settle.worker_id)
         self._journal.settled(live.pipeline.request_id, settle)
         if worker := self.view.get(settle.worker_id):
             worker.attempts.discard(settle.attempt_id)

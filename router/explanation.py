@@ -80,7 +80,6 @@ def _rungs(record: RequestRecord) -> list[pb.TransferRung]:
             attempt_id=rung.attempt_id,
             transport=rung.transport,
             outcome=rung.outcome,
-            duration_s=rung.duration_s,
             blocks=rung.blocks,
             bytes=rung.size,
             reason=rung.reason,

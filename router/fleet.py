@@ -70,6 +70,8 @@ class Fleet:
         self._changed = asyncio.Event()
         self._sinks = Sinks(parts.placing.placement.index if blocks is None else blocks, self)
         self._turns = Turns()
+        self._drained = parts.drained
+        self._drained_before: frozenset[str] = frozenset()
         self._jitter = random.Random(seed)
         self.dispatch = Dispatch(config, self._post, clock.now, parts)
 
@@ -103,6 +105,17 @@ class Fleet:
         """Set once a worker comes, leaves or goes."""
         return self._changed
 
+    def knows(self, worker_id: str) -> bool:
+        return worker_id in self._members
+
+    def hear_of_drains(self) -> None:
+        """Applies what has changed. Called a few times a second, and by whoever has just changed it."""
+        drained = frozenset(self._drained())
+        changed, self._drained_before = drained ^ self._drained_before, drained
+        for worker_id in changed:
+            if member := self._members.get(worker_id):
+                self._mark(member)
+
     async def describe(self) -> list[WorkerReport]:
         """Asks every worker in the directory at once; takes no longer than the worker deadline."""
         return list(await asyncio.gather(*(self._describe(member) for member in list(self._members.values()))))
@@ -133,8 +146,9 @@ class Fleet:
         await self._dismiss_finished()
 
     def _mark(self, member: _Member) -> None:
-        """A worker off the list, or not ready, gets nothing new, but may have streams of ours to finish."""
-        self.dispatch.set_ready(member.record.worker_id, member.listed and member.ready)
+        """A worker off the list, not ready, or drained gets nothing new, but may have streams of ours to finish."""
+        worker_id = member.record.worker_id
+        self.dispatch.set_ready(worker_id, member.listed and member.ready and worker_id not in self._drained_before)
         self._tell()
 
     def _tell(self) -> None:
@@ -232,6 +246,7 @@ class Fleet:
         while True:
             await self._clock.sleep(DEADLINE_CHECK_S)
             try:
+                self.hear_of_drains()
                 self.dispatch.on_time()
                 await self._dismiss_finished()
             except Exception:

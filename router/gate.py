@@ -23,8 +23,8 @@ Decision = Admit | Refuse
 
 Later = Callable[[list[Decision]], None]
 
-KnownTokens = Callable[[GenerationRequest], int]
-"""How many of a request's prompt tokens some worker has cached, as far as is known."""
+KnownTokens = Callable[[], int]
+"""How many of a request's prompt tokens some worker has cached by now, as far as is known."""
 
 
 class Quota(Protocol):
@@ -53,7 +53,6 @@ class Gate:
         running_requests: int,
         now: Callable[[], float],
         quota: Quota | None = None,
-        known_tokens: KnownTokens = lambda _: 0,
     ) -> None:
         limited = [name for name, tenant in config.tenants.items() if limits_of(tenant)]
         if quota is None and (limited or limits_of(config.default_tenant)):
@@ -62,21 +61,25 @@ class Gate:
         self._admission = Admission(config, running_requests)
         self._now = now
         self._quota = quota
-        self._known_tokens = known_tokens
         self._asking: set[str] = set()
+        self._known: dict[str, KnownTokens] = {}  # of requests that wait
 
     # Events
 
-    def submit(self, request: GenerationRequest, deadline: float, later: Later) -> list[Decision]:
-        """What is decided at once, of this request and of others. `later` gets the decisions of an answer to come."""
+    def submit(
+        self, request: GenerationRequest, deadline: float, later: Later, known: KnownTokens = lambda: 0
+    ) -> list[Decision]:
+        """What is decided at once, of this request and of others. `later` gets the decisions of an answer to come.
+        `known` is asked where the request has to wait, and again while it waits."""
         caller, request_id = request.caller, request.request_id
         limits = limits_of(self._config.tenant(caller.tenant))
         try:
             self._admission.rank_of(caller.tenant, caller.priority)
         except InvalidRequest as error:
             return [Refuse(request_id, error)]
-        tokens = self._tokens(request)
+        tokens = _tokens(request, known() if self._admission.crowded else 0)
         arrival = Arrival(request_id, caller.tenant, caller.priority, *tokens, deadline=deadline)
+        self._known[request_id] = known
         if self._quota is None or not limits:
             return self._decisions(self._admission.submit(arrival, self._now()))
         self._ask(self._quota, arrival, limits, later)
@@ -85,6 +88,7 @@ class Gate:
     def leave(self, request_id: str, used_tokens: int) -> list[Decision]:
         """The request has ended or is wanted no longer, wherever it was; the fleet has computed so many tokens for it.
         Unknown ids are no error."""
+        self._known.pop(request_id, None)
         if request_id in self._asking and self._quota is not None:
             self._asking.discard(request_id)
             self._quota.drop(request_id)
@@ -92,6 +96,8 @@ class Gate:
         return self._decisions(self._admission.cancel(request_id, self._now(), used_tokens))
 
     def on_time(self) -> list[Decision]:
+        for request_id in self._admission.next_up():
+            self._admission.on_cached(request_id, self._known[request_id]())
         return self._decisions(self._admission.on_time(self._now()))
 
     # Questions
@@ -112,6 +118,7 @@ class Gate:
     def check_integrity(self, waiting: int, running: int) -> None:
         """Recounts; so many requests are not started yet, and so many are. Raises AssertionError where that differs."""
         self._admission.check_integrity()
+        assert len(self._known) == waiting, "what is asked of the index and what waits differ"
         occupancy = self._admission.occupancy
         assert (occupancy.queued_requests + len(self._asking), occupancy.running_requests) == (waiting, running)
 
@@ -121,24 +128,27 @@ class Gate:
         def answer(verdict: Verdict | BatonError) -> None:
             self._asking.discard(arrival.request_id)
             if isinstance(verdict, BatonError):
+                self._known.pop(arrival.request_id, None)
                 return later([Refuse(arrival.request_id, verdict)])
             later(self._decisions(self._admission.submit(replace(arrival, verdict=verdict), self._now())))
 
         self._asking.add(arrival.request_id)
         quota.ask(Claim(arrival.tenant, arrival.request_id, arrival.tokens, limits), answer)
 
-    def _tokens(self, request: GenerationRequest) -> tuple[int, int]:
-        """What is to be computed at most, and what is cached. At least the last prompt token is always computed."""
-        prompt = len(request.prompt_token_ids)
-        cached = min(self._known_tokens(request), max(0, prompt - 1))
-        return prompt - cached + request.sampling.max_tokens, cached
-
     def _decisions(self, actions: list[Action]) -> list[Decision]:
         decisions: list[Decision] = []
         for action in actions:
             match action:
                 case Admit() | Refuse():
+                    self._known.pop(action.request_id, None)
                     decisions.append(action)
                 case GiveBack(returned) if self._quota is not None:
                     self._quota.give_back(returned)
         return decisions
+
+
+def _tokens(request: GenerationRequest, known: int) -> tuple[int, int]:
+    """What is to be computed at most, and what is cached. At least the last prompt token is always computed."""
+    prompt = len(request.prompt_token_ids)
+    cached = min(known, max(0, prompt - 1))
+    return prompt - cached + request.sampling.max_tokens, cached

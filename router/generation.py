@@ -55,11 +55,12 @@ class Emission:
 
 
 class Outcome(Enum):
-    """How a request ended, for the counters."""
+    """How a request ended, for the counters. Refused: at the door, before a worker heard of it."""
 
     COMPLETED = "completed"
     CANCELLED = "cancelled"
     FAILED = "failed"
+    REFUSED = "refused"
 
 
 class Sink(Protocol):

@@ -53,12 +53,12 @@ class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Rung(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One step of the ladder that moves KV blocks. `transport`: "nixl", "grpc", "recompute" …"""
+    """One step of the ladder that moves KV blocks. `transport`: "nixl", "grpc"; "local" where the blocks were there
+    already. `size`: bytes of one rank."""
 
     attempt_id: str
     transport: str
     outcome: str
-    duration_s: float
     blocks: int = 0
     size: int = 0
     reason: str = ""

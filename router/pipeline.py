@@ -227,7 +227,7 @@ class RequestPipeline:
         if blame and self._attempt is not None:
             self._avoid |= {self._attempt.worker_id}
         ending = Ending.LATE if late else Ending.FAILED
-        return [*self._leave(ending, str(cause), cancel=late), *self._advance(cause)]
+        return [*self._leave(ending, str(cause), cancel=late, blamed=blame), *self._advance(cause)]
 
     def _advance(self, cause: BatonError) -> list[Action]:
         """Tries what comes next; `cause` is what the client hears when nothing is left."""
@@ -307,12 +307,14 @@ class RequestPipeline:
             return replace(sampling, max_tokens=self.remaining)
         return replace(sampling, max_tokens=1, logprobs=sampling.logprobs if self._seeding else None)
 
-    def _leave(self, ending: Ending = Ending.COMPLETED, reason: str = "", *, cancel: bool = False) -> list[Action]:
+    def _leave(
+        self, ending: Ending = Ending.COMPLETED, reason: str = "", *, cancel: bool = False, blamed: bool = False
+    ) -> list[Action]:
         """Ends the live attempt, and with it a hand-over whose reader has not answered yet."""
         attempt, self._attempt = self._attempt, None
         if attempt is None:
             return []
-        actions: list[Action] = [Settle(attempt.worker_id, attempt.attempt_id, ending, reason)]
+        actions: list[Action] = [Settle(attempt.worker_id, attempt.attempt_id, ending, reason, blamed)]
         if cancel:
             actions.append(Cancel(attempt.worker_id, attempt.attempt_id))
         return [*actions, *self._drop_handover()]

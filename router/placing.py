@@ -5,6 +5,7 @@ Owns the hashing of prompts and the one reservation of each live attempt. It mus
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -21,8 +22,12 @@ from router.decision import Decision
 from router.generation import GenerationRequest
 from router.predicted_placement import BlockShape, Demand, Placement
 from router.request_choices import RequestChoices
+from router.session_pins import Pins
 from router.shared_loads import ALONE, SharedLoads
+from router.worker_circuits import CircuitRules, WorkerCircuits
 from router.worker_loads import Load, WorkerFacts
+
+logger = logging.getLogger(__name__)
 
 _SWEEPS_AT_ONCE = 4
 
@@ -45,15 +50,24 @@ class PlacementSetup:
 
 class Placing:
     """`now` gives seconds of a monotonic clock; `seed` makes the draws between equals repeatable. `shared`: what
-    routers tell each other of their reservations."""
+    routers tell each other of their reservations; `pins`: of their sessions."""
 
-    def __init__(self, setup: PlacementSetup, now: Callable[[], float], seed: int, shared: SharedLoads = ALONE) -> None:
+    def __init__(
+        self,
+        setup: PlacementSetup,
+        now: Callable[[], float],
+        seed: int,
+        shared: SharedLoads = ALONE,
+        pins: Pins | None = None,
+    ) -> None:
         self._shared = shared
         self._setup = setup
         self._now = now
         self._draw = random.Random(seed)
-        self.placement = Placement(setup.config, BlockShape(setup.block_tokens, 1))
+        self.placement = Placement(setup.config, BlockShape(setup.block_tokens, 1), pins)
         self._timing = AttemptTiming(self.placement)
+        config = setup.config
+        self._circuits = WorkerCircuits(CircuitRules(config.circuit_after, config.circuit_s, config.circuit_most_s))
 
     # Workers: unknown ids are no error
 
@@ -66,6 +80,7 @@ class Placing:
         self.report(worker.worker_id, worker.load, worker.num_blocks)
 
     def worker_gone(self, worker_id: str) -> None:
+        self._circuits.worked(worker_id)
         self.placement.worker_gone(worker_id)
 
     def set_ready(self, worker_id: str, ready: bool) -> None:
@@ -78,11 +93,15 @@ class Placing:
     # Requests and their attempts
 
     def choices(self, request: GenerationRequest) -> RequestChoices:
-        """The prompt's blocks are named here, once for all choices of the request."""
-        seed = chain_seed(self._setup.model, "", request.cache_salt)
-        hashes = extend_chain(seed, request.prompt_token_ids, self._setup.block_tokens)
-        demand = Demand(hashes, len(request.prompt_token_ids), request.sampling.max_tokens, session=request.session_id)
-        return RequestChoices(self.placement, demand, self._now, self._draw)
+        """All of one request: its prompt's blocks are named once for them, and not at all if it is refused before."""
+
+        def describe() -> Demand:
+            seed = chain_seed(self._setup.model, "", request.cache_salt)
+            prompt = request.prompt_token_ids
+            hashes = extend_chain(seed, prompt, self._setup.block_tokens)
+            return Demand(hashes, len(prompt), request.sampling.max_tokens, session=request.session_id)
+
+        return RequestChoices(self.placement, describe, self._now, self._draw)
 
     def take(self, request: EngineRequest, choices: RequestChoices, decision: Decision) -> None:
         """The attempt is about to be sent where it was decided."""
@@ -106,6 +125,18 @@ class Placing:
         self.placement.loads.settle(attempt_id)
         self._tell(worker_id)
         self._timing.settled(attempt_id, self._now())
+
+    def failed(self, worker_id: str, request_id: str) -> None:
+        """An attempt failed there, by the worker's fault as far as is known."""
+        if self.placement.loads.row(worker_id) is None:
+            return
+        until = self._circuits.failed(worker_id, request_id, self._now())
+        if until is not None:
+            logger.warning("worker %s fails every request: it gets none for a while", worker_id)
+            self.placement.loads.close_until(worker_id, until)
+
+    def worked(self, worker_id: str) -> None:
+        self._circuits.worked(worker_id)
 
     # Time
 

@@ -19,7 +19,7 @@ from cluster.engine import Leg, Role
 from cluster.latency_model import LatencyModel
 from router.decision import Column, CostTable, Decision, Why
 from router.prefix_index import PrefixIndex
-from router.session_pins import SessionPins
+from router.session_pins import Pins, SessionPins
 from router.worker_loads import Flags, Load, Loads, Rows, WorkerFacts, WorkerLoads
 
 # Predictions are not so exact that less would tell two workers apart. Where both would compute the same, the share is
@@ -62,15 +62,16 @@ class _Pool:
 
 
 class Placement:
-    """`loads`, `index` and `latency` are fed by whoever hears from the workers; rows are the same in all of them."""
+    """`loads`, `index` and `latency` are fed by whoever hears from the workers; rows are the same in all of them.
+    Without `pins` it keeps its own."""
 
-    def __init__(self, config: PlacementConfig, block: BlockShape) -> None:
+    def __init__(self, config: PlacementConfig, block: BlockShape, pins: Pins | None = None) -> None:
         self._config = config
         self.block = block
         self.loads = WorkerLoads()
         self.index = PrefixIndex(config.index_blocks, config.guess_s)
         self.latency = LatencyModel(config.start, config.half_life_s)
-        self.pins = SessionPins(config.pins, config.pin_s)
+        self.pins = pins or SessionPins(config.pins, config.pin_s)
         self._turns = count(1)
         self._last_turn: dict[int, int] = {}  # by row
 
@@ -214,6 +215,10 @@ class Placement:
         cached = np.minimum(held_there, (demand.prompt_tokens - 1) // self.block.tokens) * self.block.tokens
         loads = self.loads.of(rows)
         return _Pool(rows, loads, held_there, cached, np.maximum(now - loads.busy_since, 0.0))
+
+    def cached_tokens(self, demand: Demand) -> int:
+        """The most that any worker has of the prompt."""
+        return int(self._held(demand).max(initial=0.0)) * self.block.tokens
 
     def _prompt_blocks(self, demand: Demand) -> int:
         return _blocks(demand.prompt_tokens, self.block.tokens)

@@ -22,6 +22,7 @@ from cluster.membership import Directory
 from cluster.vllm_environment import prepare_environment
 from router.admin_service import AdminService
 from router.dispatch import DispatchParts
+from router.explainer import Explainer
 from router.fleet import Fleet
 from router.gate import Gate
 from router.grpc_edge import GrpcEdge
@@ -30,6 +31,7 @@ from router.http_edge import HttpEdge
 from router.journal import Journal
 from router.placing import PlacementSetup, Placing
 from router.request_journal import RequestJournal
+from router.session_pins import SharedPins
 from router.shared_state import SharedState, open_shared_state
 
 if TYPE_CHECKING:
@@ -94,13 +96,17 @@ async def start_replica(config: Config, directory: Directory, clock: Clock) -> R
     rules = HandoverRules.of(config.kv_transfer)
     shared = open_shared_state(config, router_id, clock)
     seed = secrets.randbits(32)
-    placing = Placing(PlacementSetup.of(config), clock.now, seed, shared.mirror)
-    journal = Journal(router_id, config.store.journal_records, _keep_here, _known_here_only)
+    pins = SharedPins(shared.mirror) if config.store.shared else None
+    placing = Placing(PlacementSetup.of(config), clock.now, seed, shared.mirror, pins)
+    send, recall = (shared.mirror.record, shared.mirror.recall) if config.store.shared else (_keep_here, _nowhere_else)
+    journal = Journal(router_id, config.store.journal_records, send, recall)
     written = RequestJournal(journal, clock.now, time.time, rules.first_token_from_prefill)
     gate = Gate(config.admission, config.router.max_in_flight, clock.now, shared.claims)
-    fleet = Fleet(config.router, directory, clock, router_id, seed, DispatchParts(placing, written, rules, gate))
+    parts = DispatchParts(placing, written, rules, gate, lambda: shared.mirror.marks)
+    fleet = Fleet(config.router, directory, clock, router_id, seed, parts)
     frontend = await _frontend(config, fleet)
-    admin = AdminService(fleet, router_id, config.model.served_name, journal, shared=shared)
+    explainer = Explainer(router_id, journal, frontend.text, placing, clock.now, rules)
+    admin = AdminService(fleet, router_id, config.model.served_name, explainer, shared)
     edge = GrpcEdge(config.router, frontend.text, admin, config.admission.queue.max_requests)
     try:
         await shared.start()
@@ -128,5 +134,5 @@ def _keep_here(request_id: str, body: bytes) -> None:
     """Records stay with the router that wrote them."""
 
 
-async def _known_here_only(request_id: str) -> bytes | None:
+async def _nowhere_else(request_id: str) -> bytes | None:
     return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 
@@ -18,10 +19,13 @@ from router.predicted_placement import Demand, Placement
 
 
 class RequestChoices:
-    """`now` gives seconds of the clock that placement uses; `draw` breaks ties."""
+    """`describe` names the prompt's blocks, which takes a while for a long prompt: it is called once, when the first
+    choice is to be made. `now` gives seconds of the clock that placement uses; `draw` breaks ties."""
 
-    def __init__(self, placement: Placement, demand: Demand, now: Callable[[], float], draw: random.Random) -> None:
-        self.demand = demand
+    def __init__(
+        self, placement: Placement, describe: Callable[[], Demand], now: Callable[[], float], draw: random.Random
+    ) -> None:
+        self._describe = describe
         self._placement = placement
         self._now = now
         self._draw = draw
@@ -29,10 +33,18 @@ class RequestChoices:
         self._made: dict[tuple[Leg, str], Decision] = {}
         self._source = ""
 
+    @cached_property
+    def demand(self) -> Demand:
+        return self._describe()
+
     @property
     def source(self) -> str:
         """The worker that was last chosen to compute the prompt; empty before."""
         return self._source
+
+    def cached_tokens(self) -> int:
+        """The most that any worker has of the prompt, as far as is known now."""
+        return self._placement.cached_tokens(self.demand)
 
     def whole_pays(self, avoid: frozenset[str]) -> bool:
         decision = self._placement.first(self.demand, self._now(), self._draw, avoid)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from cluster.engine import EngineRequest, Leg
+from cluster.engine import EngineOutput, EngineRequest, Leg
 from router import journal_record as written
 from router.actions import Settle
 from router.decision import Candidate, Decision, Why
@@ -64,9 +64,15 @@ class RequestJournal:
         if key in self._keys:
             key = request.request_id
         self._keys.add(key)
-        record = self._journal.begin(key, "", len(request.prompt_token_ids), self._wall())
-        record.session_id = request.session_id
+        caller = request.caller
+        record = self._journal.begin(key, caller.tenant, len(request.prompt_token_ids), self._wall())
+        record.session_id, record.priority = request.session_id, caller.priority
         self._running[request.request_id] = _Running(key, record, self._now())
+
+    def admitted(self, request_id: str) -> None:
+        """It waits no longer in admission's queue."""
+        if running := self._running.get(request_id):
+            running.record.queued_s = self._now() - running.arrived
 
     def decided(self, request_id: str, decision: Decision, output_tokens: int) -> None:
         """`output_tokens`: over which the decision reckoned decode."""
@@ -88,6 +94,16 @@ class RequestJournal:
     def submitted(self, request_id: str, attempt: EngineRequest) -> None:
         if running := self._running.get(request_id):
             running.attempts[attempt.attempt_id] = (attempt.leg, self._now())
+
+    def moved(self, request_id: str, output: EngineOutput) -> None:
+        """By which steps the attempt's blocks came to its worker."""
+        if (running := self._running.get(request_id)) is None:
+            return
+        for rung in output.rungs:
+            step = written.Rung(
+                output.attempt_id, rung.transport, rung.outcome, blocks=rung.blocks, size=rung.bytes, reason=rung.reason
+            )
+            self._journal.stepped(running.key, step)
 
     def settled(self, request_id: str, settle: Settle) -> None:
         running = self._running.get(request_id)

@@ -24,6 +24,11 @@ def current_session() -> str:
 
 def enter_session(name: str) -> None:
     """For the rest of this task; empty: in none. Raises `InvalidRequest` for a name that no client should use."""
+    _session.set(checked_session(name))
+
+
+def checked_session(name: str) -> str:
+    """Raises `InvalidRequest` for a name that no client should use."""
     if len(name) > _LONGEST or not (name.isascii() and name.isprintable()):
         raise InvalidRequest(f"{HEADER}: at most {_LONGEST} printable ASCII characters, got {len(name)}")
-    _session.set(name)
+    return name

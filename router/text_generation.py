@@ -84,6 +84,14 @@ class TextChunk:
     usage: Usage | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """What a prompt becomes: `max_tokens` of output are allowed behind it."""
+
+    token_ids: list[int]
+    max_tokens: int
+
+
 class TextGeneration(Protocol):
     """`model` is the name clients use; `max_model_len` counts prompt and output tokens together."""
 
@@ -95,4 +103,8 @@ class TextGeneration(Protocol):
     ) -> AsyncGenerator[TextChunk, None]:
         """Raises before anything is queued: `InvalidRequest`, `UnknownModel`, `Overloaded`, `NoWorker`. Later, any
         `BatonError`. Closing the iterator aborts the request."""
+        ...
+
+    async def render(self, model: str, prompt: Prompt, sampling: TextSampling) -> Rendered:
+        """What `generate` would send to the fleet. Raises what it raises before anything is queued."""
         ...

@@ -21,7 +21,7 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from cluster.engine import TokenLogprobs
 from cluster.errors import BatonError, EngineFailed, InvalidRequest, UnknownModel
-from router.text_generation import ChatPrompt, Prompt, TextChunk, TextDelta, TextPrompt, TextSampling, Usage
+from router.text_generation import ChatPrompt, Prompt, Rendered, TextChunk, TextDelta, TextPrompt, TextSampling, Usage
 from router.vllm_fleet import FleetLLM, Refusal
 
 if TYPE_CHECKING:
@@ -55,6 +55,12 @@ class VllmText:
                     yield tally.chunk(output)
         finally:
             await outputs.aclose()
+
+    async def render(self, model: str, prompt: Prompt, sampling: TextSampling) -> Rendered:
+        with _translated():
+            engine_input, params = await self._render(model or self.model, prompt, sampling)
+        assert params.max_tokens is not None  # resolved against the model's length
+        return Rendered(list(engine_input["prompt_token_ids"]), params.max_tokens)
 
     async def _render(self, model: str, prompt: Prompt, sampling: TextSampling) -> tuple[EngineInput, SamplingParams]:
         """One prompt and its resolved parameters; admission is asked for on the way."""

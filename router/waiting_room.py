@@ -2,6 +2,9 @@
 
 Pure; the time is an argument. It must not know what runs, nor what a refused client hears.
 
+Requests move up when better classes have stood before theirs for `aging_s`. Who waits only for others of his own class
+does not: else a flood would grow old, and pass by everybody who keeps within his share.
+
 When a bound is reached, room is made by the newest request of the tenant that has most waiting for its weight: in a
 worse class first, then in the same class if that tenant is heavier than the newcomer's. Each class has a reserve: what
 lies within it is not pushed out by other classes, and a class below its reserve may push out of better ones.
@@ -26,7 +29,8 @@ class WaitingRoom:
         ]
         self._entries: dict[str, Waiting] = {}
         self._expiries: KeyedHeap[float] = KeyedHeap()
-        self._promotions: KeyedHeap[float] = KeyedHeap()
+        self._aging: list[KeyedHeap[float]] = [KeyedHeap() for _ in config.classes]  # request -> when it came there
+        self._was_first: list[float] = [float("-inf")] * len(config.classes)  # when no better class was waiting, last
         self.tokens = 0
 
     def __len__(self) -> int:
@@ -64,12 +68,11 @@ class WaitingRoom:
 
     def peek(self) -> Waiting | None:
         """Whose turn it is, of the best class in which somebody waits."""
-        return next((waiting.peek() for waiting in self._classes if waiting), None)
+        return self._classes[self._first_class].peek()
 
     def pop(self) -> Waiting:
         """Takes out what `peek` names; its tenant is charged. Raises IndexError when nothing waits."""
-        waiting = next((waiting for waiting in self._classes if waiting), self._classes[0])
-        entry = waiting.pop()
+        entry = self._classes[self._first_class].pop()
         self._forget(entry)
         return entry
 
@@ -77,17 +80,19 @@ class WaitingRoom:
 
     @property
     def next_due(self) -> float | None:
-        due = [first[1] for heap in (self._expiries, self._promotions) if (first := heap.first())]
-        return min(due, default=None)
+        expiry, promotion = self._expiries.first(), self._next_promotion()
+        return min((due for due in (expiry and expiry[1], promotion and promotion[0]) if due is not None), default=None)
 
     def promote(self, now: float) -> None:
-        """Moves up what has waited long enough in its class."""
-        while (due := self._promotions.first()) and due[1] <= now:
-            entry = self._entries[due[0]]
+        """Moves up what better classes have kept waiting long enough. To be called before anything changes."""
+        self._was_first[self._first_class] = now
+        while (due := self._next_promotion()) and due[0] <= now:
+            entry = self._entries[due[1]]
             self._classes[entry.rank].remove(entry)
+            self._aging[entry.rank].drop(entry.request_id)
             entry.rank -= 1
             entry.aged = True
-            self._join_class(entry, due[1])
+            self._join_class(entry, due[0])
 
     def expired(self, now: float) -> list[Waiting]:
         """Takes out what makes no sense to begin any more."""
@@ -132,28 +137,38 @@ class WaitingRoom:
         assert len(queued) <= self._bounds.max_requests
         assert self.tokens <= self._bounds.max_tokens
         assert len(self._expiries) == len(queued)
-        assert len(self._promotions) == sum(entry.rank > 0 for entry in queued)
+        assert sum(map(len, self._aging)) == len(queued)
+        assert all(entry.request_id in self._aging[entry.rank] for entry in queued)
         for rank, waiting in enumerate(self._classes):
             assert all(entry.rank == rank for entry in waiting)
             waiting.check_integrity()
 
     # Inside
 
+    @property
+    def _first_class(self) -> int:
+        """The rank of the best class in which somebody waits; 0 where nobody does."""
+        return next((rank for rank, waiting in enumerate(self._classes) if waiting), 0)
+
     def _all(self) -> Iterator[Waiting]:
         return (entry for waiting in self._classes for entry in waiting)
 
     def _join_class(self, entry: Waiting, now: float) -> None:
         self._classes[entry.rank].push(entry)
-        if entry.rank > 0:
-            self._promotions.put(entry.request_id, now + self._bounds.aging_s)
-        else:
-            self._promotions.drop(entry.request_id)
+        self._aging[entry.rank].put(entry.request_id, now)
+
+    def _next_promotion(self) -> tuple[float, str] | None:
+        """When, and whose."""
+        behind = range(self._first_class + 1, len(self._classes))
+        oldest = ((rank, first) for rank in behind if (first := self._aging[rank].first()))
+        due = ((max(came, self._was_first[rank]) + self._bounds.aging_s, name) for rank, (name, came) in oldest)
+        return min(due, default=None)
 
     def _forget(self, entry: Waiting) -> None:
         del self._entries[entry.request_id]
         self.tokens -= entry.tokens
         self._expiries.drop(entry.request_id)
-        self._promotions.drop(entry.request_id)
+        self._aging[entry.rank].drop(entry.request_id)
 
     def _expiry(self, entry: Waiting) -> float:
         patience = entry.since + self._bounds.most_wait_s

@@ -79,6 +79,7 @@ class WorkerLoads:
         self._ready: dict[Role, Flags] = {role: np.zeros(0, np.bool_) for role in Role}
         self._busy_since: Column = np.zeros(0)
         self._closed_until: Column = np.zeros(0)
+        self._some_closed_until = float("-inf")
         self._num_blocks: Column = np.zeros(0)
         self._can: dict[str, Flags] = {}
 
@@ -121,9 +122,10 @@ class WorkerLoads:
             self._ready[self._facts[row].role][row] = ready
 
     def close_until(self, worker_id: str, time: float) -> None:
-        """Its circuit is open: it gets nothing before this time. Unknown ids are no error."""
+        """Its circuit is open: it gets nothing before this time, unless that is so of all. Unknown ids are no error."""
         if (row := self._row.get(worker_id)) is not None:
             self._closed_until[row] = time
+            self._some_closed_until = max(self._some_closed_until, time)
 
     def report(self, worker_id: str, load: Load) -> None:
         """What the worker says of itself: what exceeds our own share is the work of other routers. Unknown ids are no
@@ -187,7 +189,7 @@ class WorkerLoads:
 
     def usable(self, role: Role, needs: frozenset[str], avoid: frozenset[str], now: float) -> Rows:
         """Rows of the workers that may be given an attempt now."""
-        flags = self._ready[role] & (self._closed_until <= now)
+        flags = self._ready[role] & self._trusted(now) if now < self._some_closed_until else self._ready[role].copy()
         for skill in needs:
             flags &= self._can.get(skill, False)
         for worker_id in avoid:
@@ -212,6 +214,12 @@ class WorkerLoads:
         assert {name: row for row, name in enumerate(self.names) if name} == self._row, "rows are out of step"
 
     # Inside
+
+    def _trusted(self, now: float) -> Flags:
+        """Where no worker is, it is not the workers: then all are as good as any."""
+        trusted: Flags = self._closed_until <= now
+        ready = np.logical_or.reduce(list(self._ready.values()))
+        return trusted if (ready & trusted).any() else np.ones_like(trusted)
 
     def _name(self, row: int, worker_id: str) -> None:
         """Decisions refer to the names as they were, so they are replaced, not changed."""

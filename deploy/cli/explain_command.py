@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from deploy.cli.options import Endpoint
-from deploy.cli.outcome import Exit, command
+from deploy.cli.outcome import Exit, Stop, command
 from deploy.cli.output import Format, Table, print_json, print_tables, print_yaml
 
 if TYPE_CHECKING:
     from deploy.cli.explain_document import Explanation
+    from protos.baton.v1 import admin_pb2
 
 
 @command
 def explain(
-    request_id: Annotated[str, typer.Argument(metavar="ID", help="The `id` in the answer.", show_default=False)],
+    request_id: Annotated[str, typer.Argument(metavar="ID", help="The `id` in the answer.", show_default=False)] = "",
+    prompt_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Say where this text would go now, without sending it; - is standard input."),
+    ] = None,
+    session: Annotated[str, typer.Option(help="With --prompt-file: the session that it would belong to.")] = "",
+    max_tokens: Annotated[int, typer.Option(min=1, help="With --prompt-file: longest answer.")] = 256,
     endpoint: Endpoint = "127.0.0.1:9000",
     output: Annotated[Format, typer.Option("--output", "-o", help="How to print it.")] = Format.TABLE,
     timeout: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Longest wait for the answer.")] = 5.0,
 ) -> int:
-    """Show why a request went where it went; exits 4 when no router knows it, 7 when no router answers."""
-    told = _ask(request_id, endpoint, timeout)
+    """Show why a request went where it went, or where a prompt would go; exits 4 when no router knows the request, 7
+    when no router answers."""
+    told = _ask(_question(request_id, prompt_file, session, max_tokens), endpoint, timeout)
     match output:
         case Format.JSON:
             print_json(told.model_dump(mode="json", by_alias=True))
@@ -33,20 +43,38 @@ def explain(
     return Exit.OK
 
 
-def _ask(request_id: str, endpoint: str, timeout_s: float) -> Explanation:
-    from deploy.cli.endpoint import ask_admin
-    from deploy.cli.explain_document import explanation
+def _question(request_id: str, prompt_file: Path | None, session: str, max_tokens: int) -> admin_pb2.ExplainRequest:
     from protos.baton.v1 import admin_pb2
 
-    asked = admin_pb2.ExplainRequest(request_id=request_id)
+    if bool(request_id) == (prompt_file is not None):
+        raise Stop("name either the ID of a request or --prompt-file", Exit.USAGE)
+    if prompt_file is None:
+        return admin_pb2.ExplainRequest(request_id=request_id)
+    dry_run = admin_pb2.DryRun(text=_text(prompt_file), session_id=session, max_tokens=max_tokens)
+    return admin_pb2.ExplainRequest(dry_run=dry_run)
+
+
+def _text(path: Path) -> str:
+    try:
+        return sys.stdin.read() if str(path) == "-" else path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise Stop(f"--prompt-file {path}: {error}", Exit.USAGE) from error
+
+
+def _ask(asked: admin_pb2.ExplainRequest, endpoint: str, timeout_s: float) -> Explanation:
+    from deploy.cli.endpoint import ask_admin
+    from deploy.cli.explain_document import explanation
+
     return explanation(ask_admin(endpoint, timeout_s, lambda admin: admin.Explain(asked, timeout=timeout_s)))
 
 
 def _tables(told: Explanation) -> list[Table]:
-    return [_request(told), _decisions(told), _candidates(told), _attempts(told)]
+    return [_request(told), _decisions(told), _candidates(told), _attempts(told), _transfers(told)]
 
 
 def _request(told: Explanation) -> Table:
+    if told.arrived_unix_s is None:
+        return Table("Dry run", ("request", "value"), _foretold(told))
     rows = [
         ("outcome", told.outcome or "running"),
         ("prompt tokens", str(told.prompt_tokens)),
@@ -59,6 +87,16 @@ def _request(told: Explanation) -> Table:
     said = {"session": told.session_id, "tenant": told.tenant, "priority": told.priority, "error": told.error}
     rows += [(name, value) for name, value in said.items() if value]
     return Table(f"Request {told.request_id}", ("request", "value"), rows)
+
+
+def _foretold(told: Explanation) -> list[tuple[str, str]]:
+    """Of a prompt that was not sent."""
+    return [
+        ("prompt tokens", str(told.prompt_tokens)),
+        ("of them cached", str(told.cached_tokens_predicted)),
+        ("first token", _ms(told.predicted.ttft_s)),
+        ("between tokens", _ms(told.predicted.itl_s)),
+    ]
 
 
 def _decisions(told: Explanation) -> Table:
@@ -86,6 +124,14 @@ def _attempts(told: Explanation) -> Table:
         for each in told.attempts
     ]
     return Table("Attempts", ("leg", "worker", "at", "took", "outcome", "reason"), rows)
+
+
+def _transfers(told: Explanation) -> Table:
+    rows = [
+        (each.attempt_id, each.transport, each.outcome, str(each.blocks), str(each.bytes), each.reason)
+        for each in told.rungs
+    ]
+    return Table("Transfers", ("attempt", "transport", "outcome", "blocks", "bytes", "reason"), rows)
 
 
 def _ms(seconds: float | None) -> str:

@@ -46,6 +46,17 @@ class Attempt(Part):
     reason: str
 
 
+class Rung(Part):
+    """One step by which KV blocks were to come to the worker of attempt `attempt_id`."""
+
+    attempt_id: str
+    transport: str
+    outcome: str
+    blocks: int
+    bytes: int
+    reason: str
+
+
 class Timing(Part):
     """None: not known, or there was none."""
 
@@ -73,6 +84,7 @@ class Explanation(Part):
     actual: Timing
     decisions: list[Decision] = Field(default_factory=list)
     attempts: list[Attempt] = Field(default_factory=list)
+    rungs: list[Rung] = Field(default_factory=list)
     duration_s: float
     outcome: str
     error: str
@@ -95,9 +107,21 @@ def explanation(answer: admin_pb2.Explanation) -> Explanation:
         actual=_timing(answer.actual),
         decisions=[_decision(decision) for decision in answer.decisions],
         attempts=[_attempt(attempt) for attempt in answer.attempts],
+        rungs=[_rung(rung) for rung in answer.rungs],
         duration_s=answer.duration_s,
         outcome=answer.outcome,
         error=answer.error,
+    )
+
+
+def _rung(answer: admin_pb2.TransferRung) -> Rung:
+    return Rung(
+        attempt_id=answer.attempt_id,
+        transport=answer.transport,
+        outcome=answer.outcome,
+        blocks=answer.blocks,
+        bytes=answer.bytes,
+        reason=answer.reason,
     )
 
 

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import typer
 
-from deploy.cli import chat_command, cluster_commands, config_commands, explain_command, model_commands, status_command
+from deploy.cli import (
+    chat_command,
+    cluster_commands,
+    config_commands,
+    drain_command,
+    explain_command,
+    model_commands,
+    status_command,
+)
 from deploy.cli.outcome import Exit, command
 
 # Plain help and plain errors: drawing them costs more time than all the rest of `--help`.
@@ -19,6 +27,7 @@ app.command("up")(cluster_commands.up)
 app.command("down")(cluster_commands.down)
 app.command("status")(status_command.status)
 app.command("explain")(explain_command.explain)
+app.command("drain")(drain_command.drain)
 app.command("chat")(chat_command.chat)
 app.add_typer(config_commands.app, name="config")
 app.add_typer(model_commands.app, name="model")

@@ -58,14 +58,14 @@ def _workers(status: ClusterStatus) -> Table:
         (
             worker.id,
             worker.role,
-            worker.state,
+            f"{worker.state}, drained" if worker.drained else worker.state,
             str(worker.load.running),
             str(worker.load.waiting),
             str(worker.load.queued_prefill_tokens),
             f"{worker.load.kv_usage:.0%}",
             str(worker.load.leases),
             worker.address,
-            worker.unreachable or worker.reason,
+            worker.unreachable or worker.drain_reason or worker.reason,
         )
         for worker in status.workers
     ]

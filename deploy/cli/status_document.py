@@ -63,13 +63,16 @@ class Transfers(Part):
 
 
 class Worker(Part):
-    """`epoch` is text because it does not fit the integers of JSON readers; `unreachable` says why no answer came."""
+    """`epoch` is text because it does not fit the integers of JSON readers; `unreachable` says why no answer came,
+    `drain_reason` why it gets nothing new where it is `drained`."""
 
     id: str
     role: str
     state: str
     reason: str
     unreachable: str
+    drained: bool
+    drain_reason: str
     address: str
     epoch: str
     engine: str
@@ -149,6 +152,8 @@ def _worker(answer: admin_pb2.WorkerStatus) -> Worker:
         state="unreachable" if answer.unreachable else _state(about.state),
         reason=about.reason,
         unreachable=answer.unreachable,
+        drained=answer.drained,
+        drain_reason=answer.drain_reason,
         address=answer.address,
         epoch=str(about.epoch),
         engine=about.engine,

@@ -10,10 +10,11 @@ Runs on the engine's own thread. Each ticket is pulled or released exactly once,
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import Any
 
+from cluster.engine import TransferRung
 from cluster.errors import TicketRefused
 from kv_transfer.connector.exporter import context_of
 from kv_transfer.mover import PullJob, PullResult
@@ -52,6 +53,7 @@ class Importer:
         self._block_size = block_size
         self._fetches: dict[str, Fetch] = {}
         self._pulling: set[str] = set()  # also those whose request has gone meanwhile
+        self._rungs: dict[str, tuple[TransferRung, ...]] = {}  # of requests that are not over
         self._jobs: list[PullJob] = []
         self._releases: list[Ticket] = []
         self.counts = PullCounts()
@@ -65,6 +67,7 @@ class Importer:
             check_prompt(ticket, request.prompt_token_ids or [], context_of(request))
         except TicketRefused as error:
             self.counts.add(_REFUSED)
+            self._rungs[request.request_id] = replace(_REFUSED, reason=str(error)).rungs
             self.recomputed_requests += 1
             _log.warning("request %s computes its prompt: %s", request.request_id, error)
             return
@@ -99,10 +102,13 @@ class Importer:
             self.recomputed_requests += 1
         else:
             self.counts.add(_LOCAL)
+            self._rungs[request_id] = _LOCAL.rungs
 
     def ended(self, rank: int, result: PullResult) -> None:
         """One rank's pull is over. Blocks and outcome are counted once, bytes for each rank."""
         self.counts.add(result, whole_pull=rank == 0)
+        if rank == 0 and result.request_id in self._fetches:
+            self._rungs[result.request_id] = result.rungs
         if result.outcome not in ("landed", "cancelled"):
             _log.warning("request %s: pull %s: %s", result.request_id, result.outcome, result.reason)
 
@@ -115,11 +121,13 @@ class Importer:
             self.recomputed_requests += request_id in failed
         return known
 
-    def finish(self, request_id: str) -> None:
-        """The request is over, perhaps before it began: nobody will read a ticket that still waits."""
+    def finish(self, request_id: str) -> tuple[TransferRung, ...]:
+        """The request is over, perhaps before it began: nobody will read a ticket that still waits. How its blocks
+        came."""
         fetch = self._fetches.pop(request_id, None)
         if fetch is not None and fetch.phase is Phase.WAITING:
             self._releases.append(fetch.ticket)
+        return self._rungs.pop(request_id, ())
 
     def take_orders(self) -> tuple[tuple[PullJob, ...], tuple[Ticket, ...]]:
         """What the ranks are to pull and to release, each once."""
@@ -134,5 +142,6 @@ class Importer:
     def check_idle(self) -> None:
         """AssertionError: something of a request that has ended is still here."""
         assert not self._fetches, f"tickets of no request: {sorted(self._fetches)}"
+        assert not self._rungs, f"outcomes of no request: {sorted(self._rungs)}"
         assert not self._pulling, f"pulls of no request: {sorted(self._pulling)}"
         assert not self.has_orders, "orders that nobody has taken"

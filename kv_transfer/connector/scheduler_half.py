@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -122,11 +123,11 @@ class SchedulerHalf:
 
     def finished(self, request: Any, block_ids: tuple[list[int], ...]) -> dict[str, Any] | None:
         """The parameters that go out with the request's last output."""
-        self._importer.finish(request.request_id)
+        rungs = self._importer.finish(request.request_id)
         self._prefetcher.finish(request.request_id)
         self._grower.over(request.request_id)
         if request.request_id not in self._exporting:
-            return None
+            return {"rungs": [astuple(rung) for rung in rungs]} if rungs else None
         self._exporting.remove(request.request_id)
         if request.status not in _EXPORTABLE:
             return None

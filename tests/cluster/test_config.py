@@ -65,7 +65,7 @@ def test_what_is_parsed_survives_being_written_and_read_again() -> None:
         ("decode.engine_options", {"dtype": "x"}, ["decode", "dtype: set by Baton from other keys"]),
         ("engine.device", "gpu", ["prefill.gpus_per_replica is 0", "engine.device is gpu"]),
         ("kv_transfer.forbid", ["nixl", "grpc"], ["kv_transfer", "forbid names every transport: leave at least one"]),
-        ("kv_transfer.forbid", ["nixl"], ["kv_transfer", "prefer is nixl, which forbid names"]),
+        ("kv_transfer", {"prefer": "nixl", "forbid": ["nixl"]}, ["kv_transfer", "prefer is nixl, which forbid names"]),
         ("kv_transfer.forbid", ["tcp"], ["kv_transfer.forbid.0", "'nixl' or 'grpc'"]),
         ("kv_transfer.circuit_most_s", 1.0, ["kv_transfer", "circuit_most_s 1 is below circuit_open_s 5"]),
         (

@@ -122,7 +122,7 @@ async def test_a_drain_mark_survives_the_store(server: RedisServer, routers: tup
             return [client.hget(key, "w9") for key in client.keys("*drain")] == [b"kernel update"]
 
     await eventually(stored)
-    assert a.mirror.marks.keys() == b.mirror.marks.keys() == {"w9"}
+    await eventually(lambda: a.mirror.marks.keys() == b.mirror.marks.keys() == {"w9"})
 
 
 async def test_a_frozen_server_holds_nobody_longer_than_the_deadline(redis_server: RedisServer) -> None:

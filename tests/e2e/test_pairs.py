@@ -43,6 +43,7 @@ class Pairs:
     def workers_of(self, request_id: str) -> tuple[str, str]:
         """Between which the prompt's blocks moved."""
         told = self._admin.Explain(admin_pb2.ExplainRequest(request_id=request_id), timeout=10)
+        assert [(rung.transport, rung.outcome) for rung in told.rungs] == [(self._transport, "landed")], told.rungs
         by_leg = {attempt.leg: attempt.worker_id for attempt in told.attempts}
         return by_leg["prefill"], by_leg["decode"]
 

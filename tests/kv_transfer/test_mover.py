@@ -77,6 +77,10 @@ async def test_a_read_that_fails_goes_on_over_the_next_transport_into_the_same_b
     result = await mover.pull(job(source.offer()))
     assert (result.transport, result.outcome, result.blocks) == ("slow", "landed", 3)
     assert result.fallen == (FallenRung("fast", "as the test wants it"),)
+    assert [(rung.transport, rung.outcome, rung.blocks) for rung in result.rungs] == [
+        ("fast", "failed", 0),
+        (result.transport, "landed", result.blocks),
+    ]
     assert fast.reads == slow.reads
     assert source.service.calls["Claim"] == 1
     assert source.take_back() == [4, 5, 6]

@@ -82,9 +82,11 @@ class ScriptedFleet:
         return True
 
     def _send(self, sender: Sender) -> None:
-        request_id = f"{sender.tenant}-{next(self._order)}"
+        number = next(self._order)
+        request_id = f"{sender.tenant}-{number}"
         self._came[request_id] = (sender.tenant, self.now)
-        prompt = [0] * (self._draw.randint(sender.least, sender.most) - 1)
+        # The worker computes all of every prompt, so none may look cached.
+        prompt = [number] * (self._draw.randint(sender.least, sender.most) - 1)
         caller = Caller(sender.tenant, sender.priority)
         self.dispatch.submit(GenerationRequest(request_id, prompt, Sampling(1), caller=caller))
 

@@ -84,17 +84,31 @@ def test_a_tenant_with_twice_the_weight_gets_two_turns_for_one() -> None:
     assert order[:6].count("big") == 4
 
 
-def test_a_request_moves_up_by_a_class_for_each_aging_time() -> None:
-    admission = gate(queue={"aging_s": 10.0, "most_wait_s": 100.0})
+def test_a_request_moves_up_by_a_class_each_time_that_better_ones_keep_it_waiting() -> None:
+    admission = gate(queue={"aging_s": 10.0, "most_wait_s": 100.0}, quantum_tokens=100)
     admission.submit(arrival("first"), 0.0)
     admission.submit(arrival("old", "x", priority="batch"), 0.0)
+    assert admission.next_due == 100.0  # nobody better waits
     admission.submit(arrival("young", "y", priority="standard"), 9.0)
-    assert admission.next_due == 10.0
-    assert admitted(admission.finish("first", 100, 9.5)) == ["young"]
-    admission.submit(arrival("younger", "y", priority="standard"), 11.0)
-    assert admission.next_due == 20.0
-    assert admission.on_time(20.0) == []
-    assert admitted(admission.finish("young", 100, 20.5)) == ["old"]
+    assert admission.next_due == 19.0
+    assert admission.on_time(19.0) == []
+    admission.submit(arrival("new", "z", priority="interactive"), 20.0)
+    assert admitted(admission.finish("first", 100, 20.5)) == ["new"]
+    admission.submit(arrival("newer", "z", priority="interactive"), 21.0)
+    assert admission.next_due == 31.0
+    admission.on_time(31.0)
+    admission.submit(arrival("newest", "z", priority="interactive"), 31.0)
+    assert order_of(admission, "new") == ["newer", "young", "old", "newest"]
+
+
+def test_what_waits_for_others_of_its_class_stays_there_however_long() -> None:
+    admission = gate(queue={"aging_s": 10.0, "most_wait_s": 100.0}, quantum_tokens=100)
+    admission.submit(arrival("first"), 0.0)
+    for n in range(4):
+        admission.submit(arrival(f"flood {n}", "flood"), 0.0)
+    assert admission.on_time(50.0) == []
+    admission.submit(arrival("fresh", "other"), 50.0)
+    assert order_of(admission, "first").index("fresh") <= 1
 
 
 def test_a_request_that_waited_too_long_is_refused() -> None:
@@ -200,8 +214,8 @@ def test_an_aged_request_is_the_last_to_make_room() -> None:
     admission.submit(arrival("old", "flood", priority="batch"), 0.0)
     for n in range(2):
         admission.submit(arrival(f"new {n}", "flood"), 4.0)
-    admission.on_time(5.0)
-    assert refusals(admission.submit(arrival("light", "light"), 6.0)).keys() == {"new 1"}
+    admission.on_time(9.0)
+    assert refusals(admission.submit(arrival("light", "light"), 9.5)).keys() == {"new 1"}
 
 
 def test_what_is_cached_goes_first_but_passes_nobody_more_often_than_allowed() -> None:

@@ -6,17 +6,22 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
+import grpc
 import pytest
 
 from cluster.clock import RealClock
 from cluster.config import RouterConfig
+from cluster.config_store import StoreConfig
 from cluster.engine import Role, Sampling
 from cluster.errors import WorkerLost
 from cluster.membership import MemoryDirectory, WorkerRecord
-from protos.baton.v1 import admin_pb2, worker_pb2
+from cluster.memory_store import MemoryStore
+from cluster.store_mirror import StoreMirror
+from protos.baton.v1 import admin_pb2, admin_pb2_grpc, worker_pb2
 from router.admin_service import AdminService
 from router.fleet import Fleet
 from router.generation import Emission, GenerationRequest
+from router.shared_state import SharedState
 from router.worker_link import OUTGOING_LIMIT, WorkerLink
 from tests.router.dispatch_parts import load_of, parts
 from tests.router.scripted_worker import LeaseBook, ScriptedWorker, expected_tokens
@@ -66,7 +71,10 @@ class Stage:
         self.directory = MemoryDirectory(RealClock())
         self.listener = Listener()
         config = RouterConfig(worker_deadline_s=1.0)
-        self.parts = parts(RealClock().now)
+        clock, store = RealClock(), StoreConfig()
+        mirror = StoreMirror(MemoryStore(store, clock.now), "router-1", store, clock)
+        self.shared = SharedState(mirror, clock)
+        self.parts = replace(parts(clock.now), drained=lambda: mirror.marks)
         self.fleet = Fleet(config, self.directory, RealClock(), "router-1", 7, self.parts)
         self.fleet.dispatch.connect(self.listener)
         self.workers: dict[str, ScriptedWorker] = {}
@@ -236,6 +244,36 @@ async def test_status_names_the_worker_that_does_not_answer(stage: Stage) -> Non
     assert by_id["p"].unreachable == ""
     assert "UNAVAILABLE" in by_id["d"].unreachable
     assert (status.router_id, status.model) == ("router-1", "demo")
+
+
+async def test_a_drained_worker_gets_nothing_new_until_that_is_undone(stage: Stage) -> None:
+    for worker_id in ("d1", "d2"):
+        await stage.add(worker_id, Role.DECODE)
+    server = grpc.aio.server()
+    admin = AdminService(stage.fleet, "router-1", "demo", shared=stage.shared)
+    admin_pb2_grpc.add_AdminServicer_to_server(admin, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = admin_pb2_grpc.AdminStub(channel)
+        await stub.Drain(admin_pb2.DrainRequest(worker_id="d1", reason="new disk"), timeout=5)
+        assert _takes_work(stage) == ["d2"]
+        status = await stub.Status(admin_pb2.StatusRequest(), timeout=5)
+        assert {w.description.worker_id: w.drain_reason for w in status.workers if w.drained} == {"d1": "new disk"}
+        for number in range(4):
+            await stage.ask(f"request-{number}")
+            await stage.listener.until_ended(f"request-{number}")
+        assert (len(stage.workers["d1"].submits), len(stage.workers["d2"].submits)) == (0, 4)
+        await stub.Drain(admin_pb2.DrainRequest(worker_id="d1", undo=True), timeout=5)
+        assert _takes_work(stage) == ["d1", "d2"]
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await stub.Drain(admin_pb2.DrainRequest(worker_id="nobody"), timeout=5)
+        assert refused.value.code() is grpc.StatusCode.NOT_FOUND
+    await server.stop(None)
+
+
+def _takes_work(stage: Stage) -> list[str]:
+    return [worker.worker_id for worker in stage.fleet.dispatch.view.ready(Role.DECODE)]
 
 
 # One link

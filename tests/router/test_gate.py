@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from cluster.block_hashes import chain_seed, extend_chain
 from cluster.config import RouterConfig
 from cluster.config_admission import AdmissionConfig
 from cluster.engine import Role, Sampling
@@ -27,7 +28,7 @@ from router.caller import Caller
 from router.dispatch import Dispatch
 from router.gate import Gate
 from router.generation import Emission, GenerationRequest, Outcome
-from tests.router.dispatch_parts import parts
+from tests.router.dispatch_parts import BLOCK_TOKENS, MODEL, new_journal, parts
 
 
 class Counter:
@@ -65,9 +66,11 @@ class Bench:
         config = RouterConfig(max_in_flight=2, request_deadline_s=50.0)
         rules = AdmissionConfig.model_validate(admission)
         self.gate = Gate(rules, config.max_in_flight, lambda: self.now, self.quota)
-        self.dispatch = Dispatch(config, self.post, lambda: self.now, parts(lambda: self.now, gate=self.gate))
+        self.journal = new_journal()
+        made = parts(lambda: self.now, gate=self.gate, journal=self.journal)
+        self.dispatch = Dispatch(config, self.post, lambda: self.now, made)
         self.dispatch.connect(self)
-        description = worker_pb2.WorkerDescription(worker_id="d1", role=role_to_wire(Role.DECODE))
+        description = worker_pb2.WorkerDescription(worker_id="d1", role=role_to_wire(Role.DECODE), num_blocks=100)
         self.dispatch.worker_up(description)
 
     def post(self, worker_id: str, message: worker_pb2.SessionRequest) -> bool:
@@ -168,7 +171,38 @@ def test_a_request_that_has_waited_too_long_is_refused_and_told_when_to_come_bac
     assert isinstance(error, Overloaded)
     assert error.retry_after_s == 5.0
     assert bench.outcomes == {"refused": 1}
+    record = bench.journal.find("r3")
+    assert record is not None
+    assert (record.outcome, record.error, record.decisions, record.attempts) == ("refused", str(error), [], [])
     bench.dispatch.check_integrity()
+
+
+def test_of_those_that_wait_the_one_whose_prompt_came_into_a_cache_meanwhile_goes_first(bench: Bench) -> None:
+    bench.ask("r1", "r2")
+    bench.dispatch.submit(GenerationRequest("cold", [7] * 64, Sampling(2), caller=Caller("a")))
+    bench.ask("warm", prompt=48)
+    held = extend_chain(chain_seed(MODEL, "", ""), list(range(48)), BLOCK_TOKENS)
+    bench.dispatch.placing.placement.index.blocks_stored("d1", held)
+    bench.dispatch.on_time()
+    bench.finish("r1")
+    bench.finish("r2")
+    assert bench.running[2:] == ["warm", "cold"]
+
+
+def test_the_journal_tells_who_asked_in_which_class_and_how_long_it_waited() -> None:
+    bench = Bench()
+    bench.ask("r1", "r2")
+    bench.ask("r3", tenant="acme")
+    bench.now = 2.5
+    bench.finish("r1")
+    record = bench.journal.find("r3")
+    assert record is not None
+    assert (record.tenant, record.queued_s) == ("acme", 2.5)
+    bench.finish("r2")
+    bench.finish("r3")
+    first = bench.journal.find("r1")
+    assert first is not None
+    assert (first.queued_s, first.outcome) == (0.0, "completed")
 
 
 @pytest.mark.parametrize("bench", [{"queue": {"max_requests": 2, "class_reserve": 0.0}}], indirect=True)

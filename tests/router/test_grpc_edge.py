@@ -23,6 +23,7 @@ from router.text_generation import (
     ChatMessage,
     ChatPrompt,
     Prompt,
+    Rendered,
     TextChunk,
     TextDelta,
     TextPrompt,
@@ -63,12 +64,18 @@ class Script:
         finally:
             self.left.set()
 
+    async def render(self, model: str, prompt: Prompt, sampling: TextSampling) -> Rendered:
+        raise NotImplementedError
+
 
 class NoAdmin(admin_pb2_grpc.AdminServicer):
     async def Status(self, request: admin_pb2.StatusRequest, context: object) -> admin_pb2.StatusResponse:
         raise NotImplementedError
 
     async def Explain(self, request: Any, context: Any) -> Any:
+        raise NotImplementedError
+
+    async def Drain(self, request: Any, context: Any) -> Any:
         raise NotImplementedError
 
 

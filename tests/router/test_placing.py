@@ -72,6 +72,14 @@ class Bench:
                 output.ticket = kv_pb2.Ticket(lease_id="lease").SerializeToString()
         self.dispatch.on_step(worker_id, worker_pb2.StepOutputs(outputs=[output]))
 
+    def fail(self) -> None:
+        """The attempt that was sent last ends with an error."""
+        worker_id, submit = self.posted[-1]
+        output = worker_pb2.Output(
+            attempt_id=submit.attempt_id, finish_reason=worker_pb2.FINISH_REASON_ERROR, error="broken"
+        )
+        self.dispatch.on_step(worker_id, worker_pb2.StepOutputs(outputs=[output]))
+
     def serve(
         self, request_id: str, prompt: list[int] = PROMPT, session: str = "", prefill_s: float = 0.1
     ) -> list[str]:
@@ -122,6 +130,28 @@ def test_tenants_with_different_salts_do_not_share_blocks(bench: Bench) -> None:
     bench.holds("p1")
     bench.ask("salted", salt="tenant")
     assert bench.record("salted").cached_tokens_predicted == 0
+
+
+def test_a_worker_that_fails_every_request_is_left_alone_and_tried_again_later(bench: Bench) -> None:
+    def asked_of_p1(name: str, requests: int) -> int:
+        """p1 looks idle each time, and fails whatever it gets."""
+        asked = 0
+        for number in range(requests):
+            prompt = [number, *PROMPT]
+            bench.queued("p2", 50_000)
+            if bench.ask(f"{name}-{number}", prompt) == "p1":
+                asked += 1
+                bench.fail()
+            assert bench.posted[-1][0] == "p2"
+            bench.answer(0.0, 7, last=True)
+            bench.answer(0.0, 8, last=True)
+        return asked
+
+    assert asked_of_p1("at first", 8) == 3
+    bench.now += 1.0
+    assert asked_of_p1("later", 8) == 1
+    bench.now += 1.0
+    assert asked_of_p1("too soon", 3) == 0
 
 
 def test_a_long_queue_beats_a_cached_prompt(bench: Bench) -> None:

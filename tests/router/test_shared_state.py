@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
-from pathlib import Path
+from collections.abc import AsyncIterator, Sequence
 
 import numpy as np
 import pytest
@@ -26,6 +25,9 @@ from router.caller import Caller
 from router.dispatch import Dispatch
 from router.gate import Gate
 from router.generation import Emission, GenerationRequest
+from router.journal import Journal
+from router.journal_record import Timing
+from router.session_pins import SharedPins
 from router.shared_state import QuotaClaims, SharedState
 from tests.cluster.redis_server import RedisServer
 from tests.router.dispatch_parts import parts
@@ -86,16 +88,9 @@ class Router:
             self.answer(1)
 
 
-@pytest.fixture(params=[False, True], ids=["comes back empty", "comes back with its content"])
-def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path / "redis", durable=request.param)
-    yield server
-    server.close()
-
-
 @pytest.fixture
-async def pair(server: RedisServer) -> AsyncIterator[tuple[Router, Router]]:
-    keys = {"url": server.url, "period_s": 0.02, "deadline_s": 0.2, "lease_s": 30.0}
+async def pair(store_server: RedisServer) -> AsyncIterator[tuple[Router, Router]]:
+    keys = {"url": store_server.url, "period_s": 0.02, "deadline_s": 0.2, "lease_s": 30.0}
     routers = Router("a", StoreConfig.model_validate(keys)), Router("b", StoreConfig.model_validate(keys))
     for router in routers:
         await router.shared.start()
@@ -114,6 +109,33 @@ def load_of(router: Router) -> tuple[int, int]:
     assert row is not None
     on_worker = loads.of(np.array([row]))
     return int(on_worker.prefill_tokens[0]), int(on_worker.sequences[0])
+
+
+async def test_a_session_served_through_one_router_stays_where_it_was_through_the_other(
+    pair: tuple[Router, Router],
+) -> None:
+    a, b = (SharedPins(router.shared.mirror) for router in pair)
+    a.pin("talk", Role.PREFILL, "p1", 0.0)
+    a.pin("talk", Role.DECODE, "d1", 0.0)
+    await eventually(lambda: b.get("talk", Role.PREFILL, 0.0) == "p1")
+    assert b.get("talk", Role.DECODE, 0.0) == "d1"
+    b.pin("talk", Role.DECODE, "d2", 0.0)
+    await eventually(lambda: a.get("talk", Role.DECODE, 0.0) == "d2")
+
+
+async def test_what_one_router_wrote_down_every_router_tells(pair: tuple[Router, Router]) -> None:
+    a, b = (Journal(name, 10, m.record, m.recall) for name, m in zip("ab", _mirrors(pair), strict=True))
+    a.begin("cmpl-1", "acme", PROMPT, 0.0)
+    a.end("cmpl-1", "completed", Timing(0.5))
+    await pair[0].shared.mirror.exchange()
+    found = await b.look_up("cmpl-1")
+    assert found is not None
+    assert (found.router_id, found.tenant, found.actual.ttft_s) == ("a", "acme", 0.5)
+    assert await b.look_up("cmpl-2") is None
+
+
+def _mirrors(pair: tuple[Router, Router]) -> list[StoreMirror]:
+    return [router.shared.mirror for router in pair]
 
 
 async def test_what_two_routers_have_reserved_adds_up_on_both(pair: tuple[Router, Router]) -> None:
@@ -165,11 +187,11 @@ async def test_a_tenants_limit_holds_over_both_routers(pair: tuple[Router, Route
 
 
 async def test_a_kill_in_mid_load_fails_no_request_and_its_return_reconciles(
-    server: RedisServer, pair: tuple[Router, Router]
+    store_server: RedisServer, pair: tuple[Router, Router]
 ) -> None:
     load = [asyncio.create_task(router.load(600)) for router in pair]
     await eventually(lambda: min(router.served for router in pair) > 50)
-    server.kill()
+    store_server.kill()
     await eventually(lambda: all(router.shared.status().degraded for router in pair))
     status = pair[0].shared.status()
     assert status.reason
@@ -177,7 +199,7 @@ async def test_a_kill_in_mid_load_fails_no_request_and_its_return_reconciles(
     during = pair[0].served
     await eventually(lambda: pair[0].served > during + 50)
     assert pair[0].shared.status().degraded_s > status.degraded_s
-    server.restart()
+    store_server.restart()
     await asyncio.gather(*load)
     assert [router.errors for router in pair] == [[], []]
     assert [router.served for router in pair] == [600, 600]

@@ -109,6 +109,17 @@ def test_only_ready_workers_of_the_pool_that_can_do_it_and_whose_circuit_is_clos
     assert "a" in usable(loads)
 
 
+def test_where_all_circuits_are_open_it_is_not_the_workers_and_all_are_usable() -> None:
+    loads = loads_of("a", "b")
+    loads.add(WorkerFacts("d", Role.DECODE, 100))
+    for worker_id in "ab":
+        loads.close_until(worker_id, 5.0)
+    assert usable(loads) == []
+    assert usable(loads, Role.DECODE) == ["d"]
+    loads.close_until("d", 5.0)
+    assert (usable(loads), usable(loads, Role.DECODE)) == (["a", "b"], ["d"])
+
+
 def test_a_row_that_is_used_again_is_clean() -> None:
     loads = loads_of("a", "b")
     loads.add(WorkerFacts("a", Role.PREFILL, 100, frozenset({"lora:x"})))

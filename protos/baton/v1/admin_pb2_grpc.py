@@ -44,6 +44,11 @@ class AdminStub:
                 request_serializer=protos_dot_baton_dot_v1_dot_admin__pb2.ExplainRequest.SerializeToString,
                 response_deserializer=protos_dot_baton_dot_v1_dot_admin__pb2.Explanation.FromString,
                 _registered_method=True)
+        self.Drain = channel.unary_unary(
+                '/baton.v1.Admin/Drain',
+                request_serializer=protos_dot_baton_dot_v1_dot_admin__pb2.DrainRequest.SerializeToString,
+                response_deserializer=protos_dot_baton_dot_v1_dot_admin__pb2.DrainResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
@@ -63,6 +68,14 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Drain(self, request, context):
+        """A worker gets nothing new, from any router; what it has goes on. It stands until it is undone. NOT_FOUND: this router
+        knows no such worker. UNAVAILABLE: the store does not answer, so the other routers would not hear of it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -75,6 +88,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Explain,
                     request_deserializer=protos_dot_baton_dot_v1_dot_admin__pb2.ExplainRequest.FromString,
                     response_serializer=protos_dot_baton_dot_v1_dot_admin__pb2.Explanation.SerializeToString,
+            ),
+            'Drain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=protos_dot_baton_dot_v1_dot_admin__pb2.DrainRequest.FromString,
+                    response_serializer=protos_dot_baton_dot_v1_dot_admin__pb2.DrainResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -131,6 +149,33 @@ class Admin:
             '/baton.v1.Admin/Explain',
             protos_dot_baton_dot_v1_dot_admin__pb2.ExplainRequest.SerializeToString,
             protos_dot_baton_dot_v1_dot_admin__pb2.Explanation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.v1.Admin/Drain',
+            protos_dot_baton_dot_v1_dot_admin__pb2.DrainRequest.SerializeToString,
+            protos_dot_baton_dot_v1_dot_admin__pb2.DrainResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -36,6 +36,10 @@ class AdminStub:
     """Why a request went where it went; or, for a prompt, where one would go now, without sending it. NOT_FOUND: no router
     knows the request (any more). UNAVAILABLE: this router does not, and the store does not answer.
     """
+    Drain: _grpc.UnaryUnaryMultiCallable[_admin_pb2.DrainRequest, _admin_pb2.DrainResponse]
+    """A worker gets nothing new, from any router; what it has goes on. It stands until it is undone. NOT_FOUND: this router
+    knows no such worker. UNAVAILABLE: the store does not answer, so the other routers would not hear of it.
+    """
 
 @_typing.type_check_only
 class AdminAsyncStub(AdminStub):
@@ -44,6 +48,10 @@ class AdminAsyncStub(AdminStub):
     Explain: _aio.UnaryUnaryMultiCallable[_admin_pb2.ExplainRequest, _admin_pb2.Explanation]  # type: ignore[assignment]
     """Why a request went where it went; or, for a prompt, where one would go now, without sending it. NOT_FOUND: no router
     knows the request (any more). UNAVAILABLE: this router does not, and the store does not answer.
+    """
+    Drain: _aio.UnaryUnaryMultiCallable[_admin_pb2.DrainRequest, _admin_pb2.DrainResponse]  # type: ignore[assignment]
+    """A worker gets nothing new, from any router; what it has goes on. It stands until it is undone. NOT_FOUND: this router
+    knows no such worker. UNAVAILABLE: the store does not answer, so the other routers would not hear of it.
     """
 
 class AdminServicer(metaclass=_abc_1.ABCMeta):
@@ -62,6 +70,16 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_admin_pb2.Explanation, _abc.Awaitable[_admin_pb2.Explanation]]:
         """Why a request went where it went; or, for a prompt, where one would go now, without sending it. NOT_FOUND: no router
         knows the request (any more). UNAVAILABLE: this router does not, and the store does not answer.
+        """
+
+    @_abc_1.abstractmethod
+    def Drain(
+        self,
+        request: _admin_pb2.DrainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.DrainResponse, _abc.Awaitable[_admin_pb2.DrainResponse]]:
+        """A worker gets nothing new, from any router; what it has goes on. It stands until it is undone. NOT_FOUND: this router
+        knows no such worker. UNAVAILABLE: the store does not answer, so the other routers would not hear of it.
         """
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -440,6 +440,7 @@ class Output(_message.Message):
     TICKET_FIELD_NUMBER: _builtins.int
     ORIGIN_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    RUNGS_FIELD_NUMBER: _builtins.int
     attempt_id: _builtins.str
     finish_reason: Global___FinishReason.ValueType
     stop_token_id: _builtins.int
@@ -458,6 +459,10 @@ class Output(_message.Message):
     def origin(self) -> Global___PromptOrigin:
         """On an attempt's first output: where the prompt's KV came from."""
 
+    @_builtins.property
+    def rungs(self) -> _containers.RepeatedCompositeFieldContainer[Global___PullRung]:
+        """LEG_DECODE, last output: how its blocks came, or did not."""
+
     def __init__(
         self,
         *,
@@ -470,16 +475,51 @@ class Output(_message.Message):
         ticket: _builtins.bytes = ...,
         origin: Global___PromptOrigin | None = ...,
         error: _builtins.str = ...,
+        rungs: _abc.Iterable[Global___PullRung] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["origin", b"origin", "stop_reason", b"stop_reason", "stop_text", b"stop_text", "stop_token_id", b"stop_token_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_id", b"attempt_id", "error", b"error", "finish_reason", b"finish_reason", "logprobs", b"logprobs", "origin", b"origin", "stop_reason", b"stop_reason", "stop_text", b"stop_text", "stop_token_id", b"stop_token_id", "ticket", b"ticket", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_id", b"attempt_id", "error", b"error", "finish_reason", b"finish_reason", "logprobs", b"logprobs", "origin", b"origin", "rungs", b"rungs", "stop_reason", b"stop_reason", "stop_text", b"stop_text", "stop_token_id", b"stop_token_id", "ticket", b"ticket", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_stop_reason: _TypeAlias = _typing.Literal["stop_token_id", "stop_text"]  # noqa: Y015
     _WhichOneofArgType_stop_reason: _TypeAlias = _typing.Literal["stop_reason", b"stop_reason"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_stop_reason) -> _WhichOneofReturnType_stop_reason | None: ...
 
 Global___Output: _TypeAlias = Output  # noqa: Y015
+
+@_typing.final
+class PullRung(_message.Message):
+    """One step of the ladder by which blocks were to come."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRANSPORT_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    transport: _builtins.str
+    outcome: _builtins.str
+    """"landed", or why not."""
+    blocks: _builtins.int
+    bytes: _builtins.int
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        transport: _builtins.str = ...,
+        outcome: _builtins.str = ...,
+        blocks: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "bytes", b"bytes", "outcome", b"outcome", "reason", b"reason", "transport", b"transport"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PullRung: _TypeAlias = PullRung  # noqa: Y015
 
 @_typing.final
 class PromptOrigin(_message.Message):

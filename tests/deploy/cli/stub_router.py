@@ -23,6 +23,8 @@ class StubRouter(admin_pb2_grpc.AdminServicer, inference_pb2_grpc.InferenceServi
     pieces: tuple[str, ...] = ("Hel", "lo", "!")
     finish: str | None = "stop"
     asked: list[inference_pb2.GenerateRequest] = field(default_factory=list)
+    drained: list[admin_pb2.DrainRequest] = field(default_factory=list)
+    explained: list[admin_pb2.ExplainRequest] = field(default_factory=list)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     address: str = ""
 
@@ -32,7 +34,16 @@ class StubRouter(admin_pb2_grpc.AdminServicer, inference_pb2_grpc.InferenceServi
 
     async def Explain(self, request: admin_pb2.ExplainRequest, context: Any) -> admin_pb2.Explanation:
         await self._refuse_or_stall(context)
-        return explained(request.request_id)
+        self.explained.append(request)
+        told = explained(request.request_id)
+        if request.WhichOneof("what") == "dry_run":
+            told.ClearField("arrived_unix_s")
+        return told
+
+    async def Drain(self, request: admin_pb2.DrainRequest, context: Any) -> admin_pb2.DrainResponse:
+        await self._refuse_or_stall(context)
+        self.drained.append(request)
+        return admin_pb2.DrainResponse()
 
     async def Generate(
         self, request: inference_pb2.GenerateRequest, context: Any
@@ -95,7 +106,12 @@ def explained(request_id: str) -> admin_pb2.Explanation:
     )
     failed = admin_pb2.AttemptReport(leg="prefill", worker_id="p1", outcome="failed", reason="worker broke")
     made = admin_pb2.AttemptReport(leg="prefill", worker_id="p2", outcome="completed")
+    rung = admin_pb2.TransferRung(
+        attempt_id=f"{request_id}/decode3", transport="grpc", outcome="landed", blocks=10, bytes=1 << 20
+    )
     return admin_pb2.Explanation(
+        rungs=[rung],
+        arrived_unix_s=1_700_000_000.0,
         request_id=request_id,
         prompt_tokens=100,
         cached_tokens_predicted=64,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import grpc
+import pytest
 
 from tests.deploy.cli.conftest import Baton
 from tests.deploy.cli.stub_router import StubRouter
@@ -31,13 +33,23 @@ async def test_json_holds_candidates_with_their_costs_and_what_happened(baton: B
             "leftOut": 3,
         }
     ]
+    assert [(rung["transport"], rung["outcome"], rung["blocks"]) for rung in document["rungs"]] == [
+        ("grpc", "landed", 10)
+    ]
     assert [attempt["outcome"] for attempt in document["attempts"]] == ["failed", "completed"]
 
 
 async def test_tables_name_the_reason_and_every_candidate(baton: Baton, router: StubRouter) -> None:
     ended = await baton("explain", "cmpl-1", "-e", router.address)
     assert ended.code == 0
-    for words in ("the least predicted time", "queue=500ms", "prefill=250ms", "worker broke", "unknown (predicted 64)"):
+    for words in (
+        "the least predicted time",
+        "queue=500ms",
+        "prefill=250ms",
+        "worker broke",
+        "unknown (predicted 64)",
+        "1048576",
+    ):
         assert words in ended.stdout
 
 
@@ -46,3 +58,23 @@ async def test_a_request_that_nobody_knows_is_not_found(baton: Baton, router: St
     ended = await baton("explain", "r", "-e", router.address)
     assert (ended.code, ended.stdout) == (4, "")
     assert "is in no journal" in ended.stderr
+
+
+async def test_a_prompt_file_is_asked_about_and_not_sent(baton: Baton, router: StubRouter, tmp_path: Path) -> None:
+    prompt = tmp_path / "prompt.txt"
+    prompt.write_text("Once upon a time")
+    ended = await baton("explain", "--prompt-file", str(prompt), "--session", "talk", "-e", router.address)
+    assert ended.code == 0
+    assert "the least predicted time" in ended.stdout
+    (asked,) = router.explained
+    assert (asked.dry_run.text, asked.dry_run.session_id, asked.dry_run.max_tokens) == ("Once upon a time", "talk", 256)
+    assert router.asked == []
+
+
+@pytest.mark.parametrize("given", [[], ["cmpl-1", "--prompt-file", "-"], ["--prompt-file", "no-such-file"]])
+async def test_neither_both_or_an_unreadable_file_are_refused(
+    baton: Baton, router: StubRouter, given: list[str]
+) -> None:
+    ended = await baton("explain", *given, "-e", router.address)
+    assert (ended.code, ended.stdout, router.explained) == (2, "", [])
+    assert "--prompt-file" in ended.stderr
