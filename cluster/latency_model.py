@@ -1,7 +1,8 @@
 """What a prefill, a token of output and a transfer will take on each worker, learnt from what they took.
 
-A worker that is new starts from what its pool has learnt, a pool from the configuration. Predictions are made for many
-workers at once. Pure: the time is an argument. It must not know requests or placement.
+A worker of which little is known, or nothing new, is taken for one like the others of its pool: or one bad measurement
+would keep requests from it for ever, and with them the next. A pool starts from the configuration. Predictions are made
+for many workers at once. Pure: the time is an argument. It must not know requests or placement.
 """
 
 from __future__ import annotations
@@ -24,14 +25,17 @@ _TOKENS, _PAIRS, _MIB = 1e3, 1e6, float(1 << 20)
 _PAIR_STEP = 0.2
 _PAIR_LIMIT = 10.0
 _DOUBT = 3.0  # a start value may well be off by three times itself
+_ENOUGH = 20.0  # measurements of a worker; with fewer, what is known of its pool counts for the rest
+_REFRESH_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
-    """One prompt's prefill, or how it would be: `ahead` tokens of others to be computed first, then `uncached` of its
-    own `prompt` tokens."""
+    """One prompt's prefill: `ahead` tokens of others to be computed first, with which the worker had been busy for
+    `busy_s`, then `uncached` of its own `prompt` tokens."""
 
     ahead: float
+    busy_s: float
     uncached: float
     prompt: float
 
@@ -45,6 +49,7 @@ class LatencyModel:
         self._pools: dict[str, _Fits] = {}
         self._workers: dict[int, _Fits] = {}
         self._pool_of: dict[int, str] = {}
+        self._refreshed = -math.inf
         # What was learnt, by row: seconds once, for each token, for each pair of tokens; once, for each sequence, for
         # each token in the KV cache.
         self._prefill: Seconds = np.zeros((3, 0))
@@ -60,22 +65,32 @@ class LatencyModel:
         fits = self._pools.setdefault(pool, _first_fits(self._start, self._half_life_s))
         self._workers[row] = fits.like()
         self._pool_of[row] = pool
-        self._publish(row)
+        self._publish(row, 0.0)
 
     def remove(self, row: int) -> None:
         """Unknown rows are no error."""
         self._workers.pop(row, None)
         self._pool_of.pop(row, None)
 
+    def on_time(self, now: float) -> None:
+        """What was measured long ago counts less by and by. May be called often."""
+        if now < self._refreshed + _REFRESH_S:
+            return
+        self._refreshed = now
+        for row in self._workers:
+            self._publish(row, now)
+
     # Predictions
 
-    def queue_s(self, rows: Rows, ahead: Amounts) -> Seconds:
-        """Until so many prompt tokens of others are computed."""
-        seconds: Seconds = ahead * self._prefill[1].take(rows)
+    def queue_s(self, rows: Rows, ahead: Amounts, busy_s: Amounts) -> Seconds:
+        """Until so many prompt tokens of others are computed, with which the worker has been busy for `busy_s`."""
+        once, each, _ = self._prefill.take(rows, axis=1)
+        # What waits with a prompt is computed with it, so only the computing under way costs its own once.
+        seconds: Seconds = np.maximum((ahead > 0) * once + ahead * each - busy_s, 0.0)
         return seconds
 
     def asking_s(self, rows: Rows) -> Seconds:
-        """What of a prefill keeps nobody busy: it comes on top of the queue and the computing."""
+        """What a prefill takes however short it is, on top of the queue and the computing."""
         seconds: Seconds = self._prefill[0].take(rows)
         return seconds
 
@@ -105,14 +120,15 @@ class LatencyModel:
     # Measurements: those of workers that are gone are left out
 
     def observe_prefill(self, row: int, prefill: Prefill, seconds: float, now: float) -> None:
-        """From its submission to its first token."""
+        """From its submission to its first token. What is learnt from is the time since the worker began with the
+        first prompt ahead: how far it had come with that is not known."""
         tokens = (prefill.ahead + prefill.uncached) / _TOKENS
         pairs = prefill.uncached * (prefill.prompt - prefill.uncached / 2) / _PAIRS
-        features = (1.0, tokens, pairs)
+        features = (2.0 if prefill.ahead else 1.0, tokens, pairs)
         if row in self._workers:
             for fits in (self._workers[row], self._pools[self._pool_of[row]]):
-                fits.prefill.observe(features, seconds, now)
-            self._publish(row)
+                fits.prefill.observe(features, prefill.busy_s + seconds, now)
+            self._publish(row, now)
 
     def observe_token(self, row: int, running: float, kv_tokens: float, seconds: float, now: float) -> None:
         """The mean time between two tokens of a sequence, beside `running` others."""
@@ -120,7 +136,7 @@ class LatencyModel:
         if row in self._workers:
             for fits in (self._workers[row], self._pools[self._pool_of[row]]):
                 fits.step.observe(features, seconds, now)
-            self._publish(row)
+            self._publish(row, now)
 
     def observe_transfer(self, source: int, target: int, size_bytes: float, seconds: float, now: float) -> None:
         features = (1.0, size_bytes / _MIB)
@@ -129,15 +145,15 @@ class LatencyModel:
         self._transfer.observe(features, seconds, now)
         usual = max(self._transfer.predict(features), 1e-9)
         factor = float(self._pair[source, target])
-        step = min(max(math.log(seconds / (usual * factor)), -1.0), 1.0)
+        step = min(max(math.log(max(seconds, 1e-9) / (usual * factor)), -1.0), 1.0)
         self._pair[source, target] = min(max(factor * math.exp(_PAIR_STEP * step), 1 / _PAIR_LIMIT), _PAIR_LIMIT)
 
     # Inside
 
-    def _publish(self, row: int) -> None:
-        fits = self._workers[row]
-        self._prefill[:, row] = np.divide(fits.prefill.coefficients, (1.0, _TOKENS, _PAIRS))
-        self._step[:, row] = np.divide(fits.step.coefficients, (1.0, 1.0, _TOKENS))
+    def _publish(self, row: int, now: float) -> None:
+        own, pool = self._workers[row], self._pools[self._pool_of[row]]
+        self._prefill[:, row] = np.divide(_known(own.prefill, pool.prefill, now), (1.0, _TOKENS, _PAIRS))
+        self._step[:, row] = np.divide(_known(own.step, pool.step, now), (1.0, 1.0, _TOKENS))
 
     def _usual_transfer_s(self, size_bytes: Amounts) -> Seconds:
         once, each_mib = self._transfer.coefficients
@@ -170,6 +186,13 @@ class _Fits:
             _fit(self.step.coefficients, self.half_life_s),
             self.half_life_s,
         )
+
+
+def _known(own: OnlineFit, pool: OnlineFit, now: float) -> list[float]:
+    share = min(own.evidence(now) / _ENOUGH, 1.0)
+    return [
+        share * of_it + (1.0 - share) * usual for of_it, usual in zip(own.coefficients, pool.coefficients, strict=True)
+    ]
 
 
 def _first_fits(start: LatencyStart, half_life_s: float) -> _Fits:

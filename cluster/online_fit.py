@@ -32,11 +32,16 @@ class OnlineFit:
         self._half_life_s = half_life_s
         self._usual_error = _USUAL_ERROR
         self._last: float | None = None
+        self._count = 0.0
         self._spread = self._first_spread()  # covariance of the coefficients, for measurements of unit error
 
     def predict(self, features: Sequence[float]) -> float:
         seconds: float = sum(c * f for c, f in zip(self.coefficients, features, strict=True))
         return seconds
+
+    def evidence(self, now: float) -> float:
+        """How many measurements of now it would take to know as much."""
+        return 0.0 if self._last is None else self._count * math.exp2(-max(0.0, now - self._last) / self._half_life_s)
 
     def observe(self, features: Sequence[float], seconds: float, now: float) -> None:
         """What has no sense, like a duration below 0 or of a day, is counted in `ignored` and changes nothing."""
@@ -49,7 +54,9 @@ class OnlineFit:
         error = (seconds - self.predict(features)) / scale
         limit = _HUBER * self._usual_error
         weight = min(1.0, limit / abs(error)) if error else 1.0
-        self._learn(scaled, error, weight, self._remembered(now))
+        remembered = self._remembered(now)
+        self._learn(scaled, error, weight, remembered)
+        self._count = remembered * self._count + 1.0
         self._usual_error += _ERROR_STEP * (min(abs(error), 2 * limit) - self._usual_error)
         self._usual_error = max(self._usual_error, _LEAST_ERROR)
 

@@ -210,7 +210,9 @@ class Worker:
         if request.leg is Leg.PREFETCH:  # computes nothing here, and its pace is that of another engine
             self._attempts.add(request.attempt_id, session, 0, awaited=False)
             return
-        self._attempts.add(request.attempt_id, session, len(request.prompt_token_ids))
+        # What decode continues was computed elsewhere.
+        to_compute = 0 if request.leg is Leg.DECODE else len(request.prompt_token_ids)
+        self._attempts.add(request.attempt_id, session, to_compute)
         self._progress.work_came(self._clock.now())
 
     def _accept(self, submit: pb.Submit) -> EngineRequest:

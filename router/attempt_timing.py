@@ -28,6 +28,7 @@ class _Timed:
     row: int
     source: str
     ahead: float
+    busy_s: float
     uncached: float
     prompt: int
     since: float
@@ -51,8 +52,9 @@ class AttemptTiming:
         """To be called before its load is reserved. `cached`: prompt tokens expected in the worker's cache."""
         row = self._placement.loads.row(worker_id)
         if row is not None and leg is not Leg.PREFETCH:
-            ahead = float(self._placement.loads.of(np.array([row])).prefill_tokens[0])
-            self._timed[attempt_id] = _Timed(leg, worker_id, row, source, ahead, prompt - cached, prompt, now)
+            load = self._placement.loads.of(np.array([row]))
+            ahead, busy_s = float(load.prefill_tokens[0]), max(now - float(load.busy_since[0]), 0.0)
+            self._timed[attempt_id] = _Timed(leg, worker_id, row, source, ahead, busy_s, prompt - cached, prompt, now)
 
     def output(self, attempt_id: str, tokens: int, origin: PromptOrigin | None, now: float) -> None:
         timed = self._timed.get(attempt_id)
@@ -81,7 +83,7 @@ class AttemptTiming:
         uncached = timed.uncached
         if origin is not None:
             uncached = max(origin.prompt_tokens - origin.cached_tokens - origin.pulled_tokens, 1)
-        prefill = Prefill(timed.ahead, uncached, timed.prompt)
+        prefill = Prefill(timed.ahead, timed.busy_s, uncached, timed.prompt)
         self._placement.latency.observe_prefill(timed.row, prefill, now - timed.since, now)
 
     def _pulled(self, timed: _Timed, origin: PromptOrigin | None, now: float) -> None:

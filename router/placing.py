@@ -115,9 +115,10 @@ class Placing:
 
     def answered(self, attempt_id: str, tokens: int, origin: PromptOrigin | None) -> None:
         """To be called for every output, so that it does little after the first."""
-        if self.placement.loads.computed(attempt_id):
+        now = self._now()
+        if self.placement.loads.computed(attempt_id, now):
             self._tell(self.placement.loads.worker_of(attempt_id))
-        self._timing.output(attempt_id, tokens, origin, self._now())
+        self._timing.output(attempt_id, tokens, origin, now)
 
     def settle(self, attempt_id: str) -> None:
         worker_id = self.placement.loads.worker_of(attempt_id)
@@ -145,6 +146,7 @@ class Placing:
         for worker_id in filter(None, self.placement.loads.names):
             elsewhere = self._shared.reserved_elsewhere(worker_id)
             self.placement.loads.hear_of_others(worker_id, elsewhere.tokens, elsewhere.sequences)
+        self.placement.latency.on_time(self._now())
         self.placement.index.on_time(self._now())
         for _ in range(_SWEEPS_AT_ONCE):
             if not self.placement.index.sweep():

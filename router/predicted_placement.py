@@ -20,9 +20,11 @@ from cluster.latency_model import LatencyModel
 from router.decision import Column, CostTable, Decision, Why
 from router.prefix_index import PrefixIndex
 from router.session_pins import Pins, SessionPins
-from router.worker_loads import Load, Loads, Rows, WorkerFacts, WorkerLoads
+from router.worker_loads import Flags, Load, Loads, Rows, WorkerFacts, WorkerLoads
 
-_TIE_S = 1e-4  # predictions are not so exact that less would tell two workers apart
+# Predictions are not so exact that less would tell two workers apart. Where both would compute the same, the share is
+# of that time: one that seems a little faster would get all that finds no queue, until its cache is too small for it.
+_TIE_S, _TIE_SHARE = 1e-4, 0.25
 _NOBODY: frozenset[str] = frozenset()
 
 
@@ -47,12 +49,13 @@ class BlockShape:
 @dataclass(frozen=True, slots=True, eq=False)
 class _Pool:
     """The workers that can take one request: their rows and loads, how many of its first blocks they have, and how many
-    of its tokens they need not compute."""
+    of its tokens they need not compute; how long they have been busy with the first prompt ahead."""
 
     rows: Rows
     loads: Loads
     held: Column
     cached_tokens: Column
+    busy_s: Column
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -141,7 +144,8 @@ class Placement:
         uncached = demand.prompt_tokens - chosen.cached_tokens if leg in (Leg.PREFILL, Leg.WHOLE) else 0
         blocks = _blocks(demand.prompt_tokens + output, self.block.tokens)
         sequences = 0 if leg is Leg.PREFETCH else 1
-        self.loads.reserve(attempt_id, chosen.worker_id, Load(uncached, sequences, blocks))
+        cached = demand.prompt_tokens - uncached if uncached else 0
+        self.loads.reserve(attempt_id, chosen.worker_id, Load(uncached, sequences, blocks, cached), now)
         self.index.expect(chosen.worker_id, demand.hashes)
         self._last_turn[int(decision.table.rows[decision.at])] = next(self._turns)
         if demand.session:
@@ -157,7 +161,7 @@ class Placement:
         return self._table(
             Leg.PREFILL,
             pool,
-            queue_s=self.latency.queue_s(pool.rows, pool.loads.prefill_tokens),
+            queue_s=self.latency.queue_s(pool.rows, pool.loads.prefill_tokens, pool.busy_s),
             prefill_s=self.latency.asking_s(pool.rows) + self._compute_s(demand, pool),
             transfer_s=self.latency.transfer_to(pool.rows, target, size_bytes)
             if target is not None
@@ -170,7 +174,7 @@ class Placement:
         return self._table(
             Leg.WHOLE,
             pool,
-            queue_s=self.latency.queue_s(pool.rows, pool.loads.prefill_tokens),
+            queue_s=self.latency.queue_s(pool.rows, pool.loads.prefill_tokens, pool.busy_s),
             prefill_s=self.latency.asking_s(pool.rows) + compute_s,
             decode_s=np.zeros(len(pool)) if slower_s is None else slower_s,
             harm_s=self._config.stream_harm * pool.loads.sequences * compute_s,
@@ -209,7 +213,8 @@ class Placement:
         held_there = held.take(rows)
         # An engine takes whole blocks from its cache, and always computes the last token.
         cached = np.minimum(held_there, (demand.prompt_tokens - 1) // self.block.tokens) * self.block.tokens
-        return _Pool(rows, self.loads.of(rows), held_there, cached)
+        loads = self.loads.of(rows)
+        return _Pool(rows, loads, held_there, cached, np.maximum(now - loads.busy_since, 0.0))
 
     def cached_tokens(self, demand: Demand) -> int:
         """The most that any worker has of the prompt."""
@@ -244,8 +249,20 @@ class Placement:
         pinned = self._pinned(table, demand, now)
         if pinned is not None and total[pinned] - best <= self._margin_s(best):
             return pinned, Why.BEST if total[pinned] == best else Why.SESSION
-        ties = np.flatnonzero(total <= best + _TIE_S).tolist()
-        return (ties[0], Why.BEST) if len(ties) == 1 else (draw.choice(ties), Why.TIE)
+        ties = np.flatnonzero(self._as_good(table, int(total.argmin()))).tolist()
+        if len(ties) == 1:
+            return ties[0], Why.BEST
+        # Of two drawn, the one with the emptier cache: nobody's blocks should give way while there is room elsewhere.
+        return min(draw.sample(ties, 2), key=lambda at: self.index.held_by(table.names[table.rows[at]])), Why.TIE
+
+    def _as_good(self, table: CostTable, best: int) -> Flags:
+        near: Flags = table.total <= table.total[best] + _TIE_S
+        if (prefill_s := table.costs.get("prefill_s")) is None:
+            return near
+        queue_s = table.costs["queue_s"]
+        alike = (table.cached_tokens == table.cached_tokens[best]) & (queue_s <= queue_s[best])
+        near |= alike & (table.total <= table.total[best] + _TIE_SHARE * prefill_s[best])
+        return near
 
     def _pinned(self, table: CostTable, demand: Demand, now: float) -> int | None:
         if not demand.session:

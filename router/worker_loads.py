@@ -6,7 +6,7 @@ at once, and not twice when the worker reports it. Pure state; it must not know 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ Rows = npt.NDArray[np.intp]
 Flags = npt.NDArray[np.bool_]
 Column = npt.NDArray[np.float64]
 
-_TOKENS, _SEQUENCES, _BLOCKS = range(3)
+_TOKENS, _SEQUENCES, _BLOCKS, _CACHED = range(4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,28 +33,35 @@ class WorkerFacts:
 @dataclass(frozen=True, slots=True)
 class Load:
     """Prompt tokens to be computed; sequences running and waiting; KV blocks in use, or needed to the end of the
-    request where the load is a reservation."""
+    request where the load is a reservation. `cached_tokens`: of the same prompts, those that need not be computed: a
+    worker cannot tell them apart before it begins, and reports them as to be computed."""
 
     prefill_tokens: float = 0.0
     sequences: float = 0.0
     blocks: float = 0.0
+    cached_tokens: float = 0.0
+
+    @property
+    def columns(self) -> tuple[float, float, float, float]:
+        return self.prefill_tokens, self.sequences, self.blocks, self.cached_tokens
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Loads:
-    """The loads of many workers, as `Load`, and how many blocks they have in all."""
+    """The loads of many workers, as `Load`, and how many blocks they have in all. `busy_since`: when each began with
+    the first of the prompts that this router has there; inf where it has none."""
 
     prefill_tokens: Column
     sequences: Column
     blocks: Column
     num_blocks: Column
+    busy_since: Column
 
 
 @dataclass(slots=True)
 class _Reserved:
     row: int
     load: Load
-    prefill_tokens: float
 
 
 class WorkerLoads:
@@ -66,10 +73,11 @@ class WorkerLoads:
         self._row: dict[str, int] = {}
         self._free: list[int] = []
         self._reserved: dict[str, _Reserved] = {}
-        self._own: Column = np.zeros((0, 3))
+        self._own: Column = np.zeros((0, 4))
         self._others: Column = np.zeros((0, 3))
         self._elsewhere: Column = np.zeros((0, 3))
         self._ready: dict[Role, Flags] = {role: np.zeros(0, np.bool_) for role in Role}
+        self._busy_since: Column = np.zeros(0)
         self._closed_until: Column = np.zeros(0)
         self._some_closed_until = float("-inf")
         self._num_blocks: Column = np.zeros(0)
@@ -124,7 +132,9 @@ class WorkerLoads:
         error."""
         if (row := self._row.get(worker_id)) is not None:
             told = np.array((load.prefill_tokens, load.sequences, load.blocks))
-            self._others[row] = np.maximum(told - self._own[row], 0.0)
+            ours = self._own[row, :_CACHED].copy()
+            ours[_TOKENS] += self._own[row, _CACHED]
+            self._others[row] = np.maximum(told - ours, 0.0)
 
     def hear_of_others(self, worker_id: str, prefill_tokens: float, sequences: float) -> None:
         """What the other routers say they have reserved there. Unknown ids are no error."""
@@ -133,27 +143,32 @@ class WorkerLoads:
 
     # This router's own
 
-    def reserve(self, attempt_id: str, worker_id: str, load: Load) -> None:
+    def reserve(self, attempt_id: str, worker_id: str, load: Load, now: float) -> None:
         """From the moment of the decision. An attempt has one place: a second reservation replaces the first. Unknown
         workers are no error."""
         self.settle(attempt_id)
         if (row := self._row.get(worker_id)) is not None:
-            self._reserved[attempt_id] = _Reserved(row, load, load.prefill_tokens)
-            self._own[row] += (load.prefill_tokens, load.sequences, load.blocks)
+            if not self._own[row, _TOKENS]:
+                self._busy_since[row] = now
+            self._reserved[attempt_id] = _Reserved(row, load)
+            self._own[row] += load.columns
 
-    def computed(self, attempt_id: str) -> bool:
-        """Its prompt waits no longer. Whether that changed anything; unknown ids are no error."""
+    def computed(self, attempt_id: str, now: float) -> bool:
+        """Its prompt waits no longer: if there are more, their turn has come. Whether that changed anything; unknown
+        ids are no error."""
         held = self._reserved.get(attempt_id)
-        if held is None or not held.prefill_tokens:
+        if held is None or not held.load.prefill_tokens:
             return False
-        self._own[held.row, _TOKENS] -= held.prefill_tokens
-        held.prefill_tokens = 0.0
+        self._own[held.row] -= held.load.columns
+        held.load = replace(held.load, prefill_tokens=0.0, cached_tokens=0.0)
+        self._own[held.row] += held.load.columns
+        self._busy_since[held.row] = now
         return True
 
     def settle(self, attempt_id: str) -> None:
         """It has ended, whichever way. Unknown ids are no error."""
         if held := self._reserved.pop(attempt_id, None):
-            self._own[held.row] -= (held.prefill_tokens, held.load.sequences, held.load.blocks)
+            self._own[held.row] -= held.load.columns
 
     def own(self, worker_id: str) -> Load:
         """All that this router has reserved there. Unknown ids are no error."""
@@ -186,14 +201,15 @@ class WorkerLoads:
         own, told = self._own.take(rows, axis=0), self._others.take(rows, axis=0)
         # Both tell of the same work, and each may be the newer of the two.
         others = np.maximum(told, self._elsewhere.take(rows, axis=0))
-        tokens, sequences, blocks = (own + others).T
-        return Loads(tokens, sequences, blocks, self._num_blocks.take(rows))
+        tokens, sequences, blocks = (own[:, :_CACHED] + others).T
+        busy_since = np.where(own[:, _TOKENS] > 0, self._busy_since.take(rows), np.inf)
+        return Loads(tokens, sequences, blocks, self._num_blocks.take(rows), busy_since)
 
     def check_integrity(self) -> None:
         """Recounts what is reserved. Raises AssertionError where it differs from the columns."""
         recount = np.zeros_like(self._own)
         for held in self._reserved.values():
-            recount[held.row] += (held.prefill_tokens, held.load.sequences, held.load.blocks)
+            recount[held.row] += held.load.columns
         assert np.allclose(recount[list(self._facts)], self._own[list(self._facts)]), "reservations are out of step"
         assert {name: row for row, name in enumerate(self.names) if name} == self._row, "rows are out of step"
 
@@ -214,9 +230,10 @@ class WorkerLoads:
         self.names = (*self.names, "")
         if row >= len(self._num_blocks):
             more = max(8, row)
-            self._own = np.vstack([self._own, np.zeros((more, 3))])
+            self._own = np.vstack([self._own, np.zeros((more, 4))])
             self._others = np.vstack([self._others, np.zeros((more, 3))])
             self._elsewhere = np.vstack([self._elsewhere, np.zeros((more, 3))])
+            self._busy_since = np.pad(self._busy_since, (0, more))
             self._closed_until = np.pad(self._closed_until, (0, more))
             self._num_blocks = np.pad(self._num_blocks, (0, more))
             self._ready = {role: np.pad(flags, (0, more)) for role, flags in self._ready.items()}

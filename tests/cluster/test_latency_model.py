@@ -40,6 +40,10 @@ def prefill_s(made: LatencyModel, row: int, uncached: float, prompt: float | Non
     return float((made.asking_s(one(row)) + compute_s)[0])
 
 
+def queue_s(made: LatencyModel, row: int, ahead: float, busy_s: float = 0.0) -> float:
+    return float(made.queue_s(one(row), np.array([ahead]), np.array([busy_s]))[0])
+
+
 def transfer_s(made: LatencyModel, source: int, target: int, size_bytes: float) -> float:
     either = made.transfer_from(source, one(target), np.array([size_bytes]))
     assert either == pytest.approx(made.transfer_to(one(source), target, size_bytes))
@@ -54,19 +58,45 @@ def teach_prefill(made: LatencyModel, row: int, each_token_s: float, seed: int =
     draw = random.Random(seed)
     for i in range(100):
         tokens = draw.uniform(100, 10_000)
-        made.observe_prefill(row, Prefill(0, tokens, tokens), 0.02 + each_token_s * tokens, i * 0.1)
+        made.observe_prefill(row, Prefill(0, 0, tokens, tokens), 0.02 + each_token_s * tokens, i * 0.1)
 
 
 def test_it_starts_from_the_configuration() -> None:
     made = model("prefill")
     assert prefill_s(made, 0, 2_000) == pytest.approx(0.01 + 0.2)
     assert token_s(made, 0, 5) == pytest.approx(0.015)
-    assert made.queue_s(one(0), np.array([3_000.0]))[0] == pytest.approx(0.3)
+    assert queue_s(made, 0, 3_000) == pytest.approx(0.31)
     assert transfer_s(made, 0, 0, 50 * MIB) == pytest.approx(0.505)
 
 
 def test_a_transfer_of_nothing_takes_no_time() -> None:
     assert transfer_s(model("p"), 0, 0, 0.0) == 0.0
+
+
+def test_a_queue_is_as_long_as_what_is_left_of_the_computing_ahead() -> None:
+    made = model("prefill")
+    assert queue_s(made, 0, 0) == queue_s(made, 0, 0, busy_s=1.0) == 0.0
+    assert queue_s(made, 0, 3_000, busy_s=0.1) == pytest.approx(0.21)
+    assert queue_s(made, 0, 3_000, busy_s=7.0) == 0.0, "it took longer than predicted, and must end soon"
+
+
+def test_prompts_that_waited_teach_the_same_as_those_that_did_not() -> None:
+    """Each prompt arrives while the one ahead of it is being computed: after a third of that, or two."""
+    made, draw = model("prefill", "prefill"), random.Random(6)
+
+    def truth(tokens: float) -> float:
+        return 0.03 + 1.2e-4 * tokens
+
+    for i in range(200):
+        ahead, own = draw.uniform(100, 2_000), draw.uniform(100, 2_000)
+        noise = draw.uniform(0.9, 1.1)
+        busy_s = truth(ahead) * draw.choice([1 / 3, 2 / 3])
+        made.observe_prefill(0, Prefill(ahead, busy_s, own, own), noise * (truth(ahead) - busy_s + truth(own)), i)
+        made.observe_prefill(1, Prefill(0, 0, own, own), noise * truth(own), i)
+    for tokens in (100, 1_000, 2_000):
+        assert prefill_s(made, 0, tokens) == pytest.approx(prefill_s(made, 1, tokens), rel=0.1)
+        assert prefill_s(made, 0, tokens) == pytest.approx(truth(tokens), rel=0.1)
+    assert queue_s(made, 0, 1_000, busy_s=0.05) == pytest.approx(0.1, rel=0.1)
 
 
 def test_each_worker_is_learnt_by_itself() -> None:
@@ -85,6 +115,21 @@ def test_a_new_worker_starts_from_what_its_pool_has_learnt() -> None:
     assert prefill_s(made, 1, 4_000) == pytest.approx(0.41)
 
 
+def test_a_worker_that_was_slow_for_a_while_is_not_avoided_for_ever() -> None:
+    made = model("prefill", "prefill")
+    for i in range(10):
+        made.observe_prefill(1, Prefill(0, 0, 1_000, 1_000), 0.5, i * 0.1)
+    for i in range(600):
+        made.observe_prefill(0, Prefill(0, 0, 1_000, 1_000), 0.1, 1 + i * 0.5)
+    assert prefill_s(made, 1, 1_000) > 0.2
+    made.on_time(301.0)
+    assert prefill_s(made, 1, 1_000) == pytest.approx(0.1, rel=0.1)
+    for i in range(20):
+        made.observe_prefill(1, Prefill(0, 0, 1_000, 1_000), 0.5, 301 + i * 0.1)
+    assert prefill_s(made, 1, 1_000) == pytest.approx(0.5, rel=0.1), "it is slow indeed"
+    assert prefill_s(made, 0, 1_000) == pytest.approx(0.1, rel=0.1)
+
+
 def test_a_row_that_is_used_again_forgets_its_last_worker() -> None:
     made = model("prefill", "decode", "decode")
     for i in range(50):
@@ -92,7 +137,7 @@ def test_a_row_that_is_used_again_forgets_its_last_worker() -> None:
         made.observe_transfer(0, 2, 10 * MIB, 0.2, i)
     teach_prefill(made, 0, 1e-3)
     made.remove(0)
-    made.observe_prefill(0, Prefill(0, 1, 1), 100.0, 0.0)
+    made.observe_prefill(0, Prefill(0, 0, 1, 1), 100.0, 0.0)
     made.add(0, "decode")
     assert prefill_s(made, 0, 4_000) == pytest.approx(0.41)
     usual = made.transfer_from(None, one(1), np.array([10 * MIB]))[0]
@@ -108,7 +153,7 @@ def test_attention_over_a_long_cached_prefix_is_learnt_where_it_costs() -> None:
     for i in range(400):
         prompt = draw.uniform(1_000, 100_000)
         uncached = prompt * draw.choice([0.05, 0.3, 1.0])
-        made.observe_prefill(0, Prefill(0, uncached, prompt), truth(uncached, prompt) * draw.uniform(0.95, 1.05), i)
+        made.observe_prefill(0, Prefill(0, 0, uncached, prompt), truth(uncached, prompt) * draw.uniform(0.95, 1.05), i)
     for uncached, prompt in ((500, 50_000), (5_000, 5_000), (50_000, 50_000), (80_000, 100_000)):
         assert prefill_s(made, 0, uncached, prompt) == pytest.approx(truth(uncached, prompt), rel=0.15)
 
@@ -142,7 +187,7 @@ def test_no_measurement_makes_a_prediction_absurd(measured: list[tuple[str, int,
     made = model("p", "d", "d")
     for kind, row, amount, seconds, now in measured:
         if kind == "p":
-            made.observe_prefill(row, Prefill(amount, amount, amount), seconds, now)
+            made.observe_prefill(row, Prefill(amount, 0, amount, amount), seconds, now)
         elif kind == "k":
             made.observe_token(row, amount, amount, seconds, now)
         else:
@@ -151,7 +196,7 @@ def test_no_measurement_makes_a_prediction_absurd(measured: list[tuple[str, int,
     for times in (
         made.asking_s(rows),
         made.compute_s(rows, np.full(3, 1e4), 1e5),
-        made.queue_s(rows, np.full(3, 1e5)),
+        made.queue_s(rows, np.full(3, 1e5), np.zeros(3)),
         made.token_s(rows, np.full(3, 64.0), np.full(3, 1e6)),
         made.transfer_to(rows, 0, 1e9),
         made.transfer_from(0, rows, np.full(3, 1e9)),

@@ -81,6 +81,18 @@ def test_what_never_varies_is_not_mistaken_for_knowledge_of_its_parts() -> None:
     assert worst_error(learnt) < 0.2
 
 
+def test_evidence_grows_with_measurements_and_halves_with_time() -> None:
+    learnt = fit(half_life_s=60.0)
+    assert learnt.evidence(5.0) == 0.0
+    for i in range(10):
+        learnt.observe((1.0, i), seconds((1.0, i)), i * 1e-3)
+    assert learnt.evidence(0.01) == pytest.approx(10, rel=0.05)
+    assert learnt.evidence(120.01) == pytest.approx(2.5, rel=0.05)
+    for i in range(10_000):
+        learnt.observe((1.0, i % 7), seconds((1.0, i % 7)), i * 1e-3)
+    assert learnt.evidence(10.0) < 250, "of very many, the oldest are forgotten"
+
+
 @pytest.mark.parametrize("wrong", [-1.0, math.nan, math.inf, 1e9])
 def test_an_absurd_duration_changes_nothing_and_is_counted(wrong: float) -> None:
     learnt = fit()

@@ -55,6 +55,16 @@ async def test_queued_prefill_tokens_are_those_of_attempts_without_an_output() -
         assert bench.worker.load().queued_prefill_tokens == 0
 
 
+async def test_a_prompt_that_was_computed_elsewhere_is_not_queued() -> None:
+    async with Bench(step_s=0.2).running() as bench:
+        router = await bench.session()
+        await router.submit("a", Leg.DECODE, ticket=b"lease:40")
+        await router.submit("refused", Leg.PREFILL)
+        await router.outputs_of("refused")
+        assert bench.worker.load().queued_prefill_tokens == 0
+        await router.outputs_of("a")
+
+
 @pytest.mark.parametrize(
     ("role", "leg", "runs"),
     [

@@ -222,8 +222,7 @@ def test_a_whole_request_whose_decode_worker_breaks_is_tried_on_the_other_one() 
 
 def test_a_session_stays_where_it_was_at_little_more_cost(bench: Bench) -> None:
     short = PROMPT[: BLOCK_TOKENS - 1]  # no full block: only the session tells
-    first = bench.serve("a", short, session="talk", prefill_s=0.0115)  # as was predicted
-    bench.queued(first[0], 1)
+    first = bench.serve("a", short, session="talk", prefill_s=0.0121)  # a little more than was predicted
     assert bench.serve("b", short, session="talk") == first
     assert bench.record("b").decisions[0].because.startswith("its session")
 
@@ -237,6 +236,23 @@ def test_load_is_reserved_from_the_decision_until_the_answer(bench: Bench) -> No
     assert load_of(bench.parts, decode).sequences == 1
     bench.dispatch.cancel(["a"])
     assert load_of(bench.parts, decode).sequences == 0
+
+
+def test_a_prompt_that_is_mostly_cached_makes_no_long_queue_though_its_worker_counts_all_of_it(bench: Bench) -> None:
+    bench.holds("p1")
+    assert bench.ask("a") == "p1"
+    bench.queued("p1", len(PROMPT), running=1)
+    assert load_of(bench.parts, "p1").prefill_tokens == BLOCK_TOKENS
+    assert bench.ask("b") == "p1"
+
+
+def test_a_prompt_is_predicted_to_wait_for_what_is_left_of_the_one_ahead(bench: Bench) -> None:
+    bench.dispatch.worker_down("p2", WorkerLost("worker p2 left"))
+    bench.ask("a")
+    alone_s = 0.01 + 1e-4 * len(PROMPT)
+    bench.now += 0.06
+    bench.ask("b", [0, *PROMPT])
+    assert bench.record("b").predicted.ttft_s == pytest.approx(2 * alone_s - 0.06, rel=0.01)
 
 
 def test_predictions_come_to_what_really_happens(bench: Bench) -> None:

@@ -81,7 +81,7 @@ def test_with_one_pool_empty_the_other_runs_the_whole_request() -> None:
 
 def test_round_robin_gives_each_worker_its_turn_whatever_it_costs() -> None:
     made = placement(prefill=3, disaggregate="always", pick="round-robin")
-    made.loads.reserve("busy", "p1", Load(1e6, 10, 100))
+    made.loads.reserve("busy", "p1", Load(1e6, 10, 100), 0.0)
     taken = []
     for number in range(6):
         decision = first(made, demand(session="talk"))
@@ -94,7 +94,7 @@ def test_round_robin_gives_each_worker_its_turn_whatever_it_costs() -> None:
 
 def test_random_picks_draw_among_all_whatever_they_cost() -> None:
     made = placement(prefill=3, disaggregate="always", pick="random")
-    made.loads.reserve("busy", "p1", Load(1e6, 10, 100))
+    made.loads.reserve("busy", "p1", Load(1e6, 10, 100), 0.0)
     assert {first(made, demand(), seed).chosen.worker_id for seed in range(20)} == {"p0", "p1", "p2"}
 
 
@@ -132,7 +132,7 @@ def test_a_slow_worker_gets_less_than_a_fast_one() -> None:
     for i in range(200):
         for row, each_token_s in ((0, 5e-4), (1, 5e-5)):
             tokens = 100.0 * (i % 40 + 1)
-            made.latency.observe_prefill(row, Prefill(0, tokens, tokens), 0.01 + each_token_s * tokens, i)
+            made.latency.observe_prefill(row, Prefill(0, 0, tokens, tokens), 0.01 + each_token_s * tokens, i)
     shares = Counter[str]()
     for i in range(66):
         wanted = demand(first=10**7 + 10_000 * i)
@@ -319,6 +319,26 @@ def test_deciding_changes_nothing_and_is_repeated_by_its_seed() -> None:
     assert {pick.chosen.worker_id for pick in picks} == {f"p{i}" for i in range(8)}
     assert {pick.why for pick in picks} == {Why.TIE}
     assert [pick.chosen for pick in picks] == [first(made, demand(), seed).chosen for seed in range(50)]
+
+
+def test_new_prompts_are_spread_over_workers_that_are_about_equally_fast_and_idle() -> None:
+    made = placement(disaggregate="always")
+    for i in range(100):
+        for row, seconds in ((0, 0.105), (1, 0.1)):
+            made.latency.observe_prefill(row, Prefill(0, 0, 4_000, 4_000), seconds, i)
+    picks = Counter(first(made, demand(), seed).chosen.worker_id for seed in range(100))
+    assert min(picks["p0"], picks["p1"]) >= 30
+    made.loads.report("p0", Load(prefill_tokens=4_000))
+    assert {first(made, demand(), seed).chosen.worker_id for seed in range(20)} == {"p1"}
+    made.loads.report("p0", Load())
+    made.index.blocks_stored("p0", demand().hashes[:12])
+    assert {first(made, demand(), seed).chosen.worker_id for seed in range(20)} == {"p0"}, "a cached block is no tie"
+
+
+def test_of_equals_the_one_with_the_emptier_cache_is_taken() -> None:
+    made = placement(disaggregate="always")
+    made.index.blocks_stored("p0", demand(first=10**6).hashes)
+    assert {first(made, demand(), seed).chosen.worker_id for seed in range(20)} == {"p1"}
 
 
 def test_the_record_explains_the_choice() -> None:

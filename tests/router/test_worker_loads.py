@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -34,12 +36,18 @@ def load(loads: WorkerLoads, name: str) -> Load:
     return Load(float(of.prefill_tokens[0]), float(of.sequences[0]), float(of.blocks[0]))
 
 
+def busy_since(loads: WorkerLoads, name: str) -> float:
+    row = loads.row(name)
+    assert row is not None
+    return float(loads.of(np.array([row])).busy_since[0])
+
+
 def test_a_reservation_counts_at_once_and_is_given_back_in_two_steps() -> None:
     loads = loads_of("a")
-    loads.reserve("1", "a", Load(500, 1, 20))
+    loads.reserve("1", "a", Load(500, 1, 20), 0.0)
     assert load(loads, "a") == Load(500, 1, 20)
-    loads.computed("1")
-    loads.computed("1")
+    loads.computed("1", 0.0)
+    loads.computed("1", 0.0)
     assert load(loads, "a") == Load(0, 1, 20)
     loads.settle("1")
     loads.settle("1")
@@ -48,14 +56,42 @@ def test_a_reservation_counts_at_once_and_is_given_back_in_two_steps() -> None:
 
 def test_the_work_of_other_routers_counts_and_our_own_is_not_counted_twice() -> None:
     loads = loads_of("a")
-    loads.reserve("1", "a", Load(500, 1, 20))
+    loads.reserve("1", "a", Load(500, 1, 20), 0.0)
     loads.report("a", Load(800, 3, 10))
     assert load(loads, "a") == Load(800, 3, 20)
-    loads.reserve("2", "a", Load(100, 1, 5))
+    loads.reserve("2", "a", Load(100, 1, 5), 0.0)
     assert load(loads, "a") == Load(900, 4, 25)
     loads.settle("1")
     loads.settle("2")
     assert load(loads, "a") == Load(300, 2, 0)
+
+
+def test_a_worker_that_has_not_looked_into_its_cache_yet_reports_no_work_of_others() -> None:
+    loads = loads_of("a")
+    loads.reserve("1", "a", Load(100, 1, 50, cached_tokens=1_400), 0.0)
+    loads.report("a", Load(1_500, 1, 40))
+    assert load(loads, "a") == Load(100, 1, 50)
+    loads.report("a", Load(1_800, 1, 40))
+    assert load(loads, "a") == Load(400, 1, 50)
+    loads.computed("1", 0.1)
+    loads.report("a", Load(300, 1, 40))
+    assert load(loads, "a") == Load(300, 1, 50)
+
+
+def test_a_worker_is_busy_since_it_began_with_the_first_of_our_prompts_that_is_left() -> None:
+    loads = loads_of("a")
+    assert busy_since(loads, "a") == math.inf
+    loads.report("a", Load(1_000))
+    assert busy_since(loads, "a") == math.inf, "what others sent says nothing of when"
+    loads.reserve("1", "a", Load(100), 1.0)
+    loads.reserve("2", "a", Load(100), 2.0)
+    assert busy_since(loads, "a") == 1.0
+    loads.computed("1", 3.0)
+    assert busy_since(loads, "a") == 3.0
+    loads.settle("2")
+    assert busy_since(loads, "a") == math.inf
+    loads.reserve("3", "a", Load(100), 9.0)
+    assert busy_since(loads, "a") == 9.0
 
 
 def test_only_ready_workers_of_the_pool_that_can_do_it_and_whose_circuit_is_closed_are_usable() -> None:
@@ -89,7 +125,7 @@ def test_a_row_that_is_used_again_is_clean() -> None:
     loads.add(WorkerFacts("a", Role.PREFILL, 100, frozenset({"lora:x"})))
     loads.close_until("a", 100.0)
     loads.report("a", Load(5, 5, 5))
-    loads.reserve("1", "a", Load(7, 7, 7))
+    loads.reserve("1", "a", Load(7, 7, 7), 0.0)
     row = loads.row("a")
     loads.remove("a")
     assert loads.row("a") is None
@@ -99,14 +135,14 @@ def test_a_row_that_is_used_again_is_clean() -> None:
     assert usable(loads) == ["b"]
     assert usable(loads, Role.DECODE, frozenset({"lora:x"})) == []
     loads.settle("1")
-    loads.computed("1")
+    loads.computed("1", 0.0)
     assert load(loads, "z") == Load()
     assert loads.of(np.array([row])).num_blocks.tolist() == [50]
 
 
 def test_what_is_said_of_unknown_workers_is_left_out() -> None:
     loads = loads_of("a")
-    loads.reserve("1", "nobody", Load(1, 1, 1))
+    loads.reserve("1", "nobody", Load(1, 1, 1), 0.0)
     loads.report("nobody", Load(1, 1, 1))
     loads.set_ready("nobody", True)
     loads.close_until("nobody", 1.0)
@@ -136,14 +172,14 @@ class Loads(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(NAMES), attempt=st.sampled_from("1234"), tokens=AMOUNT)
     def reserve(self, name: str, attempt: str, tokens: int) -> None:
-        self.loads.reserve(attempt, name, Load(tokens, 1, tokens / 2))
+        self.loads.reserve(attempt, name, Load(tokens, 1, tokens / 2), 0.0)
         self.reserved.pop(attempt, None)
         if self.loads.row(name) is not None:
             self.reserved[attempt] = (name, tokens)
 
     @rule(attempt=st.sampled_from("1234"))
     def computed(self, attempt: str) -> None:
-        self.loads.computed(attempt)
+        self.loads.computed(attempt, 0.0)
         if attempt in self.reserved:
             self.reserved[attempt] = (self.reserved[attempt][0], 0)
 
