@@ -33,6 +33,9 @@ class PlacementConfig(Section):
     `disaggregate`: prefill apart from decode always, never, or where it is predicted to pay. A second that a running
     stream stalls for a prefill beside it weighs `stream_harm` seconds of waiting for a first token.
 
+    What a prompt takes of a full cache is taken from others, who may come back for it: a second of computing it there
+    weighs `eviction_weight` seconds more, and less where the cache is less full.
+
     `index_blocks` bounds the prefix index; a prompt just sent to a worker counts as held there for `guess_s`, and up to
     twice as long. A session stays with its worker at a cost of up to `affinity_share` of the best predicted time, and
     no more than `affinity_most_s`. What was measured `half_life_s` ago counts half. A worker that failed
@@ -42,6 +45,7 @@ class PlacementConfig(Section):
     pick: Literal["predicted", "round-robin", "random"] = "predicted"
     disaggregate: Literal["always", "never", "auto"] = "auto"
     stream_harm: Annotated[float, Field(ge=0, le=100)] = 1.0
+    eviction_weight: Annotated[float, Field(ge=0, le=100)] = 1.0
     expected_output_tokens: Count = 256
     index_blocks: Annotated[int, Field(ge=1, le=1_000_000_000)] = 1_000_000
     guess_s: Seconds = 30.0

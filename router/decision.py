@@ -36,7 +36,7 @@ class Candidate:
 
     queue: prompts of others first. prefill: what of the prompt is not cached. transfer: blocks that decode lacks.
     decode: tokens of output (for a first leg: more than on the best decode worker). room: waiting for KV blocks.
-    harm: stalls of streams running there. total: their sum.
+    harm: stalls of streams running there. evict: what others lose of their cache. total: their sum.
     """
 
     worker_id: str
@@ -47,10 +47,12 @@ class Candidate:
     decode_s: float = 0.0
     room_s: float = 0.0
     harm_s: float = 0.0
+    evict_s: float = 0.0
 
     @property
     def total_s(self) -> float:
-        return self.queue_s + self.prefill_s + self.transfer_s + self.decode_s + self.room_s + self.harm_s
+        latency_s = self.queue_s + self.prefill_s + self.transfer_s + self.decode_s + self.room_s
+        return latency_s + self.harm_s + self.evict_s
 
 
 @dataclass(frozen=True, slots=True, eq=False)

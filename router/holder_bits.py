@@ -44,6 +44,7 @@ class HolderBits:
         self.retired = 0
         self._holders: dict[int, Holder] = {}  # by the position of the bit
         self._rows = np.zeros(64, np.intp)
+        self.fill: npt.NDArray[np.float64] = np.zeros(64)  # by row: held of what it can hold
         self._made = 0
         self._free: list[int] = []
 
@@ -58,6 +59,8 @@ class HolderBits:
         self._rows[position] = holder.row
         self._holders[position] = holder
         bit = 1 << position
+        if firm:
+            self._begin_anew(holder.row)
         self.live |= bit
         self.firm |= bit if firm else 0
         return bit
@@ -85,7 +88,14 @@ class HolderBits:
     def count(self, bits: int, blocks: int) -> None:
         """So many more blocks, or less where negative, are held by the holders of these firm bits."""
         for position in positions(bits):
-            self._holders[position].held += blocks
+            holder = self._holders[position]
+            holder.held += blocks
+            self.fill[holder.row] = holder.held / holder.most_blocks
+
+    def _begin_anew(self, row: int) -> None:
+        if row >= len(self.fill):
+            self.fill = np.concatenate([self.fill, np.zeros(max(len(self.fill), row + 1 - len(self.fill)))])
+        self.fill[row] = 0.0
 
 
 def positions(bits: int) -> list[int]:

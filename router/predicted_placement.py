@@ -157,12 +157,13 @@ class Placement:
         """`target`: the decode worker that the prompt is likely to go on to, which has `held` of its blocks; None: it
         is not known."""
         lacking = max(self._prompt_blocks(demand) - held, 0.0) if demand.max_tokens > 1 else 0.0
-        size_bytes = lacking * self.block.size_bytes
+        size_bytes, compute_s = lacking * self.block.size_bytes, self._compute_s(demand, pool)
         return self._table(
             Leg.PREFILL,
             pool,
             queue_s=self.latency.queue_s(pool.rows, pool.loads.prefill_tokens, pool.busy_s),
-            prefill_s=self.latency.asking_s(pool.rows) + self._compute_s(demand, pool),
+            prefill_s=self.latency.asking_s(pool.rows) + compute_s,
+            evict_s=self._evict_s(pool, compute_s),
             transfer_s=self.latency.transfer_to(pool.rows, target, size_bytes)
             if target is not None
             else np.zeros(len(pool)),
@@ -178,6 +179,7 @@ class Placement:
             prefill_s=self.latency.asking_s(pool.rows) + compute_s,
             decode_s=np.zeros(len(pool)) if slower_s is None else slower_s,
             harm_s=self._config.stream_harm * pool.loads.sequences * compute_s,
+            evict_s=self._evict_s(pool, compute_s),
         )
 
     def _decode(self, demand: Demand, pool: _Pool, source: int | None, leg: Leg = Leg.DECODE) -> CostTable:
@@ -200,6 +202,10 @@ class Placement:
 
     def _compute_s(self, demand: Demand, pool: _Pool) -> Column:
         return self.latency.compute_s(pool.rows, demand.prompt_tokens - pool.cached_tokens, demand.prompt_tokens)
+
+    def _evict_s(self, pool: _Pool, compute_s: Column) -> Column:
+        """What others will have to compute again."""
+        return self._config.eviction_weight * self.index.fill(pool.rows) * compute_s
 
     def _held(self, demand: Demand) -> Column:
         """By row, how many of the prompt's first blocks each worker has."""

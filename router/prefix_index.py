@@ -128,6 +128,11 @@ class PrefixIndex:
         counts[self._bits.rows(held)] = len(keys)
         return counts
 
+    def fill(self, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.float64]:
+        """How full each worker's cache is, 0 to 1, by what it says it holds."""
+        filled: npt.NDArray[np.float64] = self._bits.fill.take(rows)
+        return filled
+
     def held_by(self, worker_id: str) -> int:
         """Blocks that the worker says it holds, less those that were evicted here. KeyError for an unknown id."""
         return self._holders[worker_id].held
@@ -156,6 +161,7 @@ class PrefixIndex:
             assert len(known) == holder.held <= holder.most_blocks, (
                 f"{worker_id}: {len(known)} blocks, not {holder.held}"
             )
+            assert abs(self._bits.fill[holder.row] * holder.most_blocks - holder.held) < 0.5, f"{worker_id}: fill"
             if snapshots is not None:
                 said = {key or 1 for key in snapshots[worker_id]}
                 assert known <= said, f"{worker_id} does not hold {len(known - said)} of the blocks known here"

@@ -24,7 +24,7 @@ _REASONS = {
     Why.TURN: "its turn: the configuration has workers picked round robin",
     Why.CHANCE: "drawn at random: the configuration has it so",
 }
-_COSTS = ("queue", "prefill", "transfer", "decode", "room", "harm")
+_COSTS = ("queue", "prefill", "transfer", "decode", "room", "harm", "evict")
 
 
 @dataclass(slots=True)

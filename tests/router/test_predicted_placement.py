@@ -76,28 +76,6 @@ def test_with_one_pool_empty_the_other_runs_the_whole_request() -> None:
         assert decision.chosen.worker_id in names
 
 
-# Picks that do not predict, to compare with
-
-
-def test_round_robin_gives_each_worker_its_turn_whatever_it_costs() -> None:
-    made = placement(prefill=3, disaggregate="always", pick="round-robin")
-    made.loads.reserve("busy", "p1", Load(1e6, 10, 100), 0.0)
-    taken = []
-    for number in range(6):
-        decision = first(made, demand(session="talk"))
-        made.take(f"attempt-{number}", demand(session="talk"), decision, 0.0)
-        taken.append(decision.chosen.worker_id)
-        assert decision.why is Why.TURN
-    assert taken[:3] == taken[3:]
-    assert set(taken) == {"p0", "p1", "p2"}
-
-
-def test_random_picks_draw_among_all_whatever_they_cost() -> None:
-    made = placement(prefill=3, disaggregate="always", pick="random")
-    made.loads.reserve("busy", "p1", Load(1e6, 10, 100), 0.0)
-    assert {first(made, demand(), seed).chosen.worker_id for seed in range(20)} == {"p0", "p1", "p2"}
-
-
 # Predict and pick
 
 
