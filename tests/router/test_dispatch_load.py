@@ -20,18 +20,18 @@ def test_shares_are_within_5_percent_of_the_weights_at_three_times_the_capacity(
     tenants = {name: {"weight": weight} for name, weight in weights.items()}
     senders = [Sender(name, CAPACITY, 50, 150) for name in weights]
     fleet = ScriptedFleet(rules(tenants=tenants, queue={"most_wait_s": 20.0}), senders)
-    report = fleet.run(until_s=400.0, count_from_s=40.0)
+    report = fleet.run(until_s=200.0, count_from_s=20.0)
     for name, weight in weights.items():
         assert report.share(name) == pytest.approx(weight / 7, rel=0.05)
-    assert sum(report.served.values()) == pytest.approx(CAPACITY * 360, rel=0.02)  # no seat stood empty
+    assert sum(report.served.values()) == pytest.approx(CAPACITY * 180, rel=0.02)  # no seat stood empty
 
 
 def test_a_flood_does_not_raise_the_p99_ttft_of_another_tenant_by_half() -> None:
     config = rules(queue={"most_wait_s": 10.0, "max_requests": 200})
     quiet = [Sender("victim", 60.0, 10, 30), *(Sender(f"other {n}", 130.0, 50, 150) for n in range(5))]
     flood = Sender("other 0", 2 * CAPACITY, 50, 150)
-    before = ScriptedFleet(config, quiet, seed=3).run(until_s=400.0, count_from_s=40.0)
-    during = ScriptedFleet(config, [*quiet, flood], seed=3).run(until_s=400.0, count_from_s=40.0)
+    before = ScriptedFleet(config, quiet, seed=3).run(until_s=200.0, count_from_s=20.0)
+    during = ScriptedFleet(config, [*quiet, flood], seed=3).run(until_s=200.0, count_from_s=20.0)
     assert during.refused["victim"] == 0
-    assert during.refused["other 0"] > 1_000
+    assert during.refused["other 0"] > 500
     assert during.p99_ttft("victim") <= 1.5 * before.p99_ttft("victim")
