@@ -195,7 +195,7 @@ class KvTransferConfig(Section):
     def _some_way_is_left(self) -> Self:
         if set(self.forbid) == set(get_args(TransportName)):
             raise ValueError("forbid names every transport: leave at least one, blocks could never move")
-        if "prefer" in self.model_fields_set and self.prefer in self.forbid:
+        if self.prefer in self.forbid:
             raise ValueError(f"prefer is {self.prefer}, which forbid names: set prefer to what may be used")
         if self.circuit_most_s < self.circuit_open_s:
             raise ValueError(f"circuit_most_s {self.circuit_most_s:g} is below circuit_open_s {self.circuit_open_s:g}")

@@ -26,7 +26,6 @@ def rules(**keys: object) -> LadderRules:
         ({}, {"grpc"}, ["grpc"]),
         ({"prefer": "grpc"}, {"nixl"}, ["nixl"]),
         ({"forbid": ["grpc"]}, {"nixl", "grpc"}, ["nixl"]),
-        ({"forbid": ["nixl"]}, {"nixl", "grpc"}, ["grpc"]),
         ({"prefer": "grpc", "forbid": ["nixl"]}, {"nixl", "grpc"}, ["grpc"]),
         ({"forbid": ["grpc"]}, {"grpc"}, []),
         ({}, {"carrier pigeon"}, []),
