@@ -79,11 +79,12 @@ class Follower:
         self._block_size = block_size
         self._idle_s = idle_s
         self._running: dict[str, _Progress] = {}
+        self.blocks_read = 0  # by all jobs that ever ran
 
     @property
-    def blocks_read(self) -> int:
-        """So far, by all jobs that run."""
-        return sum(progress.read for progress in self._running.values())
+    def running(self) -> int:
+        """Jobs that are followed, or to be."""
+        return len(self._running)
 
     def follow(self, job: FollowJob) -> Coroutine[None, None, PullResult]:
         """What is returned must be awaited, or `leave` called. It does not raise: cancelling it ends it as `cancelled`,
@@ -147,6 +148,7 @@ class Follower:
             target = job.target[progress.read : progress.read + len(source)]
             await self._reads.read(PullJob(job.request_id, ticket, sealed, source, target), progress.climb)
             progress.read += len(source)
+            self.blocks_read += len(source)
             progress.ahead += len(source) if ahead else 0
         progress.news_at = time.monotonic()
 

@@ -31,10 +31,13 @@ class SteppedChild(EngineChild):
         super().__init__(*arguments)
         self.outputs: dict[str, list[EngineOutput]] = {}
         self.tickets: dict[str, bytes] = {}
+        self.read_before = 0
 
     def submit(self, request: EngineRequest) -> None:
         from cluster.vllm_messages import to_core_request
 
+        if request.leg is Leg.PREFETCH:
+            self.read_before = self._worker_half()._mover._follower.blocks_read
         self.outputs[request.attempt_id] = []
         self.core.add_request(*self.core.preprocess_add_request(to_core_request(request)))
 
@@ -83,14 +86,14 @@ class SteppedChild(EngineChild):
         return {request.request_id: request.status.name for request in self.scheduler.requests.values()}
 
     def step_until_pulled(self, blocks: int) -> None:
-        """Steps until the follower has read so many blocks of its prompt."""
+        """Steps until the follower has read so many blocks for the last prefetch. It may be over by then."""
         end = time.monotonic() + _DEADLINE_S
         while self.blocks_read() < blocks:
             assert time.monotonic() < end, f"{self.blocks_read()} of {blocks} blocks were read"
             self.step()
 
     def blocks_read(self) -> int:
-        blocks: int = self._worker_half()._mover._follower.blocks_read
+        blocks: int = self._worker_half()._mover._follower.blocks_read - self.read_before
         return blocks
 
     def prefetch_phase(self, attempt_id: str) -> str:

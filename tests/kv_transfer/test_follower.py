@@ -137,7 +137,7 @@ async def test_a_cancelled_follower_gives_the_lease_back(follower: Follower, sou
     result = await following
     assert (result.outcome, result.reason) == ("cancelled", "aborted")
     await all_freed(source, [4, 5])
-    assert follower.blocks_read == 0
+    assert follower.running == 0
 
 
 async def test_one_that_is_left_before_it_began_leaves_nothing(follower: Follower, source: Source) -> None:
@@ -146,6 +146,7 @@ async def test_one_that_is_left_before_it_began_leaves_nothing(follower: Followe
     follower.follow(wanted).close()
     follower.leave(wanted)
     await all_freed(source, [4, 5])
+    assert follower.running == 0
 
 
 async def test_a_lease_that_expires_while_it_is_followed_lands_nothing(follower: Follower, source: Source) -> None:
