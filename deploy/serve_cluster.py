@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from cluster.config import Config
 from cluster.errors import StartFailed
+from deploy.free_port import free_port
 from deploy.processes import adopt_orphans, end_descendants
 
 if TYPE_CHECKING:
@@ -105,10 +106,10 @@ class ServeCluster:
             "RAY_SERVE_HAPROXY_SOCKET_PATH": str(proxy / "admin.sock"),
             "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(proxy),
             "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(proxy / "server-state"),
-            "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
-            "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
-            "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(_free_port()),
-            "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(_free_port()),
+            "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+            "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+            "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
+            "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(free_port()),
             "RAY_USAGE_STATS_ENABLED": "0",
             # Ray makes its loops for large clusters: at their defaults they burn a tenth of a core on an idle laptop.
             "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
@@ -243,10 +244,3 @@ def _last_words(message: str) -> str:
 
 def _reachable(host: str) -> str:
     return "127.0.0.1" if host in ("0.0.0.0", "::", "") else host
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from deploy.free_port import free_port
 
 START_S = 240.0
 STOP_S = 60.0
@@ -30,13 +31,6 @@ class LiveCluster:
     pid: int
     http: str
     grpc: str
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def local_config(model_path: Path, name: str, **sections: dict[str, Any]) -> dict[str, Any]:

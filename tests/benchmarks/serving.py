@@ -24,8 +24,9 @@ from pathlib import Path
 import psutil
 
 from deploy.demo_model import write_demo_model
+from deploy.free_port import free_port
 from tests.benchmarks.streams import Samples, drive, random_prompts
-from tests.live_cluster import ROOT, free_port, live_cluster, local_config
+from tests.live_cluster import ROOT, live_cluster, local_config
 
 PROMPT_TOKENS, OUTPUT_TOKENS = 300, 32
 REQUESTS = {1: 40, 8: 160, 32: 400}

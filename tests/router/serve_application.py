@@ -11,7 +11,6 @@ import asyncio
 import json
 import logging
 import os
-import socket
 import sys
 import tempfile
 from collections.abc import AsyncIterator
@@ -21,14 +20,8 @@ from cluster.clock import RealClock
 from cluster.config import parse_config
 from cluster.engine import Role
 from cluster.membership import WORKER_TTL_S, announce_until_cancelled
+from deploy.free_port import free_port
 from tests.router.scripted_worker import LeaseBook, ScriptedWorker
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def set_environment(scratch: Path) -> None:

@@ -15,8 +15,8 @@ import httpx
 import pytest
 import pytest_asyncio
 
+from deploy.free_port import free_port
 from protos.baton.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc
-from tests.router.serve_application import free_port
 
 pytestmark = [
     pytest.mark.engine,
