@@ -1,51 +1,102 @@
-"""Two prefill and two decode workers: each prefill hands over to each decode, token for token, over both transports."""
+"""Two prefill and two decode workers with real engines: each prefill hands over to each decode, token for token, over
+both transports; and whichever dies at whatever moment, no stream says anything else."""
 
 from __future__ import annotations
 
+import os
 import random
-from collections.abc import Iterator
+import signal
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import grpc
+import psutil
 import pytest
 
 from protos.baton.v1 import admin_pb2, admin_pb2_grpc, inference_pb2_grpc, worker_pb2
 from protos.baton.v1 import inference_pb2 as pb
 from tests.e2e.cluster_status import ClusterStatus
 from tests.e2e.reference_engine import Prompt, reference
+from tests.listening import listener
 from tests.live_cluster import live_cluster, local_config
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
 BLOCK, OUTPUT = 32, 12
 AT_ONCE, MOST_BATCHES = 16, 8
+LONG_OUTPUT, WAIT_S = 160, 120
 START_S = 400.0  # five processes that each import for ten seconds and more
 LENGTHS = (33, 64, 95, 300, 700)
+LONG_LENGTHS = (1_500, 2_500, 300, 2_000)
 
 
 class Pairs:
-    def __init__(self, channel: grpc.Channel, transport: str) -> None:
+    def __init__(self, owner: int, channel: grpc.Channel, transport: str) -> None:
+        self.owner = owner
         self.status = ClusterStatus(channel)
         self._inference = inference_pb2_grpc.InferenceStub(channel)
         self._admin = admin_pb2_grpc.AdminStub(channel)
         self._transport = transport
 
     def generate(self, request_id: str, prompt: Prompt) -> list[int]:
+        return list(self.stream(request_id, prompt))
+
+    def stream(self, request_id: str, prompt: Prompt) -> Iterator[int]:
         sampling = pb.SamplingParameters(max_tokens=prompt.max_tokens, temperature=prompt.temperature)
         tokens = pb.TokenPrompt(ids=prompt.token_ids)
         request = pb.GenerateRequest(request_id=request_id, tokens=tokens, sampling=sampling)
-        answer = self._inference.Generate(request, timeout=120)
-        return [token for part in answer for delta in part.deltas for token in delta.token_ids]
+        for part in self._inference.Generate(request, timeout=120):
+            for delta in part.deltas:
+                yield from delta.token_ids
 
     def workers_of(self, request_id: str) -> tuple[str, str]:
         """Between which the prompt's blocks moved."""
-        told = self._admin.Explain(admin_pb2.ExplainRequest(request_id=request_id), timeout=10)
+        told = self.explain(request_id)
         assert [(rung.transport, rung.outcome) for rung in told.rungs] == [(self._transport, "landed")], told.rungs
         by_leg = {attempt.leg: attempt.worker_id for attempt in told.attempts}
         return by_leg["prefill"], by_leg["decode"]
+
+    def explain(self, request_id: str) -> admin_pb2.Explanation:
+        told: admin_pb2.Explanation = self._admin.Explain(admin_pb2.ExplainRequest(request_id=request_id), timeout=10)
+        return told
+
+    def worker_of(self, request_id: str, leg: str) -> str:
+        """Where the request's last attempt at this leg was sent, perhaps a moment ago."""
+        (*_, last) = (each.chosen for each in self.explain(request_id).decisions if each.question == leg)
+        return last
+
+    def attempts(self, request_id: str, worker_id: str) -> list[str]:
+        """How the request's attempts on that worker ended."""
+        return [each.outcome for each in self.explain(request_id).attempts if each.worker_id == worker_id]
+
+    def process_of(self, worker_id: str) -> int:
+        (address,) = (w.address for w in self.status.read().workers if w.description.worker_id == worker_id)
+        return listener(int(address.rpartition(":")[2]), self.owner)
+
+    def kill(self, worker_id: str) -> None:
+        """Not asked to end, just ended; its engine core goes with it."""
+        os.kill(self.process_of(worker_id), signal.SIGKILL)
+
+    def wait_for(self, prefill: int, decode: int) -> None:
+        """Until so many workers of each pool are ready."""
+        wanted = {worker_pb2.ROLE_PREFILL: prefill, worker_pb2.ROLE_DECODE: decode}
+        give_up = time.monotonic() + START_S
+        while any(pool.ready < wanted[pool.role] for pool in self.status.read().pools):
+            assert time.monotonic() < give_up, f"{prefill} + {decode} workers do not come up"
+            time.sleep(0.2)
+
+    def wait_for_queue(self) -> str:
+        """Returns a prefill worker that has prompts to compute."""
+        give_up = time.monotonic() + WAIT_S
+        while time.monotonic() < give_up:
+            for worker in self.status.read().workers:
+                if worker.description.load.queued_prefill_tokens:
+                    return worker.description.worker_id
+        raise AssertionError("no prefill worker has anything to do")
 
     def blocks_moved(self) -> tuple[int, int]:
         """Sent by all prefill workers, and pulled over the transport by all decode workers."""
@@ -60,18 +111,37 @@ class Pairs:
         return sent, sum(landed)
 
 
-@pytest.mark.parametrize(("transport", "section"), [("nixl", {}), ("grpc", {"prefer": "grpc", "forbid": ["nixl"]})])
-def test_every_prefill_hands_over_to_every_decode(demo_model: Path, transport: str, section: dict[str, Any]) -> None:
+SECTIONS: dict[str, dict[str, Any]] = {"nixl": {}, "grpc": {"prefer": "grpc", "forbid": ["nixl"]}}
+
+
+@pytest.fixture(scope="module", params=SECTIONS)
+def pairs(request: pytest.FixtureRequest, demo_model: Path) -> Iterator[Pairs]:
+    transport: str = request.param
+    config = local_config(
+        demo_model,
+        f"pairs-{transport}",
+        model={"dtype": "float32"},
+        prefill={"replicas": 2, "cpus_per_replica": 0.5},
+        decode={"replicas": 2, "cpus_per_replica": 0.5},
+        engine={"kv_cache_mib": 256, "start_deadline_s": START_S},
+        kv_transfer=SECTIONS[transport],
+        placement={"pick": "random"},  # by predicted time a slow pair may never be used
+    )
+    with live_cluster(config, START_S + 100) as running, grpc.insecure_channel(running.grpc) as channel:
+        yield Pairs(running.pid, channel, transport)
+
+
+def test_every_prefill_hands_over_to_every_decode(pairs: Pairs, demo_model: Path) -> None:
     prompts = _prompts(AT_ONCE * MOST_BATCHES)
-    with _pairs(demo_model, transport, section) as pairs, ThreadPoolExecutor(AT_ONCE) as pool:
-        told: list[list[int]] = []
-        used: set[tuple[str, str]] = set()
+    told: list[list[int]] = []
+    used: set[tuple[str, str]] = set()
+    with ThreadPoolExecutor(AT_ONCE) as pool:
         while len(used) < 4 and len(told) < len(prompts):
             batch = range(len(told), len(told) + AT_ONCE)
             told += pool.map(lambda number: pairs.generate(f"pair-{number}", prompts[number]), batch)
             used |= {pairs.workers_of(f"pair-{number}") for number in batch}
-        pairs.status.wait_until_quiet()
-        totals, moved = pairs.status.totals(), pairs.blocks_moved()
+    pairs.status.wait_until_quiet()
+    totals, moved = pairs.status.totals(), pairs.blocks_moved()
     prefills, decodes = ({pair[side] for pair in used} for side in (0, 1))
     assert used == {(p, d) for p in prefills for d in decodes}
     assert (len(prefills), len(decodes)) == (2, 2)
@@ -81,24 +151,103 @@ def test_every_prefill_hands_over_to_every_decode(demo_model: Path, transport: s
     assert told == reference(demo_model, prompts[: len(told)])
 
 
-@contextmanager
-def _pairs(model: Path, transport: str, section: dict[str, Any]) -> Iterator[Pairs]:
-    config = local_config(
-        model,
-        f"pairs-{transport}",
-        model={"dtype": "float32"},
-        prefill={"replicas": 2, "cpus_per_replica": 0.5},
-        decode={"replicas": 2, "cpus_per_replica": 0.5},
-        engine={"kv_cache_mib": 256, "start_deadline_s": START_S},
-        kv_transfer=section,
-        placement={"pick": "random"},  # by predicted time a slow pair may never be used
-    )
-    with live_cluster(config, START_S + 100) as running, grpc.insecure_channel(running.grpc) as channel:
-        yield Pairs(channel, transport)
+@pytest.mark.parametrize("pairs", ["nixl"], indirect=True)
+class TestDeaths:
+    """Each kills a worker for good; the others serve while Serve starts another one in its place."""
+
+    def test_decode_dies_in_the_middle_of_its_streams(self, pairs: Pairs, said: Said) -> None:
+        pairs.wait_for(prefill=1, decode=2)
+        streams = Streams(pairs, "decode-dies", said.prompts)
+        streams.wait_for_tokens(LONG_OUTPUT // 8)
+        victim = pairs.worker_of(streams.ids[0], "decode")
+        pairs.kill(victim)
+        assert streams.ended() == said.tokens
+        moved = [id_ for id_ in streams.ids if pairs.attempts(id_, victim) not in ([], ["completed"])]
+        assert moved, "nobody had to move"
+
+    def test_prefill_dies_with_prompts_to_compute(self, pairs: Pairs, said: Said) -> None:
+        pairs.wait_for(prefill=2, decode=1)
+        streams = Streams(pairs, "prefill-dies", said.prompts)
+        victim = pairs.wait_for_queue()
+        pairs.kill(victim)
+        assert streams.ended() == said.tokens
+        assert any("failed" in pairs.attempts(id_, victim) for id_ in streams.ids), "it had nothing to do any more"
+
+    def test_prefill_dies_when_its_blocks_are_wanted(self, pairs: Pairs, said: Said) -> None:
+        pairs.wait_for(prefill=1, decode=1)
+        streams = Streams(pairs, "source-dies", said.prompts)
+        pairs.kill(pairs.worker_of(streams.wait_for_tokens(1), "prefill"))
+        assert streams.ended() == said.tokens
+
+    def test_the_engine_of_decode_dies_and_its_worker_says_so(self, pairs: Pairs, said: Said) -> None:
+        pairs.wait_for(prefill=1, decode=2)
+        streams = Streams(pairs, "engine-dies", said.prompts)
+        streams.wait_for_tokens(LONG_OUTPUT // 8)
+        victim = pairs.worker_of(streams.ids[0], "decode")
+        (core,) = psutil.Process(pairs.process_of(victim)).children()
+        core.kill()
+        assert streams.ended() == said.tokens
+
+    @pytest.fixture(autouse=True)
+    def _nothing_is_left(self, pairs: Pairs) -> Iterator[None]:
+        yield
+        pairs.status.wait_until_quiet()
 
 
-def _prompts(count: int) -> list[Prompt]:
+@dataclass(frozen=True)
+class Said:
+    """What one engine says to each prompt."""
+
+    prompts: list[Prompt]
+    tokens: list[list[int]]
+
+
+@pytest.fixture(scope="module")
+def said(demo_model: Path) -> Said:
+    """To long prompts, at length."""
+    prompts = [replace(prompt, max_tokens=LONG_OUTPUT) for prompt in _prompts(AT_ONCE, LONG_LENGTHS, seed=23)]
+    return Said(prompts, reference(demo_model, prompts))
+
+
+class Streams:
+    """One for each prompt, at once."""
+
+    def __init__(self, pairs: Pairs, name: str, prompts: Iterable[Prompt]) -> None:
+        self._told: dict[str, list[int]] = {}
+        self._pool = ThreadPoolExecutor(AT_ONCE)
+        self._reads = []
+        for number, prompt in enumerate(prompts):
+            told = self._told[f"{name}-{number}"] = []
+            self._reads.append(self._pool.submit(self._read, pairs.stream(f"{name}-{number}", prompt), told))
+
+    @property
+    def ids(self) -> list[str]:
+        return list(self._told)
+
+    def wait_for_tokens(self, count: int) -> str:
+        """Returns whose answer was the first to be so long."""
+        give_up = time.monotonic() + WAIT_S
+        while time.monotonic() < give_up:
+            for request_id, tokens in self._told.items():
+                if len(tokens) >= count:
+                    return request_id
+        raise AssertionError(f"no stream has {count} tokens")
+
+    def ended(self) -> list[list[int]]:
+        """Raises what any of them met."""
+        for read in self._reads:
+            read.result(timeout=WAIT_S)
+        self._pool.shutdown()
+        return list(self._told.values())
+
+    @staticmethod
+    def _read(stream: Iterator[int], told: list[int]) -> None:
+        for token in stream:
+            told.append(token)
+
+
+def _prompts(count: int, lengths: Sequence[int] = LENGTHS, seed: int = 22) -> list[Prompt]:
     """No two share a prefix, so every block of each has to move."""
-    draw = random.Random(22)
-    lengths = (LENGTHS[i % len(LENGTHS)] for i in range(count))
-    return [Prompt([draw.randrange(300, 4000) for _ in range(length)], OUTPUT) for length in lengths]
+    draw = random.Random(seed)
+    turns = (lengths[i % len(lengths)] for i in range(count))
+    return [Prompt([draw.randrange(300, 4000) for _ in range(length)], OUTPUT) for length in turns]
