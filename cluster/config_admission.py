@@ -59,7 +59,8 @@ class ReorderConfig(Section):
 
 class AdmissionConfig(Section):
     """`classes` are the priority classes, best first. `running_tokens`: tokens of all requests that run at once; None
-    leaves the bound to the number of requests.
+    leaves the bound to the number of requests. Workers get prompts for about `worker_queue_s` seconds of computing
+    ahead; the others wait in the router, where they can still change places, and be refused.
 
     Tenants take turns; in each turn a tenant may use `quantum_tokens` times its weight. `cold_tokens_per_s` is the rate
     assumed before any has been measured. Tenants not named get `default_tenant`, each for itself.
@@ -68,6 +69,7 @@ class AdmissionConfig(Section):
     queue: QueueConfig = QueueConfig()
     reorder: ReorderConfig = ReorderConfig()
     running_tokens: Count | None = None
+    worker_queue_s: Seconds = 5.0
     quantum_tokens: Count = 256
     cold_tokens_per_s: _Rate = 10_000.0
     classes: Annotated[list[_Name], Field(min_length=1, max_length=16)] = Field(

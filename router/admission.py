@@ -7,6 +7,8 @@ no clock: `next_due` says when it wants to be called.
     submit ──▶ Refuse                        cancel, finish: the caller ends it
        │  └──▶ Admit ──▶ (runs) ──▶ ended
        └──▶ Queue ──▶ Admit, or Refuse: waited too long, cannot make its deadline, made room for another
+
+A request that runs is starting until its first token: of those, prompts for so much computing at a time.
 """
 
 from __future__ import annotations
@@ -40,9 +42,12 @@ class Admission:
         self._ranks = {name: rank for rank, name in enumerate(config.classes)}
         self._most_requests = running_requests
         self._most_tokens = config.running_tokens or float("inf")
+        self._most_starting = float("inf")
         self._room = WaitingRoom(config)
         self._running: dict[str, _Running] = {}
         self._running_tokens = 0
+        self._starting: set[str] = set()
+        self._starting_tokens = 0
         self._rate = DrainRate(config.cold_tokens_per_s)
         self._seen = 0.0  # time of the last event
 
@@ -68,8 +73,13 @@ class Admission:
             return [*actions, Admit(arrival.request_id, 0.0)]
         return [*actions, *self._enqueue(arrival, rank, now)]
 
+    def started(self, request_id: str, now: float) -> list[Action]:
+        """The request has its first token. Unknown ids, and a second time, are no error."""
+        return self.on_time(now) if self._begun(request_id) else []
+
     def finish(self, request_id: str, used_tokens: int, now: float) -> list[Action]:
         """A running request has ended, having made the fleet compute `used_tokens`. Unknown ids are no error."""
+        self._begun(request_id)
         running = self._running.pop(request_id, None)
         if running is None:
             return []
@@ -103,10 +113,10 @@ class Admission:
         """So many of a queued request's prompt tokens are cached somewhere by now. Unknown ids are no error."""
         self._room.refresh(request_id, cached_tokens)
 
-    def resize(self, running_requests: int, now: float) -> list[Action]:
-        """So many may run at once from now on. What runs already is left alone."""
-        self._most_requests = running_requests
-        return self.on_time(now)
+    def bound(self, running_requests: int, starting_tokens: float = float("inf")) -> None:
+        """So many may run at once from the next event on, and prompts of so many tokens start. What runs already is
+        left alone."""
+        self._most_requests, self._most_starting = running_requests, starting_tokens
 
     # Questions
 
@@ -117,12 +127,15 @@ class Admission:
 
     @property
     def occupancy(self) -> Occupancy:
-        return Occupancy(len(self._room), self._room.tokens, len(self._running), self._running_tokens)
+        waiting = len(self._room), self._room.tokens
+        return Occupancy(*waiting, len(self._running), self._running_tokens, self._starting_tokens)
 
     @property
     def crowded(self) -> bool:
         """Whether the next request may have to wait."""
-        return bool(self._room) or len(self._running) >= self._most_requests or self._most_tokens != float("inf")
+        if self._room or len(self._running) >= self._most_requests or self._most_tokens != float("inf"):
+            return True
+        return bool(self._starting) and self._most_starting != float("inf")
 
     def rank_of(self, tenant: str, priority: str) -> int:
         """The rank of a class, 0 the best; an empty name: the default class, or the best that the tenant may use.
@@ -161,10 +174,12 @@ class Admission:
         """Recounts from the requests; raises AssertionError where the books or the bounds differ."""
         assert self._running_tokens == sum(running.arrival.tokens for running in self._running.values())
         assert not any(request_id in self._room for request_id in self._running), "a request waits and runs"
+        assert self._starting <= self._running.keys(), "a request starts that does not run"
+        assert self._starting_tokens == sum(self._running[id_].arrival.prompt_tokens for id_ in self._starting)
         if len(self._running) > 1:
             assert self._running_tokens <= self._most_tokens
         waiting = self._room.peek()
-        assert waiting is None or not self._fits(waiting.tokens), "a request waits although it has room"
+        assert waiting is None or not self._fits(waiting.arrival), "a request waits although it has room"
         self._room.check_integrity()
 
     # Inside
@@ -173,9 +188,11 @@ class Admission:
         """Why the request must not even wait; None: it may."""
         if isinstance(arrival.verdict, Denied):
             return _limited(arrival.tenant, arrival.verdict)
+        wait = 0.0 if self._runs_at_once(arrival, rank) else self._expected_s(arrival, rank)
+        if wait > self._config.queue.most_wait_s < (aged := self._aged_s(arrival, rank)):
+            return Overloaded(f"the queue is {aged:.0f} s long: try again later", _retry_s(aged))
         if arrival.deadline is None:
             return None
-        wait = 0.0 if self._runs_at_once(arrival, rank) else self._expected_s(arrival, rank)
         late = now + wait + arrival.service_s - arrival.deadline
         if late <= 0:
             return None
@@ -201,7 +218,7 @@ class Admission:
 
     def _admit(self, now: float) -> list[Admit]:
         admitted = []
-        while (entry := self._room.peek()) and self._fits(entry.tokens):
+        while (entry := self._room.peek()) and self._fits(entry.arrival):
             self._room.pop()
             self._rate.drained(entry.tokens)
             self._run(entry.arrival, entry.rank)
@@ -211,18 +228,35 @@ class Admission:
     def _run(self, arrival: Arrival, charged_to: int | None) -> None:
         self._running[arrival.request_id] = _Running(arrival, charged_to)
         self._running_tokens += arrival.tokens
+        self._starting.add(arrival.request_id)
+        self._starting_tokens += arrival.prompt_tokens
+
+    def _begun(self, request_id: str) -> bool:
+        """Whether it was starting until now."""
+        if request_id not in self._starting:
+            return False
+        self._starting.discard(request_id)
+        self._starting_tokens -= self._running[request_id].arrival.prompt_tokens
+        return True
 
     def _runs_at_once(self, arrival: Arrival, rank: int) -> bool:
-        return self._room.nobody_up_to(rank) and self._fits(arrival.tokens)
+        return self._room.nobody_up_to(rank) and self._fits(arrival)
 
-    def _fits(self, tokens: int) -> bool:
-        """A request larger than all room runs when it is alone."""
+    def _fits(self, arrival: Arrival) -> bool:
+        """A request larger than all room runs when it is alone, a longer prompt starts alone."""
         if len(self._running) >= self._most_requests:
             return False
-        return not self._running or self._running_tokens + tokens <= self._most_tokens
+        if self._starting and self._starting_tokens + arrival.prompt_tokens > self._most_starting:
+            return False
+        return not self._running or self._running_tokens + arrival.tokens <= self._most_tokens
 
     def _expected_s(self, arrival: Arrival, rank: int) -> float:
         return self._room.tokens_ahead(arrival, rank, self._weight(arrival)) / self._rate.tokens_per_s
+
+    def _aged_s(self, arrival: Arrival, rank: int) -> float:
+        """As `_expected_s`, if it moves up while it waits."""
+        aging_s = self._config.queue.aging_s
+        return min((rank - above) * aging_s + self._expected_s(arrival, above) for above in range(rank + 1))
 
     def _full(self) -> str:
         return f"{len(self._room)} requests of {self._room.tokens} tokens wait already"

@@ -15,16 +15,17 @@ from cluster.quota import Limits, Returned, Verdict
 class Arrival:
     """One request at the door.
 
-    `tokens`: what the fleet is expected to compute for it: prompt tokens that no worker has cached, and output.
-    `cached_tokens`: prompt tokens that some worker has. `deadline`: clock time by which its first token must be out;
-    None: whenever. `service_s`: predicted seconds from admission to the first token. `verdict`: what the tenant's quota
-    said; None: the tenant has no limits.
+    `tokens`: what the fleet is expected to compute for it: prompt tokens that no worker has cached, and output;
+    `prompt_tokens`: the former alone. `cached_tokens`: prompt tokens that some worker has. `deadline`: clock time by
+    which its first token must be out; None: whenever. `service_s`: predicted seconds from admission to the first token.
+    `verdict`: what the tenant's quota said; None: the tenant has no limits.
     """
 
     request_id: str
     tenant: str
     priority: str
     tokens: int
+    prompt_tokens: int = 0
     cached_tokens: int = 0
     deadline: float | None = None
     service_s: float = 0.0
@@ -67,12 +68,14 @@ Action = Admit | Queue | Refuse | GiveBack
 
 @dataclass(frozen=True, slots=True)
 class Occupancy:
-    """What waits and what runs now, in requests and tokens."""
+    """What waits and what runs now, in requests and tokens; of what runs, the prompt tokens of those without a first
+    token yet."""
 
     queued_requests: int
     queued_tokens: int
     running_requests: int
     running_tokens: int
+    starting_tokens: int = 0
 
 
 def give_back(arrival: Arrival, limits: Limits, used_tokens: int | None) -> GiveBack:

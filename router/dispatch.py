@@ -49,13 +49,14 @@ class DispatchParts:
 
 @dataclass(slots=True)
 class _Live:
-    """`started`: past the gate."""
+    """`started`: past the gate. `answered`: the client has its first token."""
 
     pipeline: RequestPipeline
     choices: RequestChoices
     deadline: float
     caller: Caller
     started: bool = False
+    answered: bool = False
 
 
 class Dispatch:
@@ -174,7 +175,7 @@ class Dispatch:
 
     def on_time(self) -> None:
         """Ends what is past its deadline, and lets in whom time has moved up. To be called a few times a second."""
-        self._decide(self._gate.on_time())
+        self._decide(self._gate.on_time(self.placing.tokens_within))
         now = self._now()
         for attempt_id in _due(self._prefill_deadlines, now):
             late = DeadlineExceeded(f"prefill took longer than {self._config.prefill_deadline_s:g} s")
@@ -265,6 +266,9 @@ class Dispatch:
                         logger.warning("request %s failed: %s", emission.request_id, emission.error)
                     self._journal.emitted(emission)
                     self._emissions.append(emission)
+                    if live is not None and not live.answered:
+                        live.answered = True
+                        self._decided.extend(self._gate.started(emission.request_id))
                 case Submit() as submit if live is not None:
                     queue.extend(self._submit(live, submit))
                 case Settle() as settle if live is not None:

@@ -58,6 +58,7 @@ class Gate:
         if quota is None and (limited or limits_of(config.default_tenant)):
             raise ConfigError("admission: tenants have limits, but this router has no store to count them in")
         self._config = config
+        self._running_requests = running_requests
         self._admission = Admission(config, running_requests)
         self._now = now
         self._quota = quota
@@ -95,7 +96,13 @@ class Gate:
             return []
         return self._decisions(self._admission.cancel(request_id, self._now(), used_tokens))
 
-    def on_time(self) -> list[Decision]:
+    def started(self, request_id: str) -> list[Decision]:
+        """The request has its first token. Unknown ids, and a second time, are no error."""
+        return self._decisions(self._admission.started(request_id, self._now()))
+
+    def on_time(self, tokens_within: Callable[[float], float] = lambda _: float("inf")) -> list[Decision]:
+        """`tokens_within`: how many prompt tokens the fleet computes for this router in so many seconds."""
+        self._admission.bound(self._running_requests, tokens_within(self._config.worker_queue_s))
         for request_id in self._admission.next_up():
             self._admission.on_cached(request_id, self._known[request_id]())
         return self._decisions(self._admission.on_time(self._now()))
@@ -147,8 +154,9 @@ class Gate:
         return decisions
 
 
-def _tokens(request: GenerationRequest, known: int) -> tuple[int, int]:
-    """What is to be computed at most, and what is cached. At least the last prompt token is always computed."""
+def _tokens(request: GenerationRequest, known: int) -> tuple[int, int, int]:
+    """What is to be computed at most, of that the prompt's, and what is cached. At least the last prompt token is
+    always computed."""
     prompt = len(request.prompt_token_ids)
     cached = min(known, max(0, prompt - 1))
-    return prompt - cached + request.sampling.max_tokens, cached
+    return prompt - cached + request.sampling.max_tokens, prompt - cached, cached

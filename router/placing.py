@@ -10,10 +10,12 @@ import random
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
+import numpy as np
+
 from cluster.block_hashes import chain_seed, extend_chain
 from cluster.config import Config
 from cluster.config_placement import PlacementConfig
-from cluster.engine import EngineRequest, PromptOrigin
+from cluster.engine import EngineRequest, PromptOrigin, Role
 from cluster.store import Reserved
 from cluster.wire import role_from_wire
 from protos.baton.v1 import worker_pb2
@@ -30,6 +32,8 @@ from router.worker_loads import Load, WorkerFacts
 logger = logging.getLogger(__name__)
 
 _SWEEPS_AT_ONCE = 4
+_TYPICAL_PROMPT = 512.0  # tokens; what a prompt takes beside its tokens is shared among so many
+_LEAST_S = 1e-7
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +141,20 @@ class Placing:
 
     def worked(self, worker_id: str) -> None:
         self._circuits.worked(worker_id)
+
+    def tokens_within(self, seconds: float) -> float:
+        """So many prompt tokens do the workers for prompts compute in that time, less what other routers have there.
+        Without a worker there is nothing to go by: inf."""
+        now, everybody = self._now(), (frozenset[str](), frozenset[str]())
+        loads = self.placement.loads
+        for role in (Role.PREFILL, Role.DECODE):
+            rows = loads.usable(role, *everybody, now)
+            if len(rows):
+                latency = self.placement.latency
+                typical = np.full(len(rows), _TYPICAL_PROMPT)
+                each_s = (latency.asking_s(rows) + latency.compute_s(rows, typical, typical)) / _TYPICAL_PROMPT
+                return max(0.0, float(np.sum(seconds / np.maximum(each_s, _LEAST_S))) - loads.foreign_tokens(rows))
+        return float("inf")
 
     # Time
 

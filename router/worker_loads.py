@@ -205,6 +205,10 @@ class WorkerLoads:
         busy_since = np.where(own[:, _TOKENS] > 0, self._busy_since.take(rows), np.inf)
         return Loads(tokens, sequences, blocks, self._num_blocks.take(rows), busy_since)
 
+    def foreign_tokens(self, rows: Rows) -> float:
+        """Prompt tokens that other routers say they have on these workers."""
+        return float(self._elsewhere[:, _TOKENS].take(rows).sum())
+
     def check_integrity(self) -> None:
         """Recounts what is reserved. Raises AssertionError where it differs from the columns."""
         recount = np.zeros_like(self._own)

@@ -270,14 +270,46 @@ def test_more_room_lets_more_in_and_less_room_throws_nobody_out() -> None:
     admission = gate(seats=1)
     for n in range(4):
         admission.submit(arrival(str(n)), 0.0)
-    assert admitted(admission.resize(3, 1.0)) == ["1", "2"]
-    assert admission.resize(1, 2.0) == []
+    admission.bound(3)
+    assert admitted(admission.on_time(1.0)) == ["1", "2"]
+    admission.bound(1)
+    assert admission.on_time(2.0) == []
     assert admitted(admission.finish("0", 100, 3.0)) == []
     assert admission.occupancy.running_requests == 2
 
 
+def test_prompts_for_so_much_computing_start_and_the_next_waits_for_a_first_token() -> None:
+    admission = gate(seats=10)
+    admission.bound(10, starting_tokens=250)
+    for n in range(4):
+        admission.submit(arrival(str(n), prompt_tokens=100), 0.0)
+    assert admission.occupancy == Occupancy(2, 200, 2, 200, 200)
+    assert admitted(admission.started("0", 1.0)) == ["2"]
+    assert admission.started("0", 2.0) == [], "it starts once"
+    assert admitted(admission.cancel("1", 3.0)) == ["3"]
+    admission.check_integrity()
+
+
+def test_a_prompt_that_is_longer_than_all_may_start_alone() -> None:
+    admission = gate(seats=10)
+    admission.bound(10, starting_tokens=50)
+    assert admitted(admission.submit(arrival("0", prompt_tokens=100), 0.0)) == ["0"]
+    assert admitted(admission.submit(arrival("1", prompt_tokens=1), 0.0)) == []
+    assert admitted(admission.started("0", 1.0)) == ["1"]
+
+
+def test_who_would_wait_too_long_is_refused_at_once_and_told_when_to_come_back() -> None:
+    admission = gate(queue={"most_wait_s": 5.0}, cold_tokens_per_s=10.0)
+    admission.submit(arrival("0"), 0.0)
+    assert isinstance(admission.submit(arrival("1", tokens=60), 0.0)[-1], Queue)
+    refused = refusals(admission.submit(arrival("2", tokens=60), 0.0))["2"]
+    assert isinstance(refused, Overloaded)
+    assert refused.retry_after_s == pytest.approx(6.0)
+    assert "the queue is 6 s long" in str(refused)
+
+
 def test_the_expected_wait_follows_the_measured_rate() -> None:
-    admission = gate(cold_tokens_per_s=10.0)
+    admission = gate(cold_tokens_per_s=10.0, queue={"most_wait_s": 10_000.0})
     admission.submit(arrival("0"), 0.0)
     for n in range(1, 200):
         admission.submit(arrival(str(n)), 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 
@@ -69,7 +70,7 @@ class AdmissionMachine(RuleBasedStateMachine):
         self.count += 1
         name = f"r{self.count}"
         deadline = None if patience is None else self.now + patience
-        arrival = Arrival(name, tenant, priority, tokens, tokens // 3, deadline, 0.05, verdict)
+        arrival = Arrival(name, tenant, priority, tokens, tokens // 2, tokens // 3, deadline, 0.05, verdict)
         self.submitted.add(name)
         if verdict == Granted():
             self.granted.add(name)
@@ -105,10 +106,17 @@ class AdmissionMachine(RuleBasedStateMachine):
         self.now += seconds
         self.apply(self.admission.on_time(self.now))
 
-    @rule(seats=st.integers(1, 5))
-    def capacity_changes(self, seats: int) -> None:
+    @precondition(lambda self: self.running)
+    @rule(choice=st.integers(0, 100))
+    def has_its_first_token(self, choice: int) -> None:
+        name = sorted(self.running)[choice % len(self.running)]
+        self.apply(self.admission.started(name, self.now))
+
+    @rule(seats=st.integers(1, 5), starting=st.integers(0, 1_500) | st.just(math.inf))
+    def capacity_changes(self, seats: int, starting: float) -> None:
         self.most = seats
-        self.apply(self.admission.resize(seats, self.now))
+        self.admission.bound(seats, starting)
+        self.apply(self.admission.on_time(self.now))
 
     @invariant()
     def books_agree_and_bounds_hold(self) -> None:
