@@ -32,8 +32,8 @@ class Samples:
     def summary(self) -> dict[str, object]:
         return {
             "rps": round(self.requests / self.wall, 2),
-            "ttft_ms": _percentiles(self.ttft),
-            "itl_ms": _percentiles(self.itl),
+            "ttft_ms": percentiles(self.ttft),
+            "itl_ms": percentiles(self.itl),
         }
 
 
@@ -97,7 +97,8 @@ async def _one_request(
     samples.requests += 1
 
 
-def _percentiles(values: Sequence[float]) -> dict[str, float]:
+def percentiles(values: Sequence[float]) -> dict[str, float]:
+    """In milliseconds, of seconds."""
     ordered = sorted(values)
 
     def at(share: float) -> float:
