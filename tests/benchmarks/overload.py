@@ -17,21 +17,20 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import random
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import aiohttp
 import psutil
 
 from deploy.demo_model import write_demo_model
+from tests.benchmarks.open_load import Answer, offer_load
 from tests.benchmarks.streams import percentiles, random_prompts
 from tests.live_cluster import ROOT, live_cluster, local_config
 
 MODEL = ROOT / ".baton/demo-model"
-PROMPT, OUTPUT = 300, 8
+PROMPT = 300
 TOKEN_S = 0.0002
 CAPACITY_RPS = 1 / (PROMPT * TOKEN_S)
 GOOD_S = 2.5
@@ -40,20 +39,6 @@ _DEADLINE_S = 60.0
 _MIB = float(1 << 20)
 
 Say = Callable[[str], None]
-
-
-@dataclass
-class Answer:
-    """`at`: when it was asked for. Seconds of the monotonic clock; `first_s`, `end_s` from then on."""
-
-    at: float
-    status: int = 0
-    first_s: float = float("inf")
-    end_s: float = float("inf")
-
-    @property
-    def good(self) -> bool:
-        return self.status == 200 and self.first_s <= GOOD_S and self.end_s < float("inf")
 
 
 def measure(seconds: float, say: Say) -> dict[str, object]:
@@ -78,8 +63,8 @@ async def _phases(url: str, router: psutil.Process, seconds: float, say: Say) ->
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
 
         async def offer(load: float, for_s: float) -> list[Answer]:
-            answers = await _offer(session, url, prompts, load * CAPACITY_RPS, for_s)
-            good = sum(answer.good for answer in answers) / for_s
+            answers = await offer_load(session, url, prompts, load * CAPACITY_RPS, for_s)
+            good = sum(answer.came_within(GOOD_S) for answer in answers) / for_s
             say(f"{load:g} of the capacity: {len(answers)} requests, {good:.1f} good ones a second")
             return answers
 
@@ -97,6 +82,7 @@ async def _phases(url: str, router: psutil.Process, seconds: float, say: Say) ->
         memory |= {"peak": await watching, "after": _mib(router)}
     peak = max(goodput.values())
     goodput[f"{OVERLOAD:g}"] = _rate(answers, 2 * seconds)
+    late = [answer.at - ended for answer in after if not answer.came_within(GOOD_S)]
     refusals = [answer.end_s for answer in answers if answer.status in (429, 503)]
     failed = [answer for answer in answers if answer.status not in (200, 429, 503)]
     return {
@@ -106,38 +92,9 @@ async def _phases(url: str, router: psutil.Process, seconds: float, say: Say) ->
         "refused": len(refusals),
         "failed": len(failed),
         "refused_ms": percentiles(refusals),
-        "recovery_s": round(max((answer.at - ended for answer in after if not answer.good), default=0.0), 2),
+        "recovery_s": round(max(late, default=0.0), 2),
         "router_mib": memory,
     }
-
-
-async def _offer(
-    session: aiohttp.ClientSession, url: str, prompts: Iterator[list[int]], rps: float, for_s: float
-) -> list[Answer]:
-    draw = random.Random(int(rps * 1000))
-    begin = time.monotonic()
-    tasks: list[asyncio.Task[Answer]] = []
-    due = begin + draw.expovariate(rps)
-    while due < begin + for_s:
-        await asyncio.sleep(max(0.0, due - time.monotonic()))
-        tasks.append(asyncio.create_task(_ask(session, url, next(prompts))))
-        due += draw.expovariate(rps)
-    return await asyncio.gather(*tasks)
-
-
-async def _ask(session: aiohttp.ClientSession, url: str, prompt: list[int]) -> Answer:
-    answer = Answer(time.monotonic())
-    body = {"model": "demo", "prompt": prompt, "max_tokens": OUTPUT, "temperature": 0, "ignore_eos": True}
-    try:
-        async with session.post(f"{url}/v1/completions", json=body | {"stream": True}) as response:
-            async for line in response.content:
-                if line.startswith(b"data: {") and answer.first_s == float("inf"):
-                    answer.first_s = time.monotonic() - answer.at
-            answer.status = response.status
-            answer.end_s = time.monotonic() - answer.at
-    except (aiohttp.ClientError, TimeoutError):
-        pass  # status 0: it failed
-    return answer
 
 
 async def _peak(process: psutil.Process, calm: asyncio.Event) -> float:
@@ -157,7 +114,7 @@ def _mib(process: psutil.Process) -> float:
 
 
 def _rate(answers: list[Answer], seconds: float) -> float:
-    return round(sum(answer.good for answer in answers) / seconds, 2)
+    return round(sum(answer.came_within(GOOD_S) for answer in answers) / seconds, 2)
 
 
 def main() -> None:

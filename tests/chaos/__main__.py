@@ -42,10 +42,13 @@ async def chaos(seed: int, requests: int, clients: int, every_s: float, say: Say
     """The result object."""
     with tempfile.TemporaryDirectory(prefix="baton-chaos-") as folder:
         async with scene(Path(folder)) as made:
-            return await _break(made, seed, requests, clients, every_s, say)
+            return await break_scene(made, seed, requests, clients, every_s, say)
 
 
-async def _break(made: Scene, seed: int, requests: int, clients: int, every_s: float, say: Say) -> dict[str, object]:
+async def break_scene(
+    made: Scene, seed: int, requests: int, clients: int, every_s: float, say: Say
+) -> dict[str, object]:
+    """Until so many streams have begun; ends with all of it well again."""
     load = Clients(made.cluster.http, made.cluster.grpc, seed)
     faults = Faults(made, seed, say)
     streaming = asyncio.create_task(load.run(clients), name="clients")
@@ -55,7 +58,7 @@ async def _break(made: Scene, seed: int, requests: int, clients: int, every_s: f
     for stream in load.streams:
         if stream.end is not End.WHOLE:
             say(f"{stream.end.value}: {stream.request_id} {len(stream.tokens)}/{stream.wanted} {stream.error}")
-    leaks = await asyncio.to_thread(_left, made)
+    leaks = await asyncio.to_thread(left_behind, made)
     moved = await asyncio.to_thread(resumed, load.streams, faults.dealt, _asking(made))
     for line in (*leaks, *faults.failed):
         say(line)
@@ -75,7 +78,7 @@ def _asking(made: Scene) -> Callable[[str], admin_pb2.Explanation]:
     return explain
 
 
-def _left(made: Scene) -> list[str]:
+def left_behind(made: Scene) -> list[str]:
     """What does not go away by itself."""
     give_up = time.monotonic() + _QUIET_S
     while (left := _look(made)) and time.monotonic() < give_up:

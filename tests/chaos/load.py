@@ -25,7 +25,6 @@ DEADLINE_S = 60.0
 _SLACK_S = 5.0
 _CHANNELS = 12
 _CONVERSATIONS = 40
-_HTTP_SHARE = 0.25
 
 
 class End(Enum):
@@ -88,12 +87,14 @@ def _words(draw: random.Random, count: int) -> list[int]:
 
 
 class Clients:
-    """Each has one stream after the other. `stop` lets those that run come to their end."""
+    """Each has one stream after the other, that part of them over HTTP. `stop` lets those that run come to their
+    end."""
 
-    def __init__(self, http: str, grpc_address: str, seed: int) -> None:
+    def __init__(self, http: str, grpc_address: str, seed: int, http_share: float = 0.25) -> None:
         self._http = http
         self._grpc_address = grpc_address
         self._seed = seed
+        self._http_share = http_share
         self._draw = random.Random(seed + 1)
         self._work = iter(prompts(seed))
         self._stopping = False
@@ -116,7 +117,7 @@ class Clients:
             prompt, wanted = next(self._work)
             stream = Stream(f"chaos-{self._seed}-{len(self.streams)}", prompt, wanted, time.monotonic())
             self.streams.append(stream)
-            over_http = self._draw.random() < _HTTP_SHARE
+            over_http = self._draw.random() < self._http_share
             said = _over_http(session, self._http, stream) if over_http else _over_grpc(stub, stream)
             await _read(said, stream)
 

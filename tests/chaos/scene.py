@@ -157,7 +157,7 @@ class Scene:
         """Raises `LookupError`."""
         for pid in descendants(self.cluster.pid):
             with contextlib.suppress(OSError):
-                if Path(f"/proc/{pid}/cmdline").read_text().startswith(name):
+                if Path(f"/proc/{pid}/cmdline").read_text().partition("\0")[0].rpartition("/")[2].startswith(name):
                     return pid
         raise LookupError(name)
 
