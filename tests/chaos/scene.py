@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -88,22 +87,24 @@ class FixedWorker:
 
     async def replace(self) -> None:
         """Killed; another process takes its name and its address at once."""
-        self._serving.kill()
-        self._serving.wait()
+        _end(self._serving)
         self._serving, self._next = self._next, self._begin()
         await asyncio.to_thread(_let_serve, self._serving)
 
     async def close(self) -> None:
         for process in (self._next, self._serving):
-            process.send_signal(signal.SIGCONT)
-            process.kill()
-            process.wait()
+            _end(process)
         await self.line.close()
 
     def _begin(self) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "tests.chaos.fixed_worker", json.dumps(dataclasses.asdict(self.spec))]
         pipe = subprocess.PIPE
         return subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=ROOT)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.communicate()
 
 
 def _let_serve(process: subprocess.Popen[str]) -> None:
