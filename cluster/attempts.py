@@ -66,8 +66,8 @@ class AttemptTable(Generic[Owner]):
     def add(
         self, attempt_id: str, owner: Owner, prompt_tokens: int, *, awaited: bool = True, pulls: bool = False
     ) -> None:
-        """The id must not be open already. `awaited`: False for one that may rightly be silent for long. `pulls`: blocks
-        of another worker come first."""
+        """The id must not be open already. `awaited`: False for one that may rightly be silent for long. `pulls`:
+        blocks of another worker come first."""
         assert attempt_id not in self._open, f"attempt {attempt_id} is open already"
         self._open[attempt_id] = _Open(owner, prompt_tokens, awaited, pulls)
         self._queued_tokens += prompt_tokens

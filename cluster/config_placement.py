@@ -30,8 +30,8 @@ class LatencyStart(Section):
 class SlowWorkersConfig(Section):
     """A worker that takes `factor` times as long as its pool usually does for the same work, and `floor_s` longer, gets
     nothing new for `leave_s`; twice as long each time that it is still so, at most `leave_most_s`. Judged by the median
-    of its last prefills, or of its last times between tokens, at least `least` of them. No more than `share` of a pool is
-    left alone at once."""
+    of its last prefills, or of its last times between tokens, at least `least` of them. No more than `share` of a pool
+    is left alone at once."""
 
     factor: Annotated[float, Field(gt=1)] = 5.0
     floor_s: _NotNegative = 0.05

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from cluster.engine import EngineOutput, EngineRequest, FinishReason, Leg, PrefillInProgress, Role, Sampling
+from cluster.engine import EngineOutput, EngineRequest, FinishReason, Leg, Role, Sampling
 from cluster.errors import BatonError, EngineFailed, NoWorker, RetriesSpent, WorkerLost
 from router.actions import Action, Cancel, Emit, End, Ending, Later, Release, Settle, Submit
 from router.generation import Emission, GenerationRequest, Outcome

@@ -190,7 +190,7 @@ async def test_a_dead_engine_fails_every_attempt_at_once_and_the_worker_says_why
         bench.engine.fail("power cut")
         for router, attempt_id in ((first, "a"), (second, "b")):
             last = (await router.outputs_of(attempt_id))[attempt_id][-1]
-            assert (last.finish_reason, last.error) == (pb.FINISH_REASON_ERROR, "power cut")
+            assert (last.finish_reason, last.error) == (pb.FINISH_REASON_LOST, "power cut")
         described = await bench.stub.Describe(pb.DescribeRequest())
         assert (described.state, described.reason) == (pb.WORKER_STATE_FAILED, "power cut")
         with pytest.raises(WorkerLost, match="failed: power cut"):

@@ -65,6 +65,12 @@ class Bench:
     def emissions(self) -> list[Emission]:
         return [emission for batch in self.batches for emission in batch]
 
+    def retry(self) -> None:
+        """The wait of the next retry is over."""
+        assert self.dispatch.next_retry_at is not None
+        self.now = self.dispatch.next_retry_at
+        self.dispatch.on_time()
+
     def step(self, worker_id: str, *outputs: worker_pb2.Output) -> None:
         self.dispatch.on_step(worker_id, worker_pb2.StepOutputs(outputs=outputs, load=worker_pb2.Load(running=1)))
 
@@ -179,6 +185,7 @@ def test_an_unknown_finish_reason_counts_as_a_failed_attempt(bench: Bench) -> No
     strange = worker_pb2.Output(attempt_id=prefill.attempt_id)
     strange.finish_reason = 77  # type: ignore[assignment]
     bench.step(bench.posted[-1][0], strange)
+    bench.retry()
     assert len(bench.submits) == 2
 
 

@@ -14,6 +14,7 @@ from protos.baton.v1 import kv_pb2
 from router.actions import Action, Cancel, Emit, End, Release, Settle, Submit
 from router.generation import Emission, GenerationRequest, Outcome
 from router.pipeline import RequestPipeline
+from router.pipeline_questions import Questions
 from router.sampling_state import NO_HISTORY, SamplingFacts
 from tests.router.scripted_worker import expected_tokens, next_token
 
@@ -42,7 +43,7 @@ class Cluster:
         self.failed: list[BatonError] = []
         self.finishes = 0
         self.late: list[tuple[str, EngineOutput]] = []
-        self.pipeline = RequestPipeline(request, self.choose, self.follow)
+        self.pipeline = RequestPipeline(request, Questions(self.choose, self.follow))
         self.apply(self.pipeline.start())
 
     def choose(self, leg: Leg, role: Role, avoid: frozenset[str], prefer: str | None) -> str | None:

@@ -73,12 +73,15 @@ class Bench:
         self.dispatch.on_step(worker_id, worker_pb2.StepOutputs(outputs=[output]))
 
     def fail(self) -> None:
-        """The attempt that was sent last ends with an error."""
+        """The attempt that was sent last ends with an error, and its request is tried again."""
         worker_id, submit = self.posted[-1]
         output = worker_pb2.Output(
             attempt_id=submit.attempt_id, finish_reason=worker_pb2.FINISH_REASON_ERROR, error="broken"
         )
         self.dispatch.on_step(worker_id, worker_pb2.StepOutputs(outputs=[output]))
+        if (retry_at := self.dispatch.next_retry_at) is not None:
+            self.now = retry_at
+            self.dispatch.on_time()
 
     def serve(
         self, request_id: str, prompt: list[int] = PROMPT, session: str = "", prefill_s: float = 0.1
@@ -287,7 +290,7 @@ def test_the_journal_tells_candidates_attempts_and_how_they_ended(bench: Bench) 
     assert [candidate.worker_id for candidate in first.candidates] == ["p1", "p2"]
     assert "tokens of the prompt" in first.because
     assert [(each.leg, each.worker_id, each.outcome) for each in record.attempts] == [
-        ("prefill", "p1", "failed"),
+        ("prefill", "p1", "lost"),
         ("prefill", "p2", "completed"),
         ("decode", bench.posted[-1][0], "completed"),
     ]
