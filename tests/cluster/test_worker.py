@@ -57,6 +57,7 @@ async def test_queued_prefill_tokens_are_those_of_attempts_without_an_output() -
 
 async def test_a_prompt_that_was_computed_elsewhere_is_not_queued() -> None:
     async with Bench(step_s=0.2).running() as bench:
+        bench.line.failing = True  # nobody has offered that lease
         router = await bench.session()
         await router.submit("a", Leg.DECODE, ticket=b"lease:40")
         await router.submit("refused", Leg.PREFILL)

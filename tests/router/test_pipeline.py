@@ -19,7 +19,7 @@ from cluster.engine import (
 )
 from cluster.errors import DeadlineExceeded, EngineFailed, NoWorker, TicketRefused, WorkerLost
 from protos.baton.v1 import kv_pb2
-from router.actions import Action, Cancel, Emit, End, Ending, Later, Release, Settle, Submit
+from router.actions import Action, Cancel, Emit, End, Later, Release, Settle, Submit
 from router.generation import Emission, GenerationRequest, Outcome
 from router.pipeline import RequestPipeline
 from router.pipeline_questions import PipelineRules, Questions
