@@ -276,7 +276,9 @@ class Worker:
         """Keeps the counters fresh and watches that the engine moves."""
         while self._state is not State.FAILED:
             asleep = self._clock.now()
-            nap_s = min(self.spec.look_every_s, self._progress.next_look_s(asleep) + _LOOK_SLACK_S)
+            nap_s = self.spec.look_every_s
+            if self._state is State.READY:
+                nap_s = min(nap_s, self._progress.next_look_s(asleep) + _LOOK_SLACK_S)
             await self._clock.sleep(nap_s)
             # A process that was stopped, or kept from running, cannot say what its engine did meanwhile.
             now = self._clock.now()

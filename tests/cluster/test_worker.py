@@ -12,7 +12,6 @@ import pytest
 from cluster.engine import Leg, Role
 from cluster.errors import EngineFailed, WorkerLost
 from cluster.simulated_engine import SimulatedEngine
-from cluster.worker import State
 from protos.baton.v1 import worker_pb2 as pb
 from tests.cluster.worker_bench import EPOCH, Bench, Router
 from tests.session import open_stream
@@ -198,30 +197,6 @@ async def test_a_dead_engine_fails_every_attempt_at_once_and_the_worker_says_why
             bench.worker.check_health()
         await first.submit("late")
         assert "failed power cut" in (await first.outputs_of("late"))["late"][-1].error
-
-
-async def test_an_engine_that_does_not_move_while_it_has_work_is_stalled_until_it_moves() -> None:
-    async with Bench(stall_after_s=0.1, step_s=0.8).running() as bench:
-        bench.worker.check_health()
-        router = await bench.session()
-        await router.submit("a", max_tokens=1)
-        await eventually(lambda: bench.worker.state is State.STALLED)
-        with pytest.raises(WorkerLost, match="stalled: no engine step"):
-            bench.worker.check_health()
-        await router.submit("b")
-        assert "is stalled" in (await router.outputs_of("b"))["b"][-1].error
-        await router.outputs_of("a")
-        assert bench.worker.state is State.READY
-
-
-async def test_an_idle_engine_is_not_stalled() -> None:
-    async with Bench(stall_after_s=0.01).running() as bench:
-        router = await bench.session()
-        await router.submit("a")
-        await router.outputs_of("a")
-        before = bench.clock.looks
-        await eventually(lambda: bench.clock.looks > before + 5)
-        assert bench.worker.state is State.READY
 
 
 async def test_draining_refuses_new_work_and_waits_for_attempts_and_leases() -> None:

@@ -55,9 +55,13 @@ class Router:
 
 
 class CountingClock(RealClock):
-    """Counts the worker's looks at its engine: it sleeps before each."""
+    """Counts the worker's looks at its engine: it sleeps before each. `missed_s`: in which nobody here has run."""
 
     looks = 0
+    missed_s = 0.0
+
+    def now(self) -> float:
+        return super().now() + self.missed_s
 
     async def sleep(self, seconds: float) -> None:
         self.looks += 1
@@ -66,12 +70,19 @@ class CountingClock(RealClock):
 
 class Bench:
     def __init__(
-        self, role: Role = Role.DECODE, stall_after_s: float = 30.0, limit: int = 512, **timing: float
+        self,
+        role: Role = Role.DECODE,
+        stall_after_s: float = 30.0,
+        limit: int = 512,
+        look_every_s: float = 0.02,
+        **timing: float,
     ) -> None:
         config = EngineConfig(kind="simulated", simulated=SimulatedTiming(**({"step_s": 0.001} | timing)))  # type: ignore[arg-type]
         self.line = MemoryHandoff({})
         self.engine = SimulatedEngine(ModelConfig(path="none"), config, RealClock(), self.line)
-        spec = WorkerSpec("w1", role, EPOCH, stall_after_s=stall_after_s, look_every_s=0.02, outgoing_limit=limit)
+        spec = WorkerSpec(
+            "w1", role, EPOCH, stall_after_s=stall_after_s, look_every_s=look_every_s, outgoing_limit=limit
+        )
         self.clock = CountingClock()
         self.worker = Worker(spec, self.engine, self.clock)
 
