@@ -175,6 +175,10 @@ class Worker:
     # What sessions ask (`worker_session.SessionHost`) ---------------------------------------------------------------
 
     def opened(self, session: Session) -> None:
+        """A router has one session: where it comes again, the old one is gone, whether or not that is known here."""
+        for old in self._sessions:
+            if old.router_id == session.router_id:
+                old.end(grpc.StatusCode.ABORTED, f"router {session.router_id} has opened another session")
         self._sessions.add(session)
 
     async def closed(self, session: Session) -> None:

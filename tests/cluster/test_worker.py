@@ -281,3 +281,18 @@ async def test_a_session_that_breaks_while_the_engine_holds_it_up_leaves_no_atte
         bench.engine.abort = original  # type: ignore[method-assign]
         router.call.cancel()
         await eventually(lambda: not len(bench.worker.attempts))
+
+
+async def test_a_router_that_comes_again_has_nothing_left_of_its_old_session() -> None:
+    """As after a link that was cut without a word: here nobody has noticed yet."""
+    async with Bench().running() as bench:
+        other, old = await bench.session(), await bench.session(router_id="cut off")
+        await other.submit("kept", max_tokens=10_000)
+        await old.submit("left", max_tokens=10_000)
+        await asyncio.gather(other.read(), old.read())
+        again = await bench.session(router_id="cut off")
+        await eventually(lambda: "left" not in bench.worker.attempts)
+        await eventually(lambda: len(bench.worker._sessions) == 2)
+        assert "kept" in bench.worker.attempts
+        await again.submit("new")
+        await again.outputs_of("new")

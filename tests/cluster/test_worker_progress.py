@@ -75,12 +75,18 @@ async def test_a_request_that_the_engine_refuses_is_owed_no_step() -> None:
         async def refuse(request: EngineRequest) -> None:
             raise InvalidRequest("never fits")
 
-        bench.engine.submit = refuse  # type: ignore[method-assign]
+        asked: list[bool] = []
+
+        async def answer() -> None:
+            asked.append(True)
+
+        bench.engine.submit, bench.engine.answer = refuse, answer  # type: ignore[method-assign]
         router = await bench.session()
         await router.submit("a")
         assert (await router.outputs_of("a"))["a"][-1].finish_reason == pb.FINISH_REASON_ERROR
         await looked_at(bench, 20)
         assert bench.worker.state is State.READY
+        assert not asked, "an idle engine is left alone"
 
 
 async def decoding(bench: Bench, held_back: asyncio.Event) -> Router:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -84,6 +85,7 @@ class Bench:
             "w1", role, EPOCH, stall_after_s=stall_after_s, look_every_s=look_every_s, outgoing_limit=limit
         )
         self.clock = CountingClock()
+        self._routers = itertools.count()
         self.worker = Worker(spec, self.engine, self.clock)
 
     @asynccontextmanager
@@ -98,14 +100,16 @@ class Bench:
         self.worker.attempts.check_integrity()
         self.engine.batch.pool.check_integrity()
 
-    async def session(self, epoch: int = EPOCH) -> Router:
-        router = await self.hello(epoch)
+    async def session(self, epoch: int = EPOCH, router_id: str = "") -> Router:
+        """Of another router than any before, unless it is named."""
+        router = await self.hello(epoch, router_id)
         assert (await router.read()).welcome.worker.worker_id == "w1"
         return router
 
-    async def hello(self, epoch: int = EPOCH) -> Router:
+    async def hello(self, epoch: int = EPOCH, router_id: str = "") -> Router:
         call = open_stream(self.stub)
-        await call.write(pb.SessionRequest(hello=pb.Hello(router_id="r1", epoch=epoch)))
+        router_id = router_id or f"r{next(self._routers)}"
+        await call.write(pb.SessionRequest(hello=pb.Hello(router_id=router_id, epoch=epoch)))
         return Router(call)
 
     @property

@@ -160,9 +160,9 @@ class Cluster:
 WORKERS = {"p1": Role.PREFILL, "p2": Role.PREFILL, "d1": Role.DECODE, "d2": Role.DECODE}
 EVENTS = st.lists(
     st.sampled_from(
-        ["step"] * 24
+        ["step"] * 12
         + [f"{what} {worker_id}" for what in ("kill", "stall", "back") for worker_id in WORKERS]
-        + [f"give-up {why.name}" for why in (FinishReason.ERROR, FinishReason.MOVED, FinishReason.LOST)]
+        + [f"give-up {why}" for why in ("ERROR", "ERROR", "ERROR", "MOVED", "LOST")]
         + ["retry", "retry", "late", "cancel", "deadline"]
     ),
     max_size=60,

@@ -74,6 +74,17 @@ def test_a_stream_that_gets_on_between_its_losses_is_no_poison_but_even_that_has
     assert walk.ended() is Outcome.FAILED
 
 
+def test_a_stream_under_which_three_workers_go_without_a_token_between_is_stopped() -> None:
+    walk = Walk(max_tokens=100, prefill="p1", decode=" ".join(f"d{i}" for i in range(50)), attempts_most=50)
+    walk.prefilled(0)
+    walk.answer(1)
+    for _ in range(3):
+        assert walk.of(End) == []
+        walk.take(walk.pipeline.on_worker_lost(walk.worker, LOST))
+    assert isinstance(walk.emissions[-1].error, WorkersLost)
+    assert walk.tokens == [0, 1]
+
+
 def test_errors_end_a_request_at_its_limit() -> None:
     walk = Walk(prefill=" ".join(f"p{i}" for i in range(50)), attempts_most=4)
     for _ in range(3):
