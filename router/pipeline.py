@@ -180,7 +180,7 @@ class RequestPipeline:
         if output.finish_reason is None or not prefetch.live:
             return []
         prefetch.live = False
-        if output.finish_reason not in (FinishReason.ERROR, FinishReason.ABORT):
+        if output.finish_reason not in _GIVEN_UP:
             return [Settle(prefetch.worker_id, prefetch.attempt_id, Leg.PREFETCH)]
         self._prefetch = None
         return [Settle(prefetch.worker_id, prefetch.attempt_id, Leg.PREFETCH, Ending.FAILED, output.error)]
