@@ -35,11 +35,15 @@ class Leg(Enum):
 
 
 class FinishReason(Enum):
+    """`MOVED`: the worker is not ready, or is leaving; another one is to go on. `LOST`: its engine died."""
+
     STOP = "stop"
     LENGTH = "length"
     ABORT = "abort"
     ERROR = "error"
     REPETITION = "repetition"
+    MOVED = "moved"
+    LOST = "lost"
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +223,10 @@ class Engine(Protocol):
 
     async def release(self, lease_id: str) -> None:
         """Unpins the blocks of a lease that nobody will read. Unknown ids are no error."""
+        ...
+
+    async def answer(self) -> None:
+        """Returns once the engine's own loop has come round: it turns, whatever it has to wait for."""
         ...
 
     async def stats(self) -> EngineStats:

@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 _LEGS = {Role.PREFILL: {Leg.PREFILL, Leg.WHOLE}, Role.DECODE: {Leg.DECODE, Leg.WHOLE, Leg.PREFETCH}}
 _DRAIN_LOOK_S = 0.1
 _ENGINE_CALL_S = 10.0
+_LOOK_SLACK_S = 0.01
 
 
 class State(Enum):
@@ -54,7 +55,7 @@ class WorkerSpec:
     listen_host: str = "127.0.0.1"
     advertise_host: str = "127.0.0.1"
     port: int = 0
-    stall_after_s: float = 30.0
+    stall_after_s: float = 3.0
     look_every_s: float = 1.0
     outgoing_limit: int = OUTGOING_LIMIT
     watch_every_s: float = WATCH_EVERY_S
@@ -174,6 +175,10 @@ class Worker:
     # What sessions ask (`worker_session.SessionHost`) ---------------------------------------------------------------
 
     def opened(self, session: Session) -> None:
+        """A router has one session: where it comes again, the old one is gone, whether or not that is known here."""
+        for old in self._sessions:
+            if old.router_id == session.router_id:
+                old.end(grpc.StatusCode.ABORTED, f"router {session.router_id} has opened another session")
         self._sessions.add(session)
 
     async def closed(self, session: Session) -> None:
@@ -187,12 +192,15 @@ class Worker:
             self._feed.stir()
         except (InvalidRequest, WorkerLost) as error:
             self._attempts.refused()
-            self._tell(session, [_refusal(submit.attempt_id, error)])
+            not_ready = isinstance(error, WorkerLost)
+            why = FinishReason.MOVED if not_ready else FinishReason.ERROR
+            self._tell(session, [_refusal(submit.attempt_id, error, why)])
             return
         try:
             await self._engine.submit(request)
         except (InvalidRequest, EngineFailed) as error:
             if self._attempts.end(request.attempt_id, "refused"):
+                self._owe_nothing()
                 self._tell(session, [_refusal(request.attempt_id, error)])
 
     async def abort(self, session: Session, attempt_ids: Sequence[str]) -> None:
@@ -212,7 +220,7 @@ class Worker:
             return
         # What decode continues was computed elsewhere.
         to_compute = 0 if request.leg is Leg.DECODE else len(request.prompt_token_ids)
-        self._attempts.add(request.attempt_id, session, to_compute)
+        self._attempts.add(request.attempt_id, session, to_compute, pulls=request.leg is Leg.DECODE)
         self._progress.work_came(self._clock.now())
 
     def _accept(self, submit: pb.Submit) -> EngineRequest:
@@ -227,8 +235,7 @@ class Worker:
 
     async def _abort(self, attempt_ids: Sequence[str]) -> None:
         ended = self._attempts.end_all(attempt_ids, FinishReason.ABORT.value)
-        if not self._attempts.awaited:
-            self._progress.work_gone()
+        self._owe_nothing()
         if not ended:
             return
         self._feed.stir()
@@ -237,6 +244,11 @@ class Worker:
                 await self._engine.abort(ended)
         except (EngineFailed, TimeoutError) as error:
             logger.warning("%d attempts were not aborted: %s", len(ended), error)
+
+    def _owe_nothing(self) -> None:
+        """If so: no step is due once nobody waits for one."""
+        if not self._attempts.awaited:
+            self._progress.work_gone()
 
     async def _pump(self) -> None:
         while True:
@@ -267,15 +279,40 @@ class Worker:
     async def _look_after(self) -> None:
         """Keeps the counters fresh and watches that the engine moves."""
         while self._state is not State.FAILED:
-            await self._clock.sleep(self.spec.look_every_s)
-            idle_for = self._progress.stalled_for(self._clock.now())
-            if idle_for is not None and self._state is State.READY:
-                self._enter(
-                    State.STALLED, f"no engine step for {idle_for:.0f} s with {len(self._attempts)} attempts open"
-                )
+            asleep = self._clock.now()
+            nap_s = self.spec.look_every_s
+            if self._state is State.READY:
+                nap_s = min(nap_s, self._progress.next_look_s(asleep) + _LOOK_SLACK_S)
+            await self._clock.sleep(nap_s)
+            # A process that was stopped, or kept from running, cannot say what its engine did meanwhile.
+            now = self._clock.now()
+            self._progress.excuse(now - asleep - nap_s - _LOOK_SLACK_S, now)
+            await self._watch_progress()
             if self._stirred or self._attempts or self._stats.leases or self._stats.pinned_blocks:
                 self._stirred = False
                 await self._refresh_stats()
+
+    async def _watch_progress(self) -> None:
+        """An engine may rightly be silent while all that it has waits for blocks of others; and one that stalled shows
+        no step once its work has been moved. Both are asked whether their loop turns."""
+        idle_s = self._progress.stalled_for(self._clock.now())
+        if self._state is State.STALLED and not self._attempts.awaited:
+            if await self._answers():
+                self._enter(State.READY)
+        elif idle_s is not None and self._state is State.READY:
+            if self._attempts.only_pulling and await self._answers():
+                self._progress.moved(self._clock.now(), work_left=bool(self._attempts.awaited))
+            elif self._state is State.READY and self._attempts.awaited:
+                reason = f"no engine step for {idle_s:.1f} s with {len(self._attempts)} attempts open"
+                self._enter(State.STALLED, reason)
+
+    async def _answers(self) -> bool:
+        try:
+            async with asyncio.timeout(min(self.spec.stall_after_s, _ENGINE_CALL_S)):
+                await self._engine.answer()
+        except (EngineFailed, TimeoutError):
+            return False
+        return True
 
     async def _refresh_stats(self) -> None:
         if self._state is State.FAILED:
@@ -302,7 +339,7 @@ class Worker:
             logger.error("the worker broke", exc_info=error)
         self._enter(State.FAILED, str(error) or repr(error))
         for session in self._sessions:
-            lost = [_refusal(attempt_id, error) for attempt_id in self._attempts.owned_by(session)]
+            lost = [_refusal(id_, error, FinishReason.LOST) for id_ in self._attempts.owned_by(session)]
             for output in lost:
                 self._attempts.take(output)
             if lost:
@@ -317,5 +354,5 @@ class Worker:
         logger.info("worker %s is %s %s", self.spec.worker_id, state.name.lower(), reason)
 
 
-def _refusal(attempt_id: str, error: BaseException) -> EngineOutput:
-    return EngineOutput(attempt_id, [], finish_reason=FinishReason.ERROR, error=str(error) or repr(error))
+def _refusal(attempt_id: str, error: BaseException, why: FinishReason = FinishReason.ERROR) -> EngineOutput:
+    return EngineOutput(attempt_id, [], finish_reason=why, error=str(error) or repr(error))
