@@ -1,7 +1,7 @@
 """What one step of an engine costs: operations, bytes, seconds, and which of them binds.
 
-A step is a roofline (Williams et al., CACM 52(4), 2009) over its parts: each takes the longer of its operations over the
-accelerator's speed and its bytes over the memory's bandwidth; then what tensor parallelism exchanges, and what every
+A step is a roofline (Williams et al., CACM 52(4), 2009) over its parts: each takes the longer of its operations over
+the accelerator's speed and its bytes over the memory's bandwidth; then what tensor parallelism exchanges, and what each
 step costs. Reading and writing activations is left to the efficiency. It must not know queues or workloads.
 """
 
@@ -11,8 +11,8 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum
 
-from cluster.hardware import Efficiency, Hardware
-from cluster.model_shape import DenseForward, ExpertForward, GroupedAttention, LayerGroup, ModelShape
+from cluster.hardware import GUESSED, Efficiency, Hardware
+from cluster.model_shape import ExpertForward, GroupedAttention, LayerGroup, ModelShape
 from cluster.model_size import (
     attention_matrices,
     expert_parameters,
@@ -95,7 +95,7 @@ class CostModel:
     shape: ModelShape
     hardware: Hardware
     tensor_parallel: int = 1
-    efficiency: Efficiency = Efficiency()
+    efficiency: Efficiency = GUESSED
 
     # Memory
 

@@ -47,8 +47,8 @@ class Efficiency:
     """How much of the peaks a running engine gets, and what it pays on top. Assumptions until they are measured.
 
     `compute`, `memory`, `link`: shares of the peaks. Large matrix products reach about 0.7 to 0.8 of them on these
-    accelerators, and what lies between them costs some more. `overlap`: how much of the shorter of computing and reading
-    is hidden behind the longer; 1 is the ideal roofline. `step_s`: of each step, for scheduling and sampling.
+    accelerators, and what lies between them costs some more. `overlap`: how much of the shorter of computing and
+    reading is hidden behind the longer; 1 is the ideal roofline. `step_s`: of each step, for scheduling and sampling.
     `layer_s`: of each layer, for starting its kernels from a recorded graph. `reduce_s`: latency of one all-reduce.
     `usable_memory`: the share that the engine may take; `reserve_bytes` of that, on each accelerator, for activations
     and graphs.
@@ -65,6 +65,7 @@ class Efficiency:
     reserve_bytes: float = 4e9
 
 
+GUESSED = Efficiency()
 IDEAL = Efficiency(1.0, 1.0, 1.0, 1.0, step_s=0.0, layer_s=0.0, reduce_s=0.0, usable_memory=1.0, reserve_bytes=0.0)
 
 _TABLE = (

@@ -266,8 +266,8 @@ def _precision(quantised: _Quantisation | None, name: str) -> Precision:
             scales = (2 + bits / 8) / quantised.group_size if quantised.group_size > 0 else 0.0
             return Precision(weight=bits / 8 + scales, expert=bits / 8 + scales)
     raise ConfigError(
-        f"model {name}: quantization_config.quant_method {quantised.quant_method} is not known (fp8, mxfp4, gptq, awq); "
-        f"say what the weights are held in: {', '.join(WEIGHTS)}"
+        f"model {name}: quantization_config.quant_method {quantised.quant_method} is not known (fp8, mxfp4, gptq,"
+        f" awq); say what the weights are held in: {', '.join(WEIGHTS)}"
     )
 
 

@@ -97,8 +97,8 @@ class LayerGroup:
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """Bytes of one number: of the matrices of attention and dense layers (`weight`), of experts, of the KV cache. Scales
-    of quantised weights are counted in. Embeddings, output head and activations are always 16 bit.
+    """Bytes of one number: of the matrices of attention and dense layers (`weight`), of experts, of the KV cache.
+    Scales of quantised weights are counted in. Embeddings, output head and activations are always 16 bit.
 
     `fp8`: weights are 8-bit floats, so hardware that computes on such may do so.
     """

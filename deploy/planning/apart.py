@@ -78,8 +78,8 @@ class Apart:
 def hand_over(demand: Demand, prefill: CostModel, decode: CostModel, replicas: tuple[int, int]) -> HandOver | None:
     """Between pools of so many `replicas`; None: more is to be moved than the network can.
 
-    Every GPU of a worker moves its own part. Transfers share the network evenly, so each takes 1 / (1 - busy) of what it
-    takes alone (M/G/1 processor sharing; Kelly, 1979, section 3.3).
+    Every GPU of a worker moves its own part. Transfers share the network evenly, so each takes 1 / (1 - busy) of what
+    it takes alone (M/G/1 processor sharing; Kelly, 1979, section 3.3).
     """
     share = max(prefill.kv_share, decode.kv_share)
     sizes = [kv_bytes(demand.shape, prompt) * share for prompt in demand.workload.prompts]

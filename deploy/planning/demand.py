@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from cluster.cost_model import CostModel
-from cluster.hardware import Efficiency, Hardware
+from cluster.hardware import GUESSED, Efficiency, Hardware
 from cluster.model_shape import ModelShape
 from cluster.tensor_parallelism import tensor_parallel_sizes
 from deploy.planning.workload import Workload
@@ -34,11 +34,12 @@ class Demand:
     prefill: Hardware
     decode: Hardware
     network: float | None = None
-    efficiency: Efficiency = Efficiency()
+    efficiency: Efficiency = GUESSED
     most_gpus: int = 10_000
     edge_s: float = 0.01
     setup_s: float = 0.005
     most_full: float = 0.01
+    unequal_split: bool = False
 
     def engines(self, hardware: Hardware) -> list[CostModel]:
         """The model on one worker of this hardware, in each way it can be split."""
@@ -61,7 +62,7 @@ class Limit(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Shortfall:
-    """A bound that no plan keeps: the least that is `needed` in any of them, what is `allowed`, and the whole sentence."""
+    """A bound that no plan keeps: the least that is `needed` in any, what is `allowed`, and the whole sentence."""
 
     limit: Limit
     needed: float

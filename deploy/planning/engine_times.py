@@ -84,13 +84,20 @@ def most_sequences(engine: CostModel, workload: Workload) -> int:
     return min(max(int(root * root), 1), MOST_SEQUENCES)
 
 
-def step_times(engine: CostModel, context: float, most: int, chunk: int = 0) -> tuple[float, ...]:
-    """Seconds of a step of 0 to `most` sequences, beside `chunk` prompt tokens. Between the points where it is computed
-    it is taken as straight."""
+def step_times(engine: CostModel, workload: Workload, most: int, chunk: int = 0) -> tuple[float, ...]:
+    """Seconds of a step of 0 to `most` sequences, beside `chunk` tokens of a usual prompt. Between the points where it
+    is computed it is taken as straight."""
     points = _points(most)
-    prompt = Chunk(float(chunk), 0.0)
-    at = [engine.step(Step(prompt, float(count), context)).seconds for count in points]
+    prompt = Chunk(float(chunk), _usual_context(workload, chunk))
+    at = [engine.step(Step(prompt, float(count), workload.context)).seconds for count in points]
     return tuple(_between(points, at, count) for count in range(most + 1))
+
+
+def _usual_context(workload: Workload, chunk: int) -> float:
+    """Tokens before a chunk, on average over all chunks."""
+    computed = [workload.computed(prompt) for prompt in workload.prompts]
+    middles = (part * (prompt - part / 2.0) for prompt, part in zip(workload.prompts, computed, strict=True))
+    return max(sum(middles) / sum(computed) - chunk / 2.0, 0.0)
 
 
 def _points(most: int) -> list[int]:

@@ -79,7 +79,7 @@ def token_shares(running: Occupancy, gaps_s: Sequence[float]) -> tuple[float, ..
 
 
 def first_tokens_later_than(seconds: float, line: Waiting, times: PromptTimes, extra_s: Sequence[float]) -> float:
-    """The share of first tokens that come later than `seconds`, of prompts that wait in `line` and then take `times`."""
+    """The share of first tokens later than `seconds`, of prompts that wait in `line` and then take `times`."""
     late = 0.0
     for alone, crowded, extra in zip(times.alone_s, times.crowded_s, extra_s, strict=True):
         late += line.chance * line.longer_than(seconds - crowded - extra)

@@ -67,8 +67,8 @@ class Occupancy:
 
 
 def occupancy(arrivals: float, tokens: float, steps_s: Sequence[float]) -> Occupancy | None:
-    """For sequences that arrive at random, `arrivals` a second, and need `tokens` steps each on average, where a step of
-    n sequences takes `steps_s[n - 1]` seconds and no more than `len(steps_s)` run at once. None: more and more wait.
+    """For sequences that arrive at random, `arrivals` a second, and need `tokens` steps each on average, where a step
+    of n sequences takes `steps_s[n - 1]` seconds and no more than `len(steps_s)` run at once. None: more and more wait.
 
     Sequences share the engine, whose speed depends on their number alone: a symmetric queue, in which the chance of n
     is proportional to the product of arrivals * tokens * steps_s[j - 1] / j for j up to n, whatever the distribution of

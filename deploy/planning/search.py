@@ -32,7 +32,12 @@ def cheapest_apart(demand: Demand) -> Apart | None:
     """None where no number of replicas keeps the goals."""
     prefill = [PrefillSide(demand, engine) for engine in fitting(demand, demand.engines(demand.prefill))]
     decode = [DecodeSide(demand, engine) for engine in fitting(demand, demand.engines(demand.decode))]
-    pairs = [Pair(demand, one, other) for one in prefill for other in decode]
+    pairs = [
+        Pair(demand, one, other)
+        for one in prefill
+        for other in decode
+        if demand.unequal_split or one.engine.tensor_parallel == other.engine.tensor_parallel
+    ]
     best: Apart | None = None
     for pair in sorted(pairs, key=lambda each: each.least_price):
         if best is not None and pair.least_price > best.price + _SAME_PRICE:
@@ -93,7 +98,7 @@ class DecodeSide:
     def __init__(self, demand: Demand, engine: CostModel) -> None:
         self.engine = engine
         self._workload = demand.workload
-        self._steps_s = step_times(engine, demand.workload.context, most_sequences(engine, demand.workload))
+        self._steps_s = step_times(engine, demand.workload, most_sequences(engine, demand.workload))
         self._pools: dict[int, DecodePool | None] = {}
 
     def pool(self, replicas: int) -> DecodePool | None:
@@ -164,8 +169,8 @@ class WholeSide:
         self._demand = demand
         self._engine = WholeEngine(
             engine=engine,
-            steps_s=step_times(engine, workload.context, places),
-            mixed_s=step_times(engine, workload.context, places, chunk),
+            steps_s=step_times(engine, workload, places),
+            mixed_s=step_times(engine, workload, places, chunk),
             times=prompt_times(engine, workload, chunk),
         )
 

@@ -117,27 +117,33 @@ def _network_shortfall(demand: Demand, prefill: list[CostModel], decode: list[Co
     options = []
     for one in prefill:
         for other in decode:
+            if not demand.unequal_split and one.tensor_parallel != other.tensor_parallel:
+                continue
             share = max(one.kv_share, other.kv_share)
             size = kv_bytes(demand.shape, _upper(demand.workload.prompts, goals.share)) * share
             stock = needs_stock_connector(demand, one, other)
             options.append((demand.setup_s + size / network, stock, other.decode_s(1, demand.workload.context)))
+    if not options:
+        text = "no tensor parallelism has room for the model in both pools: --unequal-split lets them differ"
+        return Shortfall(Limit.WEIGHTS, 1.0, 0.0, text)
     seconds, stock, step_s = min(options)
     allowed = (goals.ttft_s if stock else goals.itl_s) - step_s
     if seconds <= allowed:
         return None
     goal = f"TTFT {goals.ttft_s:g} s" if stock else f"ITL {goals.itl_s * 1e3:g} ms"
     text = (
-        f"{goal}: the KV cache of a prompt moves in {seconds * 1e3:.3g} ms at {network / _GB:.3g} GB/s for each GPU, and"
-        f" {max(allowed, 0) * 1e3:.3g} ms are left for it"
+        f"{goal}: the KV cache of a prompt moves in {seconds * 1e3:.3g} ms at {network / _GB:.3g} GB/s for each GPU,"
+        f" and {max(allowed, 0) * 1e3:.3g} ms are left for it"
     )
     return Shortfall(Limit.NETWORK, seconds, max(allowed, 0.0), text)
 
 
 def _mixing_shortfall(demand: Demand, engines: list[CostModel]) -> Shortfall | None:
     """Of the least chunk of a prompt beside one sequence."""
-    goals, context = demand.goals, demand.workload.context
+    goals = demand.goals
     seconds, engine = min(
-        ((step_times(each, context, 1, WHOLE_CHUNKS[0])[1], each) for each in engines), key=lambda option: option[0]
+        ((step_times(each, demand.workload, 1, WHOLE_CHUNKS[0])[1], each) for each in engines),
+        key=lambda option: option[0],
     )
     if seconds <= goals.itl_s:
         return None

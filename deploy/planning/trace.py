@@ -1,7 +1,7 @@
 """Reads recorded requests, one JSON object a line, into a `Workload`.
 
-Of a line: `timestamp` in milliseconds, `input_length` and `output_length` in tokens, and where it is there `hash_ids`, the
-ids of the prompt's blocks. It must not know what the workload is for.
+Of a line: `timestamp` in milliseconds, `input_length` and `output_length` in tokens, and where it is there `hash_ids`,
+the ids of the prompt's blocks. It must not know what the workload is for.
 """
 
 from __future__ import annotations
@@ -76,9 +76,7 @@ def recorded_workload(
         raise ConfigError(f"the trace has no request of at most {longest:,} tokens, which is what the model takes")
     assumed: list[str] = []
     if left_out := len(requests) - len(kept):
-        assumed.append(
-            f"{left_out:,} of {len(requests):,} requests are longer than the {longest:,} tokens of the model"
-        )
+        assumed.append(f"{left_out:,} of {len(requests):,} requests are left out: above {longest:,} tokens")
     if rate is None:
         rate, mean = busiest_rate(kept)
         assumed.append(f"rate {rate:.3g}/s: the busiest minute of the trace; its mean is {mean:.3g}/s")

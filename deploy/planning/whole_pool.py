@@ -1,8 +1,8 @@
 """What a pool delivers whose engines compute prompts and generate at once, so that each disturbs the other.
 
-Prompts are cut into chunks that run beside the sequences (Agrawal et al., "Sarathi-Serve", arXiv:2403.02310, section 4):
-a step with a chunk is longer, and every sequence in it waits for it. How many sequences run follows from the mean of both
-kinds of steps; how long a gap is, from either.
+Prompts are cut into chunks that run beside the sequences (Agrawal et al., "Sarathi-Serve", arXiv:2403.02310, section
+4): a step with a chunk is longer, and every sequence in it waits for it. How many sequences run follows from the mean
+of both kinds of steps; how long a gap is, from either.
 """
 
 from __future__ import annotations

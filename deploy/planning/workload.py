@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import NormalDist, fmean
 
 from cluster.errors import ConfigError
@@ -60,7 +61,8 @@ def spread_lengths(mean: float, p95: float) -> tuple[float, ...]:
     most = math.exp(_P95 * _P95 / 2.0)
     if not mean <= p95 <= most * mean:
         raise ConfigError(
-            f"lengths with a mean of {mean:g} tokens: a 95th percentile of {p95:g} cannot be; from {mean:g} to {most * mean:.0f} can"
+            f"lengths with a mean of {mean:g} tokens: their 95th percentile cannot be {p95:g}, but from {mean:g} to"
+            f" {most * mean:.0f}"
         )
     # ln(p95 / mean) = _P95 sigma - sigma^2 / 2; of the two solutions, the lesser spread.
     sigma = _P95 - math.sqrt(max(_P95 * _P95 - 2.0 * math.log(p95 / mean), 0.0))
@@ -71,12 +73,12 @@ def spread_lengths(mean: float, p95: float) -> tuple[float, ...]:
 
 
 def likely_values(values: Iterable[float]) -> tuple[float, ...]:
-    """At most `_POINTS` equally likely values with the same mean: each stands for as many of `values`, in their order."""
+    """At most `_POINTS` equally likely values with the same mean: each stands for as many of `values` in order."""
     ordered = sorted(values)
     if len(ordered) <= _POINTS:
         return tuple(ordered)
     bounds = [len(ordered) * at // _POINTS for at in range(_POINTS + 1)]
-    return tuple(fmean(ordered[first:last]) for first, last in zip(bounds, bounds[1:], strict=False))
+    return tuple(fmean(ordered[first:last]) for first, last in pairwise(bounds))
 
 
 def drawn_workload(
