@@ -9,8 +9,8 @@ from __future__ import annotations
 from cluster.config_placement import LatencyStart
 from cluster.cost_model import CostModel
 
-_SHORT_TOKENS, _LONG_TOKENS = 1_024, 8_192
-_FEW, _MANY = 1, 64
+_SHORT_TOKENS, _LONG_TOKENS = 2_048, 8_192
+_FEW, _MANY = 8, 64
 _MIB = 1 << 20
 
 

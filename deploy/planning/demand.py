@@ -26,7 +26,8 @@ class Goals:
 class Demand:
     """`network`: bytes a second that each GPU can send to, or get from, another machine; None: as its hardware says.
     `most_gpus`: no plan takes more. `edge_s`: what a request spends outside of workers; `setup_s`: what a transfer
-    takes however small it is. `most_full`: how often a new sequence may find an engine full."""
+    takes however small it is. `most_full`: how often a new sequence may find an engine full. `unequal_split`: pools may
+    differ in tensor parallelism, which takes vLLM's own connector."""
 
     shape: ModelShape
     workload: Workload

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import bisect
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from statistics import NormalDist, fmean
 
-from cluster.cost_model import Chunk, CostModel, Step
+from cluster.cost_model import CostModel
+from cluster.step_work import Chunk, Step
 from deploy.planning.workload import Workload
 
 MOST_SEQUENCES = 1_024
@@ -48,17 +51,18 @@ class PromptTimes:
 
 
 def prompt_times(engine: CostModel, workload: Workload, chunk: int) -> PromptTimes:
-    times = [_prompt_time(engine, workload, prompt, chunk) for prompt in workload.prompts]
+    @cache  # prompts without cached prefixes share their first chunks
+    def step_s(part: Chunk) -> float:
+        return engine.step(Step(part)).seconds
+
+    times = [_prompt_time(step_s, workload, prompt, chunk) for prompt in workload.prompts]
     alone, crowded, share, chunks, filled = zip(*times, strict=True)
     return PromptTimes(chunk, alone, crowded, share, chunks, filled)
 
 
 def _prompt_time(
-    engine: CostModel, workload: Workload, prompt: float, chunk: int
+    step_s: Callable[[Chunk], float], workload: Workload, prompt: float, chunk: int
 ) -> tuple[float, float, float, float, float]:
-    def step_s(part: Chunk) -> float:
-        return engine.step(Step(part)).seconds
-
     computed = workload.computed(prompt)
     cached = prompt - computed
     whole = math.ceil(computed / chunk) - 1

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import fmean
 
-from cluster.cost_model import Chunk, CostModel, Part, Step
+from cluster.cost_model import CostModel, Part
 from cluster.model_size import active_parameters, kv_bytes, kv_bytes_per_token, parameters, weight_bytes
+from cluster.step_work import Chunk, Step
 from deploy.planning.apart import Apart
 from deploy.planning.demand import Demand
 from deploy.planning.engine_times import MOST_SEQUENCES
@@ -143,7 +144,7 @@ def _intensity(parts: tuple[Part, ...]) -> str:
 
 def _places_reason(number: str, demand: Demand, engine: CostModel, places: int) -> Reason:
     each = engine.kv_bytes_each(demand.workload.context)
-    why = f"{engine.kv_room_each / _GB:.1f} GB of each GPU are left for the KV cache; a sequence takes {each / _GB:.3g}"
+    why = f"{engine.kv_room_each / _GB:.1f} GB of each GPU are left for the cache, a sequence takes {each / _GB:.3g} GB"
     return Reason(number, str(places), why + (" (and no engine gets more)" if places == MOST_SEQUENCES else ""))
 
 

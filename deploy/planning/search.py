@@ -54,7 +54,8 @@ def cheapest_whole(demand: Demand) -> Whole | None:
     for hardware in kinds.values():
         for engine in fitting(demand, demand.engines(hardware)):
             for chunk in WHOLE_CHUNKS:
-                if (found := WholeSide(demand, engine, chunk).cheapest()) is not None:
+                most = MOST_REPLICAS if best is None else int((best.price + _SAME_PRICE) / worker_price(engine))
+                if (found := WholeSide(demand, engine, chunk).cheapest(most)) is not None:
                     best = _better(best, found)
     return best
 
@@ -174,7 +175,10 @@ class WholeSide:
             times=prompt_times(engine, workload, chunk),
         )
 
-    def cheapest(self) -> Whole | None:
+    def cheapest(self, most: int = MOST_REPLICAS) -> Whole | None:
+        """Of at most so many replicas; None where those do not keep the goals."""
+        if most < 1 or not self._holds(min(most, MOST_REPLICAS)):
+            return None
         replicas = least(self._holds)
         return None if replicas is None else self.at(replicas)
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from cluster.cost_model import Chunk, CostModel, Step
+from cluster.cost_model import CostModel
 from cluster.hardware import Hardware
 from cluster.model_size import kv_bytes, weight_bytes
+from cluster.step_work import Chunk, Step
 from deploy.planning.apart import needs_stock_connector
 from deploy.planning.demand import Demand, Limit, Shortfall
-from deploy.planning.engine_times import prompt_times, step_times
+from deploy.planning.engine_times import prompt_times
 from deploy.planning.search import MOST_REPLICAS, PREFILL_CHUNKS, WHOLE_CHUNKS, fitting
 
 _GB = 1e9
@@ -38,7 +39,7 @@ def whole_shortfalls(demand: Demand) -> list[Shortfall]:
         return _memory_shortfalls(demand, kinds)
     idle = [_ttft_shortfall(demand, engines, WHOLE_CHUNKS), _itl_shortfall(demand, engines)]
     found = [each for each in idle if each is not None]
-    return found or [_mixing_shortfall(demand, engines) or _size_shortfall(demand)]
+    return found or [_size_shortfall(demand)]
 
 
 def gpus_shortfall(needed: int, allowed: int) -> Shortfall:
@@ -136,23 +137,6 @@ def _network_shortfall(demand: Demand, prefill: list[CostModel], decode: list[Co
         f" and {max(allowed, 0) * 1e3:.3g} ms are left for it"
     )
     return Shortfall(Limit.NETWORK, seconds, max(allowed, 0.0), text)
-
-
-def _mixing_shortfall(demand: Demand, engines: list[CostModel]) -> Shortfall | None:
-    """Of the least chunk of a prompt beside one sequence."""
-    goals = demand.goals
-    seconds, engine = min(
-        ((step_times(each, demand.workload, 1, WHOLE_CHUNKS[0])[1], each) for each in engines),
-        key=lambda option: option[0],
-    )
-    if seconds <= goals.itl_s:
-        return None
-    text = (
-        f"ITL {goals.itl_s * 1e3:g} ms: a step with {WHOLE_CHUNKS[0]} tokens of a prompt in it takes"
-        f" {seconds * 1e3:.3g} ms on {engine.tensor_parallel} x {engine.hardware.name}:"
-        f" {(seconds - goals.itl_s) * 1e3:.3g} ms too long, and more than {1 - goals.share:.0%} of the steps have some"
-    )
-    return Shortfall(Limit.ITL, seconds, goals.itl_s, text)
 
 
 def _size_shortfall(demand: Demand) -> Shortfall:
