@@ -68,8 +68,8 @@ def experts_work(shape: ModelShape, step: Step) -> Work:
 
 
 def attention_work(shape: ModelShape, step: Step) -> Work:
-    """4NH operations for each pair of tokens, two for the score and two for the value (Austin et al., "How to Scale Your
-    Model", 2025). Latent attention decodes on what is cached, 2N(2 kv_rank + rope) a pair, and prefills on rebuilt
+    """4NH operations for each pair of tokens, two for the score and two for the value (Austin et al., "How to Scale
+    Your Model", 2025). Latent attention decodes on what is cached, 2N(2 kv_rank + rope) a pair, and prefills on rebuilt
     heads, 2N(key + value) a pair (arXiv:2405.04434, section 2.1.2). The cache is read and what is new written."""
     flops = moved = 0.0
     chunk = step.chunk

@@ -69,7 +69,8 @@ class Apart:
     def keeps_goals(self) -> bool:
         goals, late = self.demand.goals, 1.0 - self.demand.goals.share
         return (
-            self.decode.running.wait_chance <= self.demand.most_full
+            self.prefill.busy <= self.demand.most_busy
+            and self.decode.running.wait_chance <= self.demand.most_full
             and self.gap_longer_than(goals.itl_s) <= late
             and self.ttft_later_than(goals.ttft_s) <= late
         )

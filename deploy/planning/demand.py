@@ -26,8 +26,9 @@ class Goals:
 class Demand:
     """`network`: bytes a second that each GPU can send to, or get from, another machine; None: as its hardware says.
     `most_gpus`: no plan takes more. `edge_s`: what a request spends outside of workers; `setup_s`: what a transfer
-    takes however small it is. `most_full`: how often a new sequence may find an engine full. `unequal_split`: pools may
-    differ in tensor parallelism, which takes vLLM's own connector."""
+    takes however small it is. `most_full`: how often a new sequence may find an engine full; `most_busy`: the share of
+    its time that a worker may spend on prompts, so that a guess or a busy hour does not end the plan. `unequal_split`:
+    pools may differ in tensor parallelism, which takes vLLM's own connector."""
 
     shape: ModelShape
     workload: Workload
@@ -40,6 +41,7 @@ class Demand:
     edge_s: float = 0.01
     setup_s: float = 0.005
     most_full: float = 0.01
+    most_busy: float = 0.9
     unequal_split: bool = False
 
     def engines(self, hardware: Hardware) -> list[CostModel]:

@@ -116,9 +116,11 @@ def _failure(demand: Demand, fewer: Apart | Whole | None) -> str:
     if fewer is None:
         return "there is more to do than can be done"
     goals, name = demand.goals, f"p{demand.goals.share * 100:g}"
-    running = fewer.decode.running if isinstance(fewer, Apart) else fewer.pool.running
-    if running.wait_chance > demand.most_full:
-        return f"{running.wait_chance:.0%} of the sequences would find no place"
+    prefill, decode = (fewer.prefill, fewer.decode) if isinstance(fewer, Apart) else (fewer.pool, fewer.pool)
+    if prefill.busy > demand.most_busy:
+        return f"prompts would take {prefill.busy:.0%} of each one's time, above the {demand.most_busy:.0%} kept to"
+    if decode.running.wait_chance > demand.most_full:
+        return f"{decode.running.wait_chance:.1%} of the sequences would find no place"
     gap = percentile(fewer.gap_longer_than, goals.share)
     if gap > goals.itl_s:
         return f"ITL {name} would be {gap * 1e3:.1f} ms"

@@ -142,7 +142,8 @@ class Pair:
         return best
 
     def at(self, prefill: int, decode: int) -> Apart | None:
-        """With so many replicas, and prompts cut into the chunks by which fewest come late. None: too much to do."""
+        """With so many replicas, and of the chunk sizes that keep the goals the one by which fewest prompts come late.
+        None: too much to do."""
         generating = self._decode.pool(decode)
         moved = hand_over(self._demand, self._prefill.engine, self._decode.engine, (prefill, decode))
         if generating is None or moved is None:
@@ -152,7 +153,7 @@ class Pair:
         ]
         plans = [Apart(self._demand, pool, generating, moved) for pool in pools if pool is not None]
         goal = self._demand.goals.ttft_s
-        return min(plans, key=lambda plan: plan.ttft_later_than(goal), default=None)
+        return min(plans, key=lambda plan: (not plan.keeps_goals(), plan.ttft_later_than(goal)), default=None)
 
     def _holds(self, prefill: int, decode: int) -> bool:
         plan = self.at(prefill, decode)

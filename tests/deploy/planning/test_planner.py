@@ -139,7 +139,7 @@ def test_one_idle_gpu_is_enough_for_one_request_now_and_then() -> None:
 
 
 def test_long_prompts_and_a_tight_itl_are_served_apart() -> None:
-    plan = make_plan(demand(60, tokens=(8_000, 200), goals=(2.0, 0.012)))
+    plan = make_plan(demand(50, model="llama-3.1-70b", gpu=hardware("h100"), tokens=(4_000, 300), goals=(2.0, 0.03)))
     assert isinstance(plan.chosen, Apart)
     assert plan.whole is None or plan.whole.price > plan.chosen.price
 
