@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -76,6 +77,9 @@ def _emit(made: Plan, model_path: str, emit: Emit, image: str | None, output: Fo
     from deploy.planning.plan_config import plan_config
 
     config = plan_config(made, model_path)
+    if config.placement.disaggregate == "never":
+        note = "one prefill worker is added to the plan: Baton has no cluster without, and it stands by"
+        print(f"baton: {note}", file=sys.stderr)
     if emit is Emit.KUBERAY:
         manifests = kuberay_manifests(config, image or default_image())
         if output is Format.JSON:

@@ -14,6 +14,7 @@ from deploy.planning.demand import Demand, Goals
 from deploy.planning.trace import read_trace, recorded_workload
 from deploy.planning.workload import Workload, drawn_workload, spread_lengths
 
+_MOST_PERCENTILE = 99.0  # lengths are known to a sixty-fourth
 _SPREAD = 2.5  # 95th percentile over the mean, where it is not said
 
 
@@ -74,8 +75,8 @@ def _check_numbers(options: PlanOptions) -> None:
     for name, value in positive.items():
         if value is not None and not 0 < value < math.inf:
             raise ConfigError(f"{name} {value:g}: must be above 0")
-    if not 0 < options.percentile < 100:
-        raise ConfigError(f"--percentile {options.percentile:g}: must be above 0 and below 100")
+    if not 0 < options.percentile <= _MOST_PERCENTILE:
+        raise ConfigError(f"--percentile {options.percentile:g}: must be above 0, at most {_MOST_PERCENTILE:g}")
     if options.prefix_hits is not None and not 0 <= options.prefix_hits <= 1:
         raise ConfigError(f"--prefix-hits {options.prefix_hits:g}: a share, from 0 to 1")
 

@@ -77,6 +77,13 @@ async def test_the_emitted_configuration_validates(mode: str, baton: Baton, tmp_
     assert parse_config(json.loads(as_json.stdout)) == load_config(file)
 
 
+async def test_a_worker_that_only_stands_by_is_told(baton: Baton) -> None:
+    whole = await baton(*ASKED, "--mode", "whole", "--emit", "config")
+    apart = await baton(*ASKED, "--mode", "disaggregated", "--emit", "config")
+    assert whole.stderr.startswith("baton: one prefill worker is added to the plan")
+    assert apart.stderr == ""
+
+
 async def test_the_emitted_manifests_are_those_of_the_configuration(baton: Baton, tmp_path: Path) -> None:
     file = tmp_path / "planned.yaml"
     file.write_text((await baton(*ASKED, "--emit", "config")).stdout)
@@ -133,7 +140,7 @@ async def test_smaller_weights_and_cache_hold_more(baton: Baton) -> None:
         ([*ASKED, "--price", "cheap"], "--price cheap: expected US dollars an hour"),
         ([*ASKED, "--prompt-p95", "100"], "--prompt-p95: lengths with a mean of 2000 tokens"),
         ([*ASKED, "--network", "nan"], "--network nan: must be above 0"),
-        ([*ASKED, "--percentile", "100"], "--percentile 100: must be above 0 and below 100"),
+        ([*ASKED, "--percentile", "100"], "--percentile 100: must be above 0, at most 99"),
         ([*ASKED, "--prefix-hits", "30"], "--prefix-hits 30: a share, from 0 to 1"),
         ([*ASKED, "--trace", "t.jsonl"], "--prompt-tokens, --output-tokens: the lengths come from --trace"),
         ([*NO_LOAD, "--trace", "none.jsonl"], "none.jsonl: cannot be read"),
