@@ -47,11 +47,11 @@ class Efficiency:
     """How much of the peaks a running engine gets, and what it pays on top. Assumptions until they are measured.
 
     `compute`, `memory`, `link`: shares of the peaks. Large matrix products alone reach about 0.8 of them on an H100
-    (780 TFLOPS: H. He, "H100 peak matmul FLOPS"), and what lies between them costs some more. `overlap`: how much of the shorter of computing and
-    reading is hidden behind the longer; 1 is the ideal roofline. `step_s`: of each step, for scheduling and sampling.
-    `layer_s`: of each layer, for starting its kernels from a recorded graph. `reduce_s`: latency of one all-reduce.
-    `usable_memory`: the share that the engine may take; `reserve_bytes` of that, on each accelerator, for activations
-    and graphs.
+    (780 TFLOPS: H. He, "H100 peak matmul FLOPS"), and what lies between them costs some more. `overlap`: how much
+    of the shorter of computing and reading is hidden behind the longer; 1 is the ideal roofline. `step_s`: of each
+    step, for scheduling and sampling. `layer_s`: of each layer, for starting its kernels from a recorded graph.
+    `reduce_s`: latency of one all-reduce. `usable_memory`: the share that the engine may take; `reserve_bytes` of
+    that, on each accelerator, for activations and graphs.
     """
 
     compute: float = 0.6
