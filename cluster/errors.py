@@ -21,6 +21,7 @@
     │   └── FingerprintMismatch
     ├── TicketRefused          bad signature, version or content
     ├── StoreUnavailable       the store that routers share does not answer
+    ├── PlanImpossible         no cluster of the given hardware does what is asked
     └── StartFailed            a part of the cluster did not start in time
 
 Every message says what happened and, where someone can act, what to do. All arguments go through `args`, so an error
@@ -125,6 +126,10 @@ class TicketRefused(TransferFailed):
 
 class StoreUnavailable(BatonError):
     """The store that routers share did not answer in time, or refused; the text has its own words."""
+
+
+class PlanImpossible(BatonError):
+    """No number of workers does what is asked; the text has a line for each bound that fails, and by how much."""
 
 
 class StartFailed(BatonError):

@@ -11,6 +11,7 @@ from deploy.cli import (
     drain_command,
     explain_command,
     model_commands,
+    plan_command,
     status_command,
 )
 from deploy.cli.outcome import Exit, command
@@ -29,6 +30,7 @@ app.command("status")(status_command.status)
 app.command("explain")(explain_command.explain)
 app.command("drain")(drain_command.drain)
 app.command("chat")(chat_command.chat)
+app.command("plan")(plan_command.plan)
 app.add_typer(config_commands.app, name="config")
 app.add_typer(model_commands.app, name="model")
 

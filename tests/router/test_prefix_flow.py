@@ -48,10 +48,11 @@ async def test_from_the_second_turn_on_every_reusable_block_is_a_hit() -> None:
             said += [draw.randrange(4_096) for _ in range(draw.randrange(20, 40))]
             fleet.dispatch.submit(GenerationRequest(f"t{turn}", list(said), Sampling(OUTPUT), session_id="talk"))
             await listener.until_ended(f"t{turn}")
-            # The first snapshot of a worker that has just come may be on its way until now.
-            await eventually(lambda: any(index.held_by(worker.worker_id) for worker in fleet.dispatch.view))
             record = journal.find(f"t{turn}")
             assert record is not None
+            # The first snapshot of a worker that has just come may be on its way until now.
+            used = [attempt.worker_id for attempt in record.attempts]
+            await eventually(lambda used=used: all(index.held_by(worker_id) for worker_id in used))
             assert record.cached_tokens_actual is not None
             reusable, hits = reusable + before, hits + min(record.cached_tokens_actual // BLOCK_TOKENS, before)
             wrong += abs(record.cached_tokens_actual - record.cached_tokens_predicted)

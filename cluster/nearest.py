@@ -1,0 +1,16 @@
+"""What to say of a name that is not known: the nearest ones that are, and all of them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+from cluster.errors import ConfigError
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
+    """The error to raise for a `name` of this `kind` ("hardware", "model") that is none of `known`."""
+    valid = {each.lower(): each for each in known}
+    near = [valid[each] for each in difflib.get_close_matches(name.lower(), valid, n=3, cutoff=0.4)]
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    return ConfigError(f"{kind} {name!r} is not known; {hint}known: {', '.join(sorted(valid.values()))}")
