@@ -16,7 +16,7 @@ else
 TORCH := --torch-backend cpu
 endif
 
-.PHONY: setup serve test check lint types fast lock protos protos-check clean
+.PHONY: setup serve test chaos check lint types fast lock protos protos-check clean
 
 setup: $(STAMP)
 
@@ -34,8 +34,12 @@ serve: setup .baton/demo-model
 .baton/demo-model: $(STAMP)
 	@test -d $@ || $(BIN)/baton model demo $@
 
-test: setup
-	$(BIN)/python -m pytest
+# Fast tests on every core, then those with real engines and clusters, one at a time.
+test: fast
+	$(BIN)/python -m pytest -m engine
+
+chaos: setup
+	$(BIN)/python -m tests.chaos --json
 
 check: lint types fast
 
@@ -48,7 +52,7 @@ types: setup
 	$(BIN)/mypy $(addprefix -p ,$(PACKAGES))
 
 fast: setup
-	$(BIN)/python -m pytest -m "not engine"
+	$(BIN)/python -m pytest -m "not engine" -n auto --dist worksteal
 
 # Generated code is committed; tests/test_house.py fails when it is older than the .proto files.
 protos: setup
