@@ -35,11 +35,14 @@ class Leg(Enum):
 
 
 class FinishReason(Enum):
+    """MOVED: not finished here, another worker is to go on; said by workers, never by engines."""
+
     STOP = "stop"
     LENGTH = "length"
     ABORT = "abort"
     ERROR = "error"
     REPETITION = "repetition"
+    MOVED = "moved"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +122,8 @@ class TransferRung:
 @dataclass(frozen=True, slots=True)
 class EngineOutput:
     """What one step gave one attempt. `origin` comes with the attempt's first output, `ticket` with the last of a
-    prefill leg whose blocks were pinned, `rungs` with the last of a decode leg, `error` with `FinishReason.ERROR`."""
+    prefill leg whose blocks were pinned, `rungs` with the last of a decode leg, `error` with `FinishReason.ERROR` and
+    `MOVED`."""
 
     attempt_id: str
     token_ids: list[int]

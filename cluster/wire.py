@@ -38,6 +38,7 @@ _REASONS = {
     FinishReason.ABORT: pb.FINISH_REASON_ABORT,
     FinishReason.ERROR: pb.FINISH_REASON_ERROR,
     FinishReason.REPETITION: pb.FINISH_REASON_REPETITION,
+    FinishReason.MOVED: pb.FINISH_REASON_MOVED,
 }
 _REASONS_BACK = {wire: reason for reason, wire in _REASONS.items()}
 

@@ -21,6 +21,7 @@ from cluster.errors import EngineFailed, InvalidRequest, WorkerLost
 from cluster.membership import WorkerRecord
 from cluster.progress import ProgressWatch
 from cluster.wire import describe_engine, output_to_wire, request_from_wire, role_to_wire
+from cluster.worker_drain import WorkerDrain
 from cluster.worker_service import WorkerServer
 from cluster.worker_session import OUTGOING_LIMIT, Session
 from cluster.worker_watch import WATCH_EVERY_S, WatchFeed
@@ -29,8 +30,8 @@ from protos.baton.v1 import worker_pb2 as pb
 logger = logging.getLogger(__name__)
 
 _LEGS = {Role.PREFILL: {Leg.PREFILL, Leg.WHOLE}, Role.DECODE: {Leg.DECODE, Leg.WHOLE, Leg.PREFETCH}}
-_DRAIN_LOOK_S = 0.1
 _ENGINE_CALL_S = 10.0
+_FLUSH_S = 2.0
 
 
 class State(Enum):
@@ -73,6 +74,7 @@ class Worker:
         self._stats = EngineStats()
         self._stirred = False  # since the counters were last looked at; an idle engine is left alone
         self._feed = WatchFeed(self.load, clock, spec.watch_every_s)
+        self._drain = WorkerDrain(self, clock)
         self._server: WorkerServer | None = None
         self._port = 0
         self._tasks: list[asyncio.Task[None]] = []
@@ -114,6 +116,7 @@ class Worker:
         self._run(self._look_after(), "worker look-after")
         self._run(self._follow_blocks(), "worker blocks")
         self._run(self._feed.run(), "worker watch")
+        self._run(self._drain.run(), "worker drain")
         self._enter(State.READY)
 
     async def close(self) -> None:
@@ -121,6 +124,7 @@ class Worker:
         for session in list(self._sessions):
             session.end(grpc.StatusCode.UNAVAILABLE, f"worker {self.spec.worker_id} is closing")
         self._feed.close()
+        self._drain.give_up()
         tasks, self._tasks = self._tasks, []
         for task in tasks:
             task.cancel()
@@ -129,18 +133,19 @@ class Worker:
             await self._server.stop()
         await self._engine.close()
 
-    async def drain(self, deadline_s: float) -> bool:
-        """Takes no new work and waits until attempts and leases are gone; False when the deadline came first."""
-        self._enter(State.DRAINING)
-        give_up = self._clock.now() + deadline_s
-        while self._state is not State.FAILED:
-            await self._refresh_stats()
-            if not self._attempts and not self._stats.leases:
-                return True
-            if self._clock.now() >= give_up:
-                return False
-            await self._clock.sleep(_DRAIN_LOOK_S)
-        return False
+    async def drain(self, deadline_s: float, reason: str = "it is being stopped") -> bool:
+        """Its owner's order: takes no new work, waits until attempts and leases are gone and moves at the deadline what
+        is still open. False when something was. A drain that was ordered before keeps its deadline if that is earlier.
+        """
+        self._drain.stop(deadline_s, reason)
+        await self._drain.ended.wait()
+        return self._drain.clean
+
+    async def drained(self) -> str:
+        """Waits until a drain has ended, whoever ordered it; returns why it was. The owner then closes the worker. A
+        worker that breaks is never drained."""
+        await self._drain.drained.wait()
+        return self._drain.reason
 
     def check_health(self) -> None:
         """Raises `WorkerLost` with the reason when the worker must be replaced."""
@@ -166,6 +171,8 @@ class Worker:
         description.worker_id, description.epoch = self.spec.worker_id, self.spec.epoch
         description.role, description.state = role_to_wire(self.spec.role), self._state.value
         description.reason = self._reason
+        if self._state is State.DRAINING and (left_s := self._drain.left_s) is not None:
+            description.drain_left_s = left_s
         description.load.CopyFrom(self.load())
         for outcome, count in self._attempts.outcomes.items():
             description.counters.attempts_by_outcome[outcome] = count
@@ -181,6 +188,9 @@ class Worker:
         await self._abort(self._attempts.owned_by(session))
 
     async def submit(self, session: Session, submit: pb.Submit) -> None:
+        if self._state is State.DRAINING:
+            self._attempts.refused()
+            return self._tell(session, [_moved(submit.attempt_id, self._reason)])
         try:
             request = self._accept(submit)
             self._open(request, session)
@@ -203,6 +213,39 @@ class Worker:
             await self._engine.release(lease_id)
         except EngineFailed as error:
             logger.warning("lease %s was not released: %s", lease_id, error)
+
+    def order_drain(self, drain: pb.Drain) -> None:
+        if drain.undo:
+            self._drain.undo(drain.drain_id)
+        else:
+            self._drain.give(drain.drain_id, drain.deadline_s, drain.reason)
+
+    # What a drain asks (`worker_drain.DrainHost`) --------------------------------------------------------------------
+
+    def draining(self, reason: str) -> None:
+        self._enter(State.DRAINING, reason)
+
+    def undrained(self) -> None:
+        self._enter(State.READY)
+
+    def open_attempts(self) -> int:
+        return len(self._attempts)
+
+    async def open_leases(self) -> int:
+        await self._refresh_stats()
+        return self._stats.leases
+
+    async def move_attempts(self, reason: str) -> None:
+        moved: list[str] = []
+        for session in list(self._sessions):
+            outputs = [_moved(attempt_id, reason) for attempt_id in self._attempts.owned_by(session)]
+            for output in outputs:
+                self._attempts.take(output)
+            if outputs:
+                self._tell(session, outputs)
+            moved += [output.attempt_id for output in outputs]
+        await self._stop_in_engine(moved)
+        await asyncio.gather(*(session.flush(_FLUSH_S) for session in list(self._sessions)))
 
     # ----------------------------------------------------------------------------------------------------------------
 
@@ -227,6 +270,10 @@ class Worker:
 
     async def _abort(self, attempt_ids: Sequence[str]) -> None:
         ended = self._attempts.end_all(attempt_ids, FinishReason.ABORT.value)
+        await self._stop_in_engine(ended)
+
+    async def _stop_in_engine(self, ended: Sequence[str]) -> None:
+        """Of attempts that are no longer open."""
         if not self._attempts.awaited:
             self._progress.work_gone()
         if not ended:
@@ -308,13 +355,20 @@ class Worker:
             if lost:
                 self._tell(session, lost)
         self._progress.work_gone()
+        self._drain.give_up()
 
     def _enter(self, state: State, reason: str = "") -> None:
-        if self._state is State.FAILED or self._state is state:
+        if self._state is State.FAILED or (self._state, self._reason) == (state, reason):
             return
         self._state, self._reason = state, reason
         self._feed.enter(state.value, reason)
         logger.info("worker %s is %s %s", self.spec.worker_id, state.name.lower(), reason)
+
+
+def _moved(attempt_id: str, reason: str) -> EngineOutput:
+    return EngineOutput(
+        attempt_id, [], finish_reason=FinishReason.MOVED, error=f"the worker drains: {reason}".removesuffix(": ")
+    )
 
 
 def _refusal(attempt_id: str, error: BaseException) -> EngineOutput:

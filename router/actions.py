@@ -10,12 +10,14 @@ from router.generation import Emission, Outcome
 
 
 class Ending(Enum):
-    """How an attempt ended. `LATE`: its time was over. `CANCELLED`: nobody needs its answer any more."""
+    """How an attempt ended. `LATE`: its time was over. `CANCELLED`: nobody needs its answer any more. `MOVED`: its
+    worker is leaving."""
 
     COMPLETED = "completed"
     FAILED = "failed"
     CANCELLED = "cancelled"
     LATE = "late"
+    MOVED = "moved"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,14 +7,16 @@ counters and the deadlines; it must not know how a message gets to a worker.
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from cluster.config import RouterConfig
 from cluster.config_admission import AdmissionConfig
 from cluster.engine import EngineOutput, EngineRequest, FinishReason, Leg, PrefillInProgress
 from cluster.errors import BatonError, DeadlineExceeded, InvalidRequest, NoWorker, RetryLater, WorkerLost
+from cluster.store import DrainMark
 from cluster.wire import output_from_wire, request_to_wire, role_from_wire
 from protos.baton.v1 import admin_pb2, worker_pb2
 from router.actions import Action, Cancel, Emit, End, Ending, Release, Settle, Submit
@@ -38,13 +40,15 @@ Post = Callable[[str, worker_pb2.SessionRequest], bool]
 @dataclass(frozen=True, slots=True)
 class DispatchParts:
     """What a dispatch decides by and writes to. Without a `gate` the default admission applies, and nobody has limits.
-    `drained`: workers that get nothing new because an operator wants it so; answers from memory."""
+    `drained`: workers that get nothing new because an operator wants it so; answers from memory. `wall`: seconds since
+    1970."""
 
     placing: Placing
     journal: RequestJournal
     rules: HandoverRules = DEFAULT_RULES
     gate: Gate | None = None
-    drained: Callable[[], Collection[str]] = frozenset
+    drained: Callable[[], Mapping[str, DrainMark]] = dict
+    wall: Callable[[], float] = time.time
 
 
 @dataclass(slots=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from google.protobuf.message import DecodeError
 
 from cluster.engine import EngineOutput, EngineRequest, FinishReason, Leg, PrefillInProgress, Role, Sampling
-from cluster.errors import BatonError, EngineFailed, NoWorker, TicketRefused
+from cluster.errors import BatonError, EngineFailed, NoWorker, TicketRefused, WorkerLost
 from protos.baton.v1 import kv_pb2
 from router.actions import Action, Cancel, Emit, End, Ending, Release, Settle, Submit
 from router.generation import Emission, GenerationRequest, Outcome
@@ -82,6 +82,7 @@ class RequestPipeline:
         self._seeding = first_token_from_prefill and prefill_may_sample(request.facts)
         self._attempt: _Attempt | None = None
         self._attempts = 0
+        self._moves = 0
         self._prefilled = False
         self._handover: _Handover | None = None
         self._prefetch: _Prefetch | None = None
@@ -122,6 +123,8 @@ class RequestPipeline:
         attempt = self._attempt
         if attempt is None or attempt.attempt_id != output.attempt_id:
             return stray_ticket(worker_id, output)
+        if output.finish_reason is FinishReason.MOVED:
+            return self._move(attempt, output.error)
         if output.finish_reason in (FinishReason.ERROR, FinishReason.ABORT):
             reason = output.error or "the worker ended the attempt"
             cause = EngineFailed(f"worker {worker_id} failed the request: {reason}")
@@ -186,7 +189,7 @@ class RequestPipeline:
         if output.finish_reason is None or not prefetch.live:
             return []
         prefetch.live = False
-        if output.finish_reason not in (FinishReason.ERROR, FinishReason.ABORT):
+        if output.finish_reason not in (FinishReason.ERROR, FinishReason.ABORT, FinishReason.MOVED):
             return [Settle(prefetch.worker_id, prefetch.attempt_id)]
         self._prefetch = None
         return [Settle(prefetch.worker_id, prefetch.attempt_id, Ending.FAILED, output.error)]
@@ -229,10 +232,18 @@ class RequestPipeline:
         ending = Ending.LATE if late else Ending.FAILED
         return [*self._leave(ending, str(cause), cancel=late, blamed=blame), *self._advance(cause)]
 
+    def _move(self, attempt: _Attempt, reason: str) -> list[Action]:
+        """Its worker is leaving, and nobody is to blame: it goes on elsewhere. Each worker is left once, so a request
+        never moves more often than there are workers."""
+        self._avoid |= {attempt.worker_id}
+        self._moves += 1
+        cause = WorkerLost(f"worker {attempt.worker_id} did not finish the request: {reason}")
+        return [*self._leave(Ending.MOVED, reason), *self._advance(cause)]
+
     def _advance(self, cause: BatonError) -> list[Action]:
         """Tries what comes next; `cause` is what the client hears when nothing is left."""
         stuck = bool(self._emitted) and not may_change_worker(self._request.facts)
-        if stuck or self._attempts >= ATTEMPT_LIMIT:
+        if stuck or self._attempts - self._moves >= ATTEMPT_LIMIT:
             return self._failure(cause)
         for leg, role in self._rungs():
             has_blocks = self._prefetch.worker_id if self._prefetch is not None and role is Role.DECODE else None

@@ -26,7 +26,7 @@ from protos.baton.v1 import inference_pb2 as protos_dot_baton_dot_v1_dot_inferen
 from protos.baton.v1 import worker_pb2 as protos_dot_baton_dot_v1_dot_worker__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bprotos/baton/v1/admin.proto\x12\x08\x62\x61ton.v1\x1a\x1fprotos/baton/v1/inference.proto\x1a\x1cprotos/baton/v1/worker.proto\"?\n\x0c\x44rainRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0c\n\x04undo\x18\x03 \x01(\x08\"\x0f\n\rDrainResponse\"\x0f\n\rStatusRequest\"\xd0\x01\n\x0eStatusResponse\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12#\n\x05pools\x18\x03 \x03(\x0b\x32\x14.baton.v1.PoolStatus\x12\'\n\x07workers\x18\x04 \x03(\x0b\x32\x16.baton.v1.WorkerStatus\x12(\n\x06router\x18\x05 \x01(\x0b\x32\x18.baton.v1.RouterCounters\x12$\n\x05store\x18\x06 \x01(\x0b\x32\x15.baton.v1.StoreStatus\"l\n\x0bStoreStatus\x12\x10\n\x08\x64\x65graded\x18\x01 \x01(\x08\x12\x12\n\ndegraded_s\x18\x02 \x01(\x01\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07routers\x18\x04 \x01(\r\x12\x16\n\x0e\x64ropped_writes\x18\x05 \x01(\x04\"H\n\nPoolStatus\x12\x1c\n\x04role\x18\x01 \x01(\x0e\x32\x0e.baton.v1.Role\x12\r\n\x05ready\x18\x02 \x01(\r\x12\r\n\x05total\x18\x03 \x01(\r\"\x8d\x01\n\x0cWorkerStatus\x12\x30\n\x0b\x64\x65scription\x18\x01 \x01(\x0b\x32\x1b.baton.v1.WorkerDescription\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x13\n\x0bunreachable\x18\x03 \x01(\t\x12\x0f\n\x07\x64rained\x18\x04 \x01(\x08\x12\x14\n\x0c\x64rain_reason\x18\x05 \x01(\t\"\xf8\x01\n\x0eRouterCounters\x12L\n\x13requests_by_outcome\x18\x01 \x03(\x0b\x32/.baton.v1.RouterCounters.RequestsByOutcomeEntry\x12\x11\n\tin_flight\x18\x02 \x01(\r\x12\x15\n\rdisaggregated\x18\x03 \x01(\x04\x12\r\n\x05whole\x18\x04 \x01(\x04\x12\x0e\n\x06queued\x18\x05 \x01(\r\x12\x15\n\rqueued_tokens\x18\x06 \x01(\x04\x1a\x38\n\x16RequestsByOutcomeEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"S\n\x0e\x45xplainRequest\x12\x14\n\nrequest_id\x18\x01 \x01(\tH\x00\x12#\n\x07\x64ry_run\x18\x02 \x01(\x0b\x32\x10.baton.v1.DryRunH\x00\x42\x06\n\x04what\"\xbb\x01\n\x06\x44ryRun\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12$\n\x04\x63hat\x18\x02 \x01(\x0b\x32\x14.baton.v1.ChatPromptH\x00\x12\'\n\x06tokens\x18\x03 \x01(\x0b\x32\x15.baton.v1.TokenPromptH\x00\x12\x0e\n\x06tenant\x18\x04 \x01(\t\x12\x10\n\x08priority\x18\x05 \x01(\t\x12\x12\n\nsession_id\x18\x06 \x01(\t\x12\x12\n\nmax_tokens\x18\x07 \x01(\rB\x08\n\x06prompt\"\xb4\x04\n\x0b\x45xplanation\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\trouter_id\x18\x02 \x01(\t\x12\x1b\n\x0e\x61rrived_unix_s\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x0e\n\x06tenant\x18\x04 \x01(\t\x12\x10\n\x08priority\x18\x05 \x01(\t\x12\x12\n\nsession_id\x18\x06 \x01(\t\x12\x15\n\rprompt_tokens\x18\x07 \x01(\r\x12\x1f\n\x17\x63\x61\x63hed_tokens_predicted\x18\x08 \x01(\r\x12!\n\x14\x63\x61\x63hed_tokens_actual\x18\t \x01(\rH\x01\x88\x01\x01\x12\x10\n\x08queued_s\x18\n \x01(\x01\x12#\n\tpredicted\x18\x0b \x01(\x0b\x32\x10.baton.v1.Timing\x12 \n\x06\x61\x63tual\x18\x0c \x01(\x0b\x32\x10.baton.v1.Timing\x12.\n\tdecisions\x18\r \x03(\x0b\x32\x1b.baton.v1.PlacementDecision\x12)\n\x08\x61ttempts\x18\x0e \x03(\x0b\x32\x17.baton.v1.AttemptReport\x12%\n\x05rungs\x18\x0f \x03(\x0b\x32\x16.baton.v1.TransferRung\x12\x15\n\routput_tokens\x18\x10 \x01(\r\x12\x12\n\nduration_s\x18\x11 \x01(\x01\x12\x0f\n\x07outcome\x18\x12 \x01(\t\x12\r\n\x05\x65rror\x18\x13 \x01(\tB\x11\n\x0f_arrived_unix_sB\x17\n\x15_cached_tokens_actual\"F\n\x06Timing\x12\x13\n\x06ttft_s\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05itl_s\x18\x02 \x01(\x01H\x01\x88\x01\x01\x42\t\n\x07_ttft_sB\x08\n\x06_itl_s\"\xab\x01\n\x11PlacementDecision\x12\x10\n\x08question\x18\x01 \x01(\t\x12\x0c\n\x04\x61t_s\x18\x02 \x01(\x01\x12\x0e\n\x06\x63hosen\x18\x03 \x01(\t\x12\x11\n\trunner_up\x18\x04 \x01(\t\x12\x30\n\ncandidates\x18\x05 \x03(\x0b\x32\x1c.baton.v1.PlacementCandidate\x12\x10\n\x08left_out\x18\x06 \x01(\r\x12\x0f\n\x07\x62\x65\x63\x61use\x18\x07 \x01(\t\"m\n\x12PlacementCandidate\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12!\n\x05terms\x18\x02 \x03(\x0b\x32\x12.baton.v1.CostTerm\x12\x0f\n\x07total_s\x18\x03 \x01(\x01\x12\x10\n\x08\x65xcluded\x18\x04 \x01(\t\")\n\x08\x43ostTerm\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\"\x86\x01\n\rAttemptReport\x12\x12\n\nattempt_id\x18\x01 \x01(\t\x12\x0b\n\x03leg\x18\x02 \x01(\t\x12\x11\n\tworker_id\x18\x03 \x01(\t\x12\x0c\n\x04\x61t_s\x18\x04 \x01(\x01\x12\x12\n\nduration_s\x18\x05 \x01(\x01\x12\x0f\n\x07outcome\x18\x06 \x01(\t\x12\x0e\n\x06reason\x18\x07 \x01(\t\"{\n\x0cTransferRung\x12\x12\n\nattempt_id\x18\x01 \x01(\t\x12\x11\n\ttransport\x18\x02 \x01(\t\x12\x0f\n\x07outcome\x18\x03 \x01(\t\x12\x0e\n\x06\x62locks\x18\x05 \x01(\x04\x12\r\n\x05\x62ytes\x18\x06 \x01(\x04\x12\x0e\n\x06reason\x18\x07 \x01(\tJ\x04\x08\x04\x10\x05\x32\xba\x01\n\x05\x41\x64min\x12;\n\x06Status\x12\x17.baton.v1.StatusRequest\x1a\x18.baton.v1.StatusResponse\x12:\n\x07\x45xplain\x12\x18.baton.v1.ExplainRequest\x1a\x15.baton.v1.Explanation\x12\x38\n\x05\x44rain\x12\x16.baton.v1.DrainRequest\x1a\x17.baton.v1.DrainResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bprotos/baton/v1/admin.proto\x12\x08\x62\x61ton.v1\x1a\x1fprotos/baton/v1/inference.proto\x1a\x1cprotos/baton/v1/worker.proto\"g\n\x0c\x44rainRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0c\n\x04undo\x18\x03 \x01(\x08\x12\x17\n\ndeadline_s\x18\x04 \x01(\x01H\x00\x88\x01\x01\x42\r\n\x0b_deadline_s\"#\n\rDrainResponse\x12\x12\n\ndeadline_s\x18\x01 \x01(\x01\"\x0f\n\rStatusRequest\"\xd0\x01\n\x0eStatusResponse\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12#\n\x05pools\x18\x03 \x03(\x0b\x32\x14.baton.v1.PoolStatus\x12\'\n\x07workers\x18\x04 \x03(\x0b\x32\x16.baton.v1.WorkerStatus\x12(\n\x06router\x18\x05 \x01(\x0b\x32\x18.baton.v1.RouterCounters\x12$\n\x05store\x18\x06 \x01(\x0b\x32\x15.baton.v1.StoreStatus\"l\n\x0bStoreStatus\x12\x10\n\x08\x64\x65graded\x18\x01 \x01(\x08\x12\x12\n\ndegraded_s\x18\x02 \x01(\x01\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07routers\x18\x04 \x01(\r\x12\x16\n\x0e\x64ropped_writes\x18\x05 \x01(\x04\"H\n\nPoolStatus\x12\x1c\n\x04role\x18\x01 \x01(\x0e\x32\x0e.baton.v1.Role\x12\r\n\x05ready\x18\x02 \x01(\r\x12\r\n\x05total\x18\x03 \x01(\r\"\x8d\x01\n\x0cWorkerStatus\x12\x30\n\x0b\x64\x65scription\x18\x01 \x01(\x0b\x32\x1b.baton.v1.WorkerDescription\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x13\n\x0bunreachable\x18\x03 \x01(\t\x12\x0f\n\x07\x64rained\x18\x04 \x01(\x08\x12\x14\n\x0c\x64rain_reason\x18\x05 \x01(\t\"\xf8\x01\n\x0eRouterCounters\x12L\n\x13requests_by_outcome\x18\x01 \x03(\x0b\x32/.baton.v1.RouterCounters.RequestsByOutcomeEntry\x12\x11\n\tin_flight\x18\x02 \x01(\r\x12\x15\n\rdisaggregated\x18\x03 \x01(\x04\x12\r\n\x05whole\x18\x04 \x01(\x04\x12\x0e\n\x06queued\x18\x05 \x01(\r\x12\x15\n\rqueued_tokens\x18\x06 \x01(\x04\x1a\x38\n\x16RequestsByOutcomeEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"S\n\x0e\x45xplainRequest\x12\x14\n\nrequest_id\x18\x01 \x01(\tH\x00\x12#\n\x07\x64ry_run\x18\x02 \x01(\x0b\x32\x10.baton.v1.DryRunH\x00\x42\x06\n\x04what\"\xbb\x01\n\x06\x44ryRun\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12$\n\x04\x63hat\x18\x02 \x01(\x0b\x32\x14.baton.v1.ChatPromptH\x00\x12\'\n\x06tokens\x18\x03 \x01(\x0b\x32\x15.baton.v1.TokenPromptH\x00\x12\x0e\n\x06tenant\x18\x04 \x01(\t\x12\x10\n\x08priority\x18\x05 \x01(\t\x12\x12\n\nsession_id\x18\x06 \x01(\t\x12\x12\n\nmax_tokens\x18\x07 \x01(\rB\x08\n\x06prompt\"\xb4\x04\n\x0b\x45xplanation\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\trouter_id\x18\x02 \x01(\t\x12\x1b\n\x0e\x61rrived_unix_s\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x0e\n\x06tenant\x18\x04 \x01(\t\x12\x10\n\x08priority\x18\x05 \x01(\t\x12\x12\n\nsession_id\x18\x06 \x01(\t\x12\x15\n\rprompt_tokens\x18\x07 \x01(\r\x12\x1f\n\x17\x63\x61\x63hed_tokens_predicted\x18\x08 \x01(\r\x12!\n\x14\x63\x61\x63hed_tokens_actual\x18\t \x01(\rH\x01\x88\x01\x01\x12\x10\n\x08queued_s\x18\n \x01(\x01\x12#\n\tpredicted\x18\x0b \x01(\x0b\x32\x10.baton.v1.Timing\x12 \n\x06\x61\x63tual\x18\x0c \x01(\x0b\x32\x10.baton.v1.Timing\x12.\n\tdecisions\x18\r \x03(\x0b\x32\x1b.baton.v1.PlacementDecision\x12)\n\x08\x61ttempts\x18\x0e \x03(\x0b\x32\x17.baton.v1.AttemptReport\x12%\n\x05rungs\x18\x0f \x03(\x0b\x32\x16.baton.v1.TransferRung\x12\x15\n\routput_tokens\x18\x10 \x01(\r\x12\x12\n\nduration_s\x18\x11 \x01(\x01\x12\x0f\n\x07outcome\x18\x12 \x01(\t\x12\r\n\x05\x65rror\x18\x13 \x01(\tB\x11\n\x0f_arrived_unix_sB\x17\n\x15_cached_tokens_actual\"F\n\x06Timing\x12\x13\n\x06ttft_s\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05itl_s\x18\x02 \x01(\x01H\x01\x88\x01\x01\x42\t\n\x07_ttft_sB\x08\n\x06_itl_s\"\xab\x01\n\x11PlacementDecision\x12\x10\n\x08question\x18\x01 \x01(\t\x12\x0c\n\x04\x61t_s\x18\x02 \x01(\x01\x12\x0e\n\x06\x63hosen\x18\x03 \x01(\t\x12\x11\n\trunner_up\x18\x04 \x01(\t\x12\x30\n\ncandidates\x18\x05 \x03(\x0b\x32\x1c.baton.v1.PlacementCandidate\x12\x10\n\x08left_out\x18\x06 \x01(\r\x12\x0f\n\x07\x62\x65\x63\x61use\x18\x07 \x01(\t\"m\n\x12PlacementCandidate\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12!\n\x05terms\x18\x02 \x03(\x0b\x32\x12.baton.v1.CostTerm\x12\x0f\n\x07total_s\x18\x03 \x01(\x01\x12\x10\n\x08\x65xcluded\x18\x04 \x01(\t\")\n\x08\x43ostTerm\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\"\x86\x01\n\rAttemptReport\x12\x12\n\nattempt_id\x18\x01 \x01(\t\x12\x0b\n\x03leg\x18\x02 \x01(\t\x12\x11\n\tworker_id\x18\x03 \x01(\t\x12\x0c\n\x04\x61t_s\x18\x04 \x01(\x01\x12\x12\n\nduration_s\x18\x05 \x01(\x01\x12\x0f\n\x07outcome\x18\x06 \x01(\t\x12\x0e\n\x06reason\x18\x07 \x01(\t\"{\n\x0cTransferRung\x12\x12\n\nattempt_id\x18\x01 \x01(\t\x12\x11\n\ttransport\x18\x02 \x01(\t\x12\x0f\n\x07outcome\x18\x03 \x01(\t\x12\x0e\n\x06\x62locks\x18\x05 \x01(\x04\x12\r\n\x05\x62ytes\x18\x06 \x01(\x04\x12\x0e\n\x06reason\x18\x07 \x01(\tJ\x04\x08\x04\x10\x05\x32\xba\x01\n\x05\x41\x64min\x12;\n\x06Status\x12\x17.baton.v1.StatusRequest\x1a\x18.baton.v1.StatusResponse\x12:\n\x07\x45xplain\x12\x18.baton.v1.ExplainRequest\x1a\x15.baton.v1.Explanation\x12\x38\n\x05\x44rain\x12\x16.baton.v1.DrainRequest\x1a\x17.baton.v1.DrainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,41 +36,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ROUTERCOUNTERS_REQUESTSBYOUTCOMEENTRY']._loaded_options = None
   _globals['_ROUTERCOUNTERS_REQUESTSBYOUTCOMEENTRY']._serialized_options = b'8\001'
   _globals['_DRAINREQUEST']._serialized_start=104
-  _globals['_DRAINREQUEST']._serialized_end=167
-  _globals['_DRAINRESPONSE']._serialized_start=169
-  _globals['_DRAINRESPONSE']._serialized_end=184
-  _globals['_STATUSREQUEST']._serialized_start=186
-  _globals['_STATUSREQUEST']._serialized_end=201
-  _globals['_STATUSRESPONSE']._serialized_start=204
-  _globals['_STATUSRESPONSE']._serialized_end=412
-  _globals['_STORESTATUS']._serialized_start=414
-  _globals['_STORESTATUS']._serialized_end=522
-  _globals['_POOLSTATUS']._serialized_start=524
-  _globals['_POOLSTATUS']._serialized_end=596
-  _globals['_WORKERSTATUS']._serialized_start=599
-  _globals['_WORKERSTATUS']._serialized_end=740
-  _globals['_ROUTERCOUNTERS']._serialized_start=743
-  _globals['_ROUTERCOUNTERS']._serialized_end=991
-  _globals['_ROUTERCOUNTERS_REQUESTSBYOUTCOMEENTRY']._serialized_start=935
-  _globals['_ROUTERCOUNTERS_REQUESTSBYOUTCOMEENTRY']._serialized_end=991
-  _globals['_EXPLAINREQUEST']._serialized_start=993
-  _globals['_EXPLAINREQUEST']._serialized_end=1076
-  _globals['_DRYRUN']._serialized_start=1079
-  _globals['_DRYRUN']._serialized_end=1266
-  _globals['_EXPLANATION']._serialized_start=1269
-  _globals['_EXPLANATION']._serialized_end=1833
-  _globals['_TIMING']._serialized_start=1835
-  _globals['_TIMING']._serialized_end=1905
-  _globals['_PLACEMENTDECISION']._serialized_start=1908
-  _globals['_PLACEMENTDECISION']._serialized_end=2079
-  _globals['_PLACEMENTCANDIDATE']._serialized_start=2081
-  _globals['_PLACEMENTCANDIDATE']._serialized_end=2190
-  _globals['_COSTTERM']._serialized_start=2192
-  _globals['_COSTTERM']._serialized_end=2233
-  _globals['_ATTEMPTREPORT']._serialized_start=2236
-  _globals['_ATTEMPTREPORT']._serialized_end=2370
-  _globals['_TRANSFERRUNG']._serialized_start=2372
-  _globals['_TRANSFERRUNG']._serialized_end=2495
-  _globals['_ADMIN']._serialized_start=2498
-  _globals['_ADMIN']._serialized_end=2684
+  _globals['_DRAINREQUEST']._serialized_end=207
+  _globals['_DRAINRESPONSE']._serialized_start=209
+  _globals['_DRAINRESPONSE']._serialized_end=244
+  _globals['_STATUSREQUEST']._serialized_start=246
+  _globals['_STATUSREQUEST']._serialized_end=261
+  _globals['_STATUSRESPONSE']._serialized_start=264
+  _globals['_STATUSRESPONSE']._serialized_end=472
+  _globals['_STORESTATUS']._serialized_start=474
+  _globals['_STORESTATUS']._serialized_end=582
+  _globals['_POOLSTATUS']._serialized_start=584
+  _globals['_POOLSTATUS']._serialized_end=656
+  _globals['_WORKERSTATUS']._serialized_start=659
+  _globals['_WORKERSTATUS']._serialized_end=800
+  _globals['_ROUTERCOUNTERS']._serialized_start=803
+  _globals['_ROUTERCOUNTERS']._serialized_end=1051
+  _globals['_ROUTERCOUNTERS_REQUESTSBYOUTCOMEENTRY']._serialized_start=995
+  _globals['_ROUTERCOUNTERS_REQUESTSBYOUTCOMEENTRY']._serialized_end=1051
+  _globals['_EXPLAINREQUEST']._serialized_start=1053
+  _globals['_EXPLAINREQUEST']._serialized_end=1136
+  _globals['_DRYRUN']._serialized_start=1139
+  _globals['_DRYRUN']._serialized_end=1326
+  _globals['_EXPLANATION']._serialized_start=1329
+  _globals['_EXPLANATION']._serialized_end=1893
+  _globals['_TIMING']._serialized_start=1895
+  _globals['_TIMING']._serialized_end=1965
+  _globals['_PLACEMENTDECISION']._serialized_start=1968
+  _globals['_PLACEMENTDECISION']._serialized_end=2139
+  _globals['_PLACEMENTCANDIDATE']._serialized_start=2141
+  _globals['_PLACEMENTCANDIDATE']._serialized_end=2250
+  _globals['_COSTTERM']._serialized_start=2252
+  _globals['_COSTTERM']._serialized_end=2293
+  _globals['_ATTEMPTREPORT']._serialized_start=2296
+  _globals['_ATTEMPTREPORT']._serialized_end=2430
+  _globals['_TRANSFERRUNG']._serialized_start=2432
+  _globals['_TRANSFERRUNG']._serialized_end=2555
+  _globals['_ADMIN']._serialized_start=2558
+  _globals['_ADMIN']._serialized_end=2744
 # @@protoc_insertion_point(module_scope)
