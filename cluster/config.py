@@ -127,7 +127,8 @@ class PoolConfig(Section):
 
 
 class RouterConfig(Section):
-    """`http_port` is Serve's HAProxy; `grpc_port` is shared by the routers of one node."""
+    """`http_port` is Serve's HAProxy; `grpc_port` is shared by the routers of one node. A client that neither sends nor
+    reads for `client_deadline_s` loses its request."""
 
     replicas: Count = 1
     surge_percent: Surge = 0
@@ -143,6 +144,7 @@ class RouterConfig(Section):
     request_deadline_s: Seconds = 600.0
     prefill_deadline_s: Seconds = 120.0
     worker_deadline_s: Seconds = 5.0
+    client_deadline_s: Seconds = 30.0
     chat_template: str | None = None
     tool_call_parser: str | None = None
     reasoning_parser: str | None = None

@@ -130,6 +130,15 @@ class Dispatch:
                 self._perform(live, live.pipeline.cancel(outcome))
         self._flush()
 
+    def leave(self, caller: Caller, cause: BatonError) -> None:
+        """Nobody waits for what this caller still has running, and the frontend does not know that yet."""
+        for live in [live for live in self._live.values() if live.caller is caller]:
+            failed = Emission(live.pipeline.request_id, [], error=cause)
+            self._journal.emitted(failed)
+            self._perform(live, live.pipeline.cancel(Outcome.CANCELLED))
+            self._emissions.append(failed)
+        self._flush()
+
     def fail_all(self, cause: BatonError) -> None:
         for live in list(self._live.values()):
             self._perform(live, live.pipeline.fail(cause))

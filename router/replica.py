@@ -55,7 +55,11 @@ class RouterReplica:
     ) -> None:
         dispatch = fleet.dispatch
         self.app: ASGIApp = HttpEdge(
-            frontend.app, config, lambda caller: dispatch.admit(caller=caller), lambda: fleet.ready
+            frontend.app,
+            config,
+            lambda caller: dispatch.admit(caller=caller),
+            lambda: fleet.ready,
+            dispatch.leave,
         )
         self.grpc_port = grpc_port
         self.fleet = fleet

@@ -1,4 +1,4 @@
-"""Clients that stream completions over HTTP without a pause, and check every token of every answer."""
+"""Clients that stream completions over HTTP and gRPC without a pause, and check every token of every answer."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+import grpc
 import httpx
 
 from cluster.simulated_batch import next_token
+from protos.baton.v1 import inference_pb2, inference_pb2_grpc
 
 LONGEST_S = 60.0
 
@@ -32,6 +34,7 @@ class StreamingLoad:
     """`vocabulary` of the simulated engine. Some answers are `long`, most are `short` (tokens)."""
 
     url: str
+    channel: grpc.aio.Channel
     vocabulary: int
     short: int = 40
     long: int = 400
@@ -47,7 +50,8 @@ class StreamingLoad:
 
     @asynccontextmanager
     async def clients(self, count: int) -> AsyncIterator[None]:
-        """So many clients ask again and again until the block ends; then every answer is waited for."""
+        """So many clients, every third over gRPC, ask again and again until the block ends; then every answer is waited
+        for."""
         limits = httpx.Limits(max_connections=count)
         async with httpx.AsyncClient(base_url=self.url, timeout=LONGEST_S, limits=limits, trust_env=False) as http:
             asking = [asyncio.create_task(self._ask_on(http, number)) for number in range(count)]
@@ -70,12 +74,31 @@ class StreamingLoad:
                 return
             length = self.long if (number + turn) % 4 == 0 else self.short
             try:
-                self.results.append(await self._ask(http, length))
+                asked = self._ask_grpc(length) if number % 3 == 0 else self._ask(http, length)
+                self.results.append(await asked)
             except Exception as error:
                 self.results.append(Result(f"{type(error).__name__}: {error}"))
 
+    async def _ask_grpc(self, length: int) -> Result:
+        prompt = self._prompt()
+        sampling = inference_pb2.SamplingParameters(max_tokens=length, temperature=0, ignore_eos=True)
+        asked = inference_pb2.GenerateRequest(tokens=inference_pb2.TokenPrompt(ids=prompt), sampling=sampling)
+        tokens: list[int] = []
+        result, last = Result(), time.monotonic()
+        async for response in inference_pb2_grpc.InferenceStub(self.channel).Generate(asked, timeout=LONGEST_S):
+            now = time.monotonic()
+            result.pause_s, last = max(result.pause_s, now - last), now
+            tokens += [token for delta in response.deltas for token in delta.token_ids]
+        result.tokens = len(tokens)
+        if tokens != self._expected(prompt, length):
+            result.error = f"wrong tokens over gRPC: {len(tokens)} of {length}"
+        return result
+
+    def _prompt(self) -> list[int]:
+        return [self._draw.randrange(1, self.vocabulary) for _ in range(self._draw.randrange(20, 200))]
+
     async def _ask(self, http: httpx.AsyncClient, length: int) -> Result:
-        prompt = [self._draw.randrange(1, self.vocabulary) for _ in range(self._draw.randrange(20, 200))]
+        prompt = self._prompt()
         asked = {
             "model": "demo", "prompt": prompt, "max_tokens": length, "stream": True, "ignore_eos": True,
             "temperature": 0, "return_token_ids": True,

@@ -105,7 +105,7 @@ async def serving(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 async def test_a_new_version_replaces_every_pool_and_the_router_and_no_request_fails(serving: Cluster) -> None:
     before, router = set(await serving.workers()), (await serving.status()).router_id
-    load = StreamingLoad(serving.http, VOCABULARY)
+    load = StreamingLoad(serving.http, serving.channel, VOCABULARY)
     async with load.clients(CLIENTS):
         await load.until(answers=CLIENTS)
         await serving.change(deploy={"observability": {"log_level": "warning"}})
@@ -119,7 +119,7 @@ async def test_a_new_version_replaces_every_pool_and_the_router_and_no_request_f
 
 
 async def test_pools_shrink_under_load_and_no_request_fails(serving: Cluster) -> None:
-    load = StreamingLoad(serving.http, VOCABULARY)
+    load = StreamingLoad(serving.http, serving.channel, VOCABULARY)
     async with load.clients(CLIENTS):
         await load.until(answers=CLIENTS)
         await serving.change(scale={"decode": 1, "prefill": 1})
@@ -131,7 +131,7 @@ async def test_pools_shrink_under_load_and_no_request_fails(serving: Cluster) ->
 
 async def test_a_worker_that_an_operator_drains_is_replaced_under_load(serving: Cluster) -> None:
     victim = next(id_ for id_, worker in (await serving.workers()).items() if worker.role == worker_pb2.ROLE_DECODE)
-    load = StreamingLoad(serving.http, VOCABULARY)
+    load = StreamingLoad(serving.http, serving.channel, VOCABULARY)
 
     async def replaced() -> bool:
         workers = await serving.workers()
