@@ -113,7 +113,9 @@ class Session:
         if first.hello.epoch != self._host.epoch:
             reason = f"epoch {first.hello.epoch} is over; this engine's is {self._host.epoch}"
             await _abort(context, grpc.StatusCode.FAILED_PRECONDITION, reason)
-        await context.write(pb.SessionReply(welcome=pb.Welcome(worker=await self._host.describe())))
+        welcome = pb.SessionReply(welcome=pb.Welcome(worker=await self._host.describe()))
+        async with asyncio.timeout(_WRITE_S):
+            await context.write(welcome)
 
     async def _read(self, requests: AsyncIterator[pb.SessionRequest]) -> None:
         try:

@@ -248,3 +248,59 @@ async def test_a_router_that_does_not_read_holds_a_move_up_for_a_moment_only() -
         await deaf.call.write(drain(deadline_s=0.0))
         await asyncio.wait_for(bench.worker.drained(), 10)
         assert bench.idle
+
+
+class Stuck:
+    """Makes one call of an engine never return; notes that it was made."""
+
+    def __init__(self, engine: object, method: str) -> None:
+        self.reached = asyncio.Event()
+        setattr(engine, method, self._wait)
+
+    async def _wait(self, *args: object) -> None:
+        self.reached.set()
+        await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("method", ["abort", "stats"])
+async def test_an_engine_that_does_not_answer_holds_a_drain_up_no_longer_than_a_call_may_take(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.worker._ENGINE_CALL_S", 0.2)
+    async with Bench(step_s=0.02).running() as bench:
+        router = await bench.session()
+        await router.submit("a", max_tokens=10_000)
+        await eventually(lambda: len(bench.worker.attempts) == 1)
+        original = getattr(bench.engine, method)
+        Stuck(bench.engine, method)
+        await router.call.write(drain(deadline_s=0.1))
+        assert await moved(router, "a")
+        await asyncio.wait_for(bench.worker.drained(), 10)
+        setattr(bench.engine, method, original)
+        await bench.engine.abort(["a"])
+
+
+async def test_whoever_stops_waiting_for_a_drain_does_not_stop_the_drain() -> None:
+    async with Bench(step_s=0.02).running() as bench:
+        router = await bench.session()
+        await router.submit("a", max_tokens=10_000)
+        await eventually(lambda: len(bench.worker.attempts) == 1)
+        stopping = asyncio.create_task(bench.worker.drain(0.5))
+        await eventually(lambda: bench.worker.state is State.DRAINING)
+        stopping.cancel()
+        await asyncio.gather(stopping, return_exceptions=True)
+        assert await moved(router, "a")
+        assert not await asyncio.wait_for(bench.worker.drain(60.0), 5)
+        assert bench.idle
+
+
+async def test_closing_ends_a_drain_and_whoever_waits_for_it() -> None:
+    async with Bench(step_s=0.02).running() as bench:
+        router = await bench.session()
+        await router.submit("a", max_tokens=10_000)
+        await eventually(lambda: len(bench.worker.attempts) == 1)
+        stopping = asyncio.create_task(bench.worker.drain(60.0))
+        await eventually(lambda: bench.worker.state is State.DRAINING)
+        await bench.worker.close()
+        assert not await asyncio.wait_for(stopping, 5)
+        await eventually(lambda: not len(bench.worker.attempts))

@@ -109,3 +109,16 @@ async def call_until_end(call: SessionCall) -> AsyncIterator[pb.SessionReply]:
     with contextlib.suppress(grpc.aio.AioRpcError):
         while isinstance(reply := await call.read(), pb.SessionReply):
             yield reply
+
+
+async def test_a_stop_that_is_cancelled_is_finished_by_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = simulated_config(decode={"drain_s": 0.5})
+    async with replica_of(deployment, "DecodeWorker", config, monkeypatch) as (replica, directory):
+        await announced_one(directory)
+        stopping = asyncio.create_task(replica.stop())
+        await eventually(lambda: replica._replica.worker.state is State.DRAINING)
+        stopping.cancel()
+        await asyncio.gather(stopping, return_exceptions=True)
+        await asyncio.wait_for(replica.stop(), 10)
+        assert await announced(directory) == ()
+        assert await is_unhealthy(replica)
