@@ -17,6 +17,7 @@ class _Open(Generic[Owner]):
     owner: Owner
     unstarted_tokens: int  # of the prompt; 0 once the first output has come
     awaited: bool
+    pulls: bool  # False once the first output has come
 
 
 class AttemptTable(Generic[Owner]):
@@ -27,6 +28,7 @@ class AttemptTable(Generic[Owner]):
         self._outcomes: Counter[str] = Counter()
         self._queued_tokens = 0
         self._awaited = 0
+        self._pulling = 0
 
     def __len__(self) -> int:
         return len(self._open)
@@ -38,6 +40,11 @@ class AttemptTable(Generic[Owner]):
     def awaited(self) -> int:
         """Open attempts whose output somebody waits for."""
         return self._awaited
+
+    @property
+    def only_pulling(self) -> bool:
+        """Whether all that somebody waits for may itself be waiting for blocks of another worker."""
+        return self._awaited == self._pulling
 
     @property
     def queued_prefill_tokens(self) -> int:
@@ -56,12 +63,16 @@ class AttemptTable(Generic[Owner]):
     def owned_by(self, owner: Owner) -> list[str]:
         return [attempt_id for attempt_id, held in self._open.items() if held.owner is owner]
 
-    def add(self, attempt_id: str, owner: Owner, prompt_tokens: int, *, awaited: bool = True) -> None:
-        """The id must not be open already. `awaited`: False for one that may rightly be silent for long."""
+    def add(
+        self, attempt_id: str, owner: Owner, prompt_tokens: int, *, awaited: bool = True, pulls: bool = False
+    ) -> None:
+        """The id must not be open already. `awaited`: False for one that may rightly be silent for long. `pulls`:
+        blocks of another worker come first."""
         assert attempt_id not in self._open, f"attempt {attempt_id} is open already"
-        self._open[attempt_id] = _Open(owner, prompt_tokens, awaited)
+        self._open[attempt_id] = _Open(owner, prompt_tokens, awaited, pulls)
         self._queued_tokens += prompt_tokens
         self._awaited += awaited
+        self._pulling += pulls
 
     def take(self, output: EngineOutput) -> Owner | None:
         """Notes an output and returns whom it is for; None for an attempt that is not open (any more)."""
@@ -69,7 +80,8 @@ class AttemptTable(Generic[Owner]):
         if held is None:
             return None
         self._queued_tokens -= held.unstarted_tokens
-        held.unstarted_tokens = 0
+        self._pulling -= held.pulls
+        held.unstarted_tokens, held.pulls = 0, False
         if output.finish_reason is not None:
             self.end(output.attempt_id, output.finish_reason.value)
         return held.owner
@@ -81,6 +93,7 @@ class AttemptTable(Generic[Owner]):
             return False
         self._queued_tokens -= held.unstarted_tokens
         self._awaited -= held.awaited
+        self._pulling -= held.pulls
         self._outcomes[outcome] += 1
         return True
 
@@ -96,3 +109,4 @@ class AttemptTable(Generic[Owner]):
         """Recounts; raises `AssertionError` on a difference."""
         assert self._queued_tokens == sum(held.unstarted_tokens for held in self._open.values())
         assert self._awaited == sum(held.awaited for held in self._open.values())
+        assert self._pulling == sum(held.pulls for held in self._open.values())

@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 
 from cluster.config_admission import AdmissionConfig
 from cluster.config_placement import PlacementConfig
-from cluster.config_section import Count, Port, Seconds, Section
+from cluster.config_section import Count, Port, Seconds, Section, Share
 from cluster.config_store import StoreConfig
 from cluster.errors import ConfigError
 
@@ -51,7 +51,7 @@ class EngineConfig(Section):
     kv_cache_mib: Annotated[int, Field(ge=16)] = 512
     cpu_threads: Count = 1
     start_deadline_s: Seconds = 240.0
-    stall_after_s: Seconds = 30.0
+    stall_after_s: Seconds = 3.0
     options: dict[str, Any] = Field(default_factory=dict)
     simulated: SimulatedTiming = SimulatedTiming()
 
@@ -128,7 +128,12 @@ class PoolConfig(Section):
 
 class RouterConfig(Section):
     """`http_port` is Serve's HAProxy; `grpc_port` is shared by the routers of one node. A client that neither sends nor
-    reads for `client_deadline_s` loses its request."""
+    reads for `client_deadline_s` loses its request.
+
+    A worker of which nothing was heard for `silent_after_s` is taken out, and its requests move. One request may have
+    `attempts_most` attempts that fail or are lost, and `lost_workers_most` workers lost under it in a row. Retries
+    after errors are at most `retry_share` of the router's recent requests, and `retry_floor_per_s` on top.
+    """
 
     replicas: Count = 1
     surge_percent: Surge = 0
@@ -145,6 +150,12 @@ class RouterConfig(Section):
     prefill_deadline_s: Seconds = 120.0
     worker_deadline_s: Seconds = 5.0
     client_deadline_s: Seconds = 30.0
+    silent_after_s: Annotated[float, Field(ge=0.2)] = 3.0
+    attempts_most: Count = 6
+    lost_workers_most: Count = 3
+    retry_share: Share = 0.2
+    retry_floor_per_s: Annotated[float, Field(ge=0)] = 3.0
+    prefill_may_decode: bool = True
     chat_template: str | None = None
     tool_call_parser: str | None = None
     reasoning_parser: str | None = None

@@ -27,6 +27,26 @@ class LatencyStart(Section):
     transfer_mib_per_s: Annotated[float, Field(gt=0)] = 512.0
 
 
+class SlowWorkersConfig(Section):
+    """A worker that takes `factor` times as long as its pool usually does for the same work, and `floor_s` longer, gets
+    nothing new for `leave_s`; twice as long each time that it is still so, at most `leave_most_s`. Judged by the median
+    of its last prefills, or of its last times between tokens, at least `least` of them. No more than `share` of a pool
+    is left alone at once."""
+
+    factor: Annotated[float, Field(gt=1)] = 5.0
+    floor_s: _NotNegative = 0.05
+    least: Annotated[int, Field(ge=3, le=1000)] = 16
+    leave_s: Seconds = 10.0
+    leave_most_s: Seconds = 300.0
+    share: Annotated[float, Field(ge=0, lt=1)] = 0.34
+
+    @model_validator(mode="after")
+    def _doubling_can_begin(self) -> Self:
+        if self.leave_most_s < self.leave_s:
+            raise ValueError(f"leave_most_s {self.leave_most_s:g} is below leave_s {self.leave_s:g}")
+        return self
+
+
 class PlacementConfig(Section):
     """`pick`: the worker with the least predicted time; or, to compare with, the one whose turn it is, or any.
 
@@ -57,6 +77,7 @@ class PlacementConfig(Section):
     circuit_after: Count = 3
     circuit_s: Seconds = 1.0
     circuit_most_s: Seconds = 30.0
+    slow: SlowWorkersConfig = SlowWorkersConfig()
     start: LatencyStart = LatencyStart()
 
     @model_validator(mode="after")

@@ -35,7 +35,7 @@ class Leg(Enum):
 
 
 class FinishReason(Enum):
-    """MOVED: not finished here, another worker is to go on; said by workers, never by engines."""
+    """`MOVED`: the worker is not ready, or is leaving; another one is to go on. `LOST`: its engine died."""
 
     STOP = "stop"
     LENGTH = "length"
@@ -43,6 +43,7 @@ class FinishReason(Enum):
     ERROR = "error"
     REPETITION = "repetition"
     MOVED = "moved"
+    LOST = "lost"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +123,7 @@ class TransferRung:
 @dataclass(frozen=True, slots=True)
 class EngineOutput:
     """What one step gave one attempt. `origin` comes with the attempt's first output, `ticket` with the last of a
-    prefill leg whose blocks were pinned, `rungs` with the last of a decode leg, `error` with `FinishReason.ERROR` and
-    `MOVED`."""
+    prefill leg whose blocks were pinned, `rungs` with the last of a decode leg, `error` with `FinishReason.ERROR`."""
 
     attempt_id: str
     token_ids: list[int]
@@ -223,6 +223,10 @@ class Engine(Protocol):
 
     async def release(self, lease_id: str) -> None:
         """Unpins the blocks of a lease that nobody will read. Unknown ids are no error."""
+        ...
+
+    async def answer(self) -> None:
+        """Returns once the engine's own loop has come round: it turns, whatever it has to wait for."""
         ...
 
     async def stats(self) -> EngineStats:

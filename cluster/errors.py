@@ -6,11 +6,14 @@
     │   └── RequestTooLarge
     ├── UnknownModel
     ├── RetryLater             refused for now; carries `retry_after_s`
+    │   ├── RetriesSpent       it failed, and the router retries too much already
     │   ├── Overloaded         the cluster's limit
     │   │   └── DeadlineUnreachable
     │   └── TenantLimited      the tenant's own limit
     ├── NoWorker               no worker can take the request now
     ├── WorkerLost             the worker went away or refused
+    │   ├── WorkerStalled      it is there, and makes no progress or says nothing
+    │   └── WorkersLost        one worker after the other went away under the request
     ├── EngineFailed           the engine died, cannot start or reported an error
     ├── DeadlineExceeded
     ├── ClientLost             the client left, or neither sends nor reads
@@ -73,6 +76,10 @@ class DeadlineUnreachable(Overloaded):
     """The request cannot be answered by its deadline, so it was not begun."""
 
 
+class RetriesSpent(RetryLater):
+    """A worker failed the request, and the router makes too many retries already: its text has the first cause."""
+
+
 class TenantLimited(RetryLater):
     """The tenant is over its own rate or concurrency; other tenants are not concerned."""
 
@@ -83,6 +90,14 @@ class NoWorker(BatonError):
 
 class WorkerLost(BatonError):
     """A worker's stream broke, or the worker refused the session."""
+
+
+class WorkerStalled(WorkerLost):
+    """A worker makes no progress while it has work, or says nothing while its connection stands."""
+
+
+class WorkersLost(WorkerLost):
+    """One worker after the other went away under the request: it may be what ends them, and is not tried again."""
 
 
 class EngineFailed(BatonError):
@@ -142,8 +157,10 @@ _ANSWERS: dict[type[BaseException], Answer] = {
     UnknownModel: Answer(HTTPStatus.NOT_FOUND, grpc.StatusCode.NOT_FOUND, False, "invalid_request_error"),
     Overloaded: Answer(HTTPStatus.SERVICE_UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, True, "overloaded_error"),
     TenantLimited: Answer(HTTPStatus.TOO_MANY_REQUESTS, grpc.StatusCode.RESOURCE_EXHAUSTED, True, "rate_limit_error"),
+    RetriesSpent: Answer(HTTPStatus.SERVICE_UNAVAILABLE, grpc.StatusCode.UNAVAILABLE, True, "unavailable_error"),
     StoreUnavailable: Answer(HTTPStatus.SERVICE_UNAVAILABLE, grpc.StatusCode.UNAVAILABLE, True, "unavailable_error"),
     NoWorker: Answer(HTTPStatus.SERVICE_UNAVAILABLE, grpc.StatusCode.UNAVAILABLE, True, "unavailable_error"),
+    WorkersLost: Answer(HTTPStatus.BAD_GATEWAY, grpc.StatusCode.INTERNAL, False, "internal_error"),
     WorkerLost: Answer(HTTPStatus.BAD_GATEWAY, grpc.StatusCode.UNAVAILABLE, True, "unavailable_error"),
     DeadlineExceeded: Answer(HTTPStatus.GATEWAY_TIMEOUT, grpc.StatusCode.DEADLINE_EXCEEDED, True, "timeout_error"),
     ClientLost: Answer(HTTPStatus.REQUEST_TIMEOUT, grpc.StatusCode.RESOURCE_EXHAUSTED, True, "timeout_error"),

@@ -117,14 +117,24 @@ class LatencyModel:
         seconds: Seconds = usual if source is None else usual * self._pair[source].take(targets)
         return seconds
 
+    # What a worker's pool usually takes for the same; None for a worker that is gone
+
+    def usual_prefill_s(self, row: int, prefill: Prefill) -> float | None:
+        """From its submission to its first token."""
+        pool = self._pools.get(self._pool_of.get(row, ""))
+        return None if pool is None else max(pool.prefill.predict(_prefill_features(prefill)) - prefill.busy_s, 0.0)
+
+    def usual_token_s(self, row: int, running: float, kv_tokens: float) -> float | None:
+        """Between two tokens of a sequence, beside `running` others."""
+        pool = self._pools.get(self._pool_of.get(row, ""))
+        return None if pool is None else pool.step.predict((1.0, running, kv_tokens / _TOKENS))
+
     # Measurements: those of workers that are gone are left out
 
     def observe_prefill(self, row: int, prefill: Prefill, seconds: float, now: float) -> None:
         """From its submission to its first token. What is learnt from is the time since the worker began with the
         first prompt ahead: how far it had come with that is not known."""
-        tokens = (prefill.ahead + prefill.uncached) / _TOKENS
-        pairs = prefill.uncached * (prefill.prompt - prefill.uncached / 2) / _PAIRS
-        features = (2.0 if prefill.ahead else 1.0, tokens, pairs)
+        features = _prefill_features(prefill)
         if row in self._workers:
             for fits in (self._workers[row], self._pools[self._pool_of[row]]):
                 fits.prefill.observe(features, prefill.busy_s + seconds, now)
@@ -186,6 +196,12 @@ class _Fits:
             _fit(self.step.coefficients, self.half_life_s),
             self.half_life_s,
         )
+
+
+def _prefill_features(prefill: Prefill) -> tuple[float, float, float]:
+    tokens = (prefill.ahead + prefill.uncached) / _TOKENS
+    pairs = prefill.uncached * (prefill.prompt - prefill.uncached / 2) / _PAIRS
+    return 2.0 if prefill.ahead else 1.0, tokens, pairs
 
 
 def _known(own: OnlineFit, pool: OnlineFit, now: float) -> list[float]:

@@ -21,8 +21,18 @@ class ProgressWatch:
     def work_gone(self) -> None:
         self._since = None
 
+    def excuse(self, seconds: float, now: float) -> None:
+        """For so long until now nobody could have seen a step: whoever watches did not run either."""
+        if self._since is not None:
+            self._since = min(self._since + max(seconds, 0.0), now)
+
     def stalled_for(self, now: float) -> float | None:
         """Seconds without a step, once they are too many."""
         if self._since is None or now - self._since < self._stall_after_s:
             return None
         return now - self._since
+
+    def next_look_s(self, now: float) -> float:
+        """Seconds until it may have stalled, at the earliest."""
+        since = now if self._since is None else self._since
+        return max(since + self._stall_after_s - now, 0.0)

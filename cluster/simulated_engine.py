@@ -37,6 +37,8 @@ class SimulatedEngine:
         self._pulls: dict[str, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()
         self._blocks_changed = asyncio.Event()
+        self._between_steps = asyncio.Event()
+        self._between_steps.set()
         self._failure: EngineFailed | None = None
         self._prefetched: list[str] = []
         self._pinned = self._recomputed = 0
@@ -91,7 +93,9 @@ class SimulatedEngine:
                 self._changed.clear()
                 await self._changed.wait()
                 continue
+            self._between_steps.clear()
             await self._clock.sleep(self._timing.step_s + self._timing.prefill_token_s * plan.prompt_tokens)
+            self._between_steps.set()
             self._raise_failure()
             result = self._batch.finish_step(plan)
             self._tell_blocks()
@@ -113,6 +117,10 @@ class SimulatedEngine:
         self._raise_failure()
         if self._handoff is not None:
             await self._handoff.release(lease_id)
+
+    async def answer(self) -> None:
+        self._raise_failure()
+        await self._between_steps.wait()
 
     async def stats(self) -> EngineStats:
         self._raise_failure()

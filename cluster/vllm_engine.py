@@ -103,6 +103,9 @@ class VllmEngine:
             await self._link.release(lease_id)
             await self._poke()
 
+    async def answer(self) -> None:
+        await self._poke()
+
     async def stats(self) -> EngineStats:
         kv = await self._settled_link_stats()
         return EngineStats(

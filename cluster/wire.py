@@ -39,6 +39,7 @@ _REASONS = {
     FinishReason.ERROR: pb.FINISH_REASON_ERROR,
     FinishReason.REPETITION: pb.FINISH_REASON_REPETITION,
     FinishReason.MOVED: pb.FINISH_REASON_MOVED,
+    FinishReason.LOST: pb.FINISH_REASON_LOST,
 }
 _REASONS_BACK = {wire: reason for reason, wire in _REASONS.items()}
 

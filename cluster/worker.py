@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass
-from enum import Enum
 
 import grpc
 
@@ -23,42 +21,20 @@ from cluster.progress import ProgressWatch
 from cluster.wire import describe_engine, output_to_wire, request_from_wire, role_to_wire
 from cluster.worker_drain import WorkerDrain
 from cluster.worker_service import WorkerServer
-from cluster.worker_session import OUTGOING_LIMIT, Session
-from cluster.worker_watch import WATCH_EVERY_S, WatchFeed
+from cluster.worker_session import Session
+from cluster.worker_spec import State, WorkerSpec
+from cluster.worker_watch import WatchFeed
 from protos.baton.v1 import worker_pb2 as pb
+
+__all__ = ["State", "Worker", "WorkerSpec"]
 
 logger = logging.getLogger(__name__)
 
 _LEGS = {Role.PREFILL: {Leg.PREFILL, Leg.WHOLE}, Role.DECODE: {Leg.DECODE, Leg.WHOLE, Leg.PREFETCH}}
 _ENGINE_CALL_S = 10.0
 _FLUSH_S = 2.0
-
-
-class State(Enum):
-    STARTING = pb.WORKER_STATE_STARTING
-    READY = pb.WORKER_STATE_READY
-    DRAINING = pb.WORKER_STATE_DRAINING
-    STALLED = pb.WORKER_STATE_STALLED
-    FAILED = pb.WORKER_STATE_FAILED
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerSpec:
-    """`epoch` is new with every engine start and grows. `listen_host` may be a wildcard, `advertise_host` is what
-    others dial. Port 0 takes a free one. `look_every_s`: how often progress and counters are looked at.
-    `outgoing_limit`: steps that a router may be behind. `watch_every_s`: how often, at most, routers that watch are
-    told what changed."""
-
-    worker_id: str
-    role: Role
-    epoch: int
-    listen_host: str = "127.0.0.1"
-    advertise_host: str = "127.0.0.1"
-    port: int = 0
-    stall_after_s: float = 30.0
-    look_every_s: float = 1.0
-    outgoing_limit: int = OUTGOING_LIMIT
-    watch_every_s: float = WATCH_EVERY_S
+_LOOK_SLACK_S = 0.01
+_MOVING = (State.READY, State.DRAINING)  # as they should while they have work
 
 
 class Worker:
@@ -181,6 +157,10 @@ class Worker:
     # What sessions ask (`worker_session.SessionHost`) ---------------------------------------------------------------
 
     def opened(self, session: Session) -> None:
+        """A router has one session: where it comes again, the old one is gone, whether or not that is known here."""
+        for old in self._sessions:
+            if old.router_id == session.router_id:
+                old.end(grpc.StatusCode.ABORTED, f"router {session.router_id} has opened another session")
         self._sessions.add(session)
 
     async def closed(self, session: Session) -> None:
@@ -197,12 +177,15 @@ class Worker:
             self._feed.stir()
         except (InvalidRequest, WorkerLost) as error:
             self._attempts.refused()
-            self._tell(session, [_refusal(submit.attempt_id, error)])
+            not_ready = isinstance(error, WorkerLost)
+            why = FinishReason.MOVED if not_ready else FinishReason.ERROR
+            self._tell(session, [_refusal(submit.attempt_id, error, why)])
             return
         try:
             await self._engine.submit(request)
         except (InvalidRequest, EngineFailed) as error:
             if self._attempts.end(request.attempt_id, "refused"):
+                self._owe_nothing()
                 self._tell(session, [_refusal(request.attempt_id, error)])
 
     async def abort(self, session: Session, attempt_ids: Sequence[str]) -> None:
@@ -255,7 +238,7 @@ class Worker:
             return
         # What decode continues was computed elsewhere.
         to_compute = 0 if request.leg is Leg.DECODE else len(request.prompt_token_ids)
-        self._attempts.add(request.attempt_id, session, to_compute)
+        self._attempts.add(request.attempt_id, session, to_compute, pulls=request.leg is Leg.DECODE)
         self._progress.work_came(self._clock.now())
 
     def _accept(self, submit: pb.Submit) -> EngineRequest:
@@ -274,8 +257,7 @@ class Worker:
 
     async def _stop_in_engine(self, ended: Sequence[str]) -> None:
         """Of attempts that are no longer open."""
-        if not self._attempts.awaited:
-            self._progress.work_gone()
+        self._owe_nothing()
         if not ended:
             return
         self._feed.stir()
@@ -284,6 +266,11 @@ class Worker:
                 await self._engine.abort(ended)
         except (EngineFailed, TimeoutError) as error:
             logger.warning("%d attempts were not aborted: %s", len(ended), error)
+
+    def _owe_nothing(self) -> None:
+        """If so: no step is due once nobody waits for one."""
+        if not self._attempts.awaited:
+            self._progress.work_gone()
 
     async def _pump(self) -> None:
         while True:
@@ -314,15 +301,46 @@ class Worker:
     async def _look_after(self) -> None:
         """Keeps the counters fresh and watches that the engine moves."""
         while self._state is not State.FAILED:
-            await self._clock.sleep(self.spec.look_every_s)
-            idle_for = self._progress.stalled_for(self._clock.now())
-            if idle_for is not None and self._state is State.READY:
-                self._enter(
-                    State.STALLED, f"no engine step for {idle_for:.0f} s with {len(self._attempts)} attempts open"
-                )
+            asleep = self._clock.now()
+            nap_s = self.spec.look_every_s
+            if self._state in _MOVING:
+                nap_s = min(nap_s, self._progress.next_look_s(asleep) + _LOOK_SLACK_S)
+            await self._clock.sleep(nap_s)
+            # A process that was stopped, or kept from running, cannot say what its engine did meanwhile.
+            now = self._clock.now()
+            self._progress.excuse(now - asleep - nap_s - _LOOK_SLACK_S, now)
+            await self._watch_progress()
             if self._stirred or self._attempts or self._stats.leases or self._stats.pinned_blocks:
                 self._stirred = False
                 await self._refresh_stats()
+
+    async def _watch_progress(self) -> None:
+        """An engine may rightly be silent while all that it has waits for blocks of others; and one that stalled shows
+        no step once its work has been moved. Both are asked whether their loop turns."""
+        idle_s = self._progress.stalled_for(self._clock.now())
+        if self._state is State.STALLED and not self._attempts.awaited:
+            if await self._answers():
+                self._enter(State.READY)
+        elif idle_s is not None and self._state in _MOVING:
+            if self._attempts.only_pulling and await self._answers():
+                self._progress.moved(self._clock.now(), work_left=bool(self._attempts.awaited))
+            elif self._attempts.awaited:
+                await self._stalled(f"no engine step for {idle_s:.1f} s with {len(self._attempts)} attempts open")
+
+    async def _stalled(self, reason: str) -> None:
+        """A worker that drains need not be replaced for it, but what it has cannot wait for the deadline."""
+        if self._state is State.READY:
+            self._enter(State.STALLED, reason)
+        elif self._state is State.DRAINING:
+            await self.move_attempts(reason)
+
+    async def _answers(self) -> bool:
+        try:
+            async with asyncio.timeout(min(self.spec.stall_after_s, _ENGINE_CALL_S)):
+                await self._engine.answer()
+        except (EngineFailed, TimeoutError):
+            return False
+        return True
 
     async def _refresh_stats(self) -> None:
         if self._state is State.FAILED:
@@ -349,7 +367,7 @@ class Worker:
             logger.error("the worker broke", exc_info=error)
         self._enter(State.FAILED, str(error) or repr(error))
         for session in self._sessions:
-            lost = [_refusal(attempt_id, error) for attempt_id in self._attempts.owned_by(session)]
+            lost = [_refusal(id_, error, FinishReason.LOST) for id_ in self._attempts.owned_by(session)]
             for output in lost:
                 self._attempts.take(output)
             if lost:
@@ -366,10 +384,9 @@ class Worker:
 
 
 def _moved(attempt_id: str, reason: str) -> EngineOutput:
-    return EngineOutput(
-        attempt_id, [], finish_reason=FinishReason.MOVED, error=f"the worker drains: {reason}".removesuffix(": ")
-    )
+    why = f"the worker drains: {reason}".removesuffix(": ")
+    return EngineOutput(attempt_id, [], finish_reason=FinishReason.MOVED, error=why)
 
 
-def _refusal(attempt_id: str, error: BaseException) -> EngineOutput:
-    return EngineOutput(attempt_id, [], finish_reason=FinishReason.ERROR, error=str(error) or repr(error))
+def _refusal(attempt_id: str, error: BaseException, why: FinishReason = FinishReason.ERROR) -> EngineOutput:
+    return EngineOutput(attempt_id, [], finish_reason=why, error=str(error) or repr(error))

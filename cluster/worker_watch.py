@@ -27,6 +27,8 @@ watches many, about 0.2 ms. After a quiet time the first change is told at once.
 PART = 2_048
 """Hashes in one message, at most: what a router takes in without keeping others waiting."""
 MESSAGES_BEHIND = 256
+LEAST_BEAT_S = 0.05
+"""However often a router wants to hear from an idle worker."""
 _GATHER_S = 0.005  # a step's outputs and its blocks come from the engine by different ways, a moment apart
 _WRITE_S = 30.0
 _ABORT_S = 5.0
@@ -109,9 +111,9 @@ class WatchFeed:
                 watcher.put(message)
         return True
 
-    def watch(self) -> Watcher:
+    def watch(self, beat_s: float = 0.0) -> Watcher:
         """A new reader, to be closed by the caller. It begins with a snapshot."""
-        watcher = Watcher(self)
+        watcher = Watcher(self, beat_s)
         self._watchers.add(watcher)
         return watcher
 
@@ -136,10 +138,12 @@ class WatchFeed:
 
 
 class Watcher:
-    """One router's place in the feed: a snapshot, then what changed since. One that falls behind begins anew."""
+    """One router's place in the feed: a snapshot, then what changed since. One that falls behind begins anew. After
+    `beat_s` without news comes a beat: this event loop turns; with 0 none does."""
 
-    def __init__(self, feed: WatchFeed) -> None:
+    def __init__(self, feed: WatchFeed, beat_s: float = 0.0) -> None:
         self._feed = feed
+        self._beat_s = beat_s
         self._snapshot: Iterator[pb.WatchReply] = iter(())
         self._waiting: deque[pb.WatchReply] = deque()
         self._hashes_waiting = 0
@@ -172,8 +176,16 @@ class Watcher:
             self._more.clear()
             if (message := self._next()) is not None:
                 yield message
-            else:
-                await self._more.wait()
+            elif not await self._news():
+                yield pb.WatchReply(beat=True, complete=True)
+
+    async def _news(self) -> bool:
+        """Waits for some; False: it is time to say that there is none."""
+        try:
+            async with asyncio.timeout(self._beat_s or None):
+                return await self._more.wait()
+        except TimeoutError:
+            return False
 
     def _next(self) -> pb.WatchReply | None:
         if self._behind:
@@ -192,7 +204,7 @@ async def serve_watch(feed: WatchFeed, epoch: int, request: pb.WatchRequest, con
     if request.epoch != epoch:
         reason = f"epoch {request.epoch} is over; this engine's is {epoch}"
         await _abort(context, grpc.StatusCode.FAILED_PRECONDITION, reason)
-    watcher = feed.watch()
+    watcher = feed.watch(max(request.beat_s, LEAST_BEAT_S) if request.beat_s else 0.0)
     try:
         async for message in watcher:
             async with asyncio.timeout(_WRITE_S):

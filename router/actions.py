@@ -5,18 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from cluster.engine import EngineRequest
+from cluster.engine import EngineRequest, Leg
 from router.generation import Emission, Outcome
 
 
 class Ending(Enum):
-    """How an attempt ended. `LATE`: its time was over. `CANCELLED`: nobody needs its answer any more. `MOVED`: its
-    worker is leaving."""
+    """How an attempt ended. `FAILED`: its worker answered with an error. `CANCELLED`: nobody needs its answer any more.
+    `LATE`: its time was over. `LOST`: with its worker. `STALLED`: its worker no longer moved, or said nothing. `MOVED`:
+    its worker was not ready to take it, or is leaving."""
 
     COMPLETED = "completed"
     FAILED = "failed"
     CANCELLED = "cancelled"
     LATE = "late"
+    LOST = "lost"
+    STALLED = "stalled"
     MOVED = "moved"
 
 
@@ -37,13 +40,21 @@ class Cancel:
 @dataclass(frozen=True, slots=True)
 class Settle:
     """The attempt counts no longer; comes once for every `Submit`. `blamed`: it failed by its worker's fault, as far as
-    is known. `ending` and `reason` are for the record: two that differ in them ask for the same."""
+    is known. `leg`, `ending` and `reason` are for the record: two that differ in them ask for the same."""
 
     worker_id: str
     attempt_id: str
+    leg: Leg = field(default=Leg.WHOLE, compare=False)
     ending: Ending = field(default=Ending.COMPLETED, compare=False)
     reason: str = field(default="", compare=False)
     blamed: bool = field(default=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """Nothing runs for the request now: it is to be tried again after so many seconds."""
+
+    delay_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,4 +77,4 @@ class End:
     outcome: Outcome
 
 
-Action = Submit | Cancel | Settle | Release | Emit | End
+Action = Submit | Cancel | Settle | Later | Release | Emit | End

@@ -1,4 +1,4 @@
-"""What attempts really took, told to the latency model that predicted it.
+"""What attempts really took, told to the latency model that predicted it, and to who looks for slow workers.
 
 Follows each attempt from its submission: prefill until its first token, a hand-over until decode's first output, then
 the time between tokens. It must not know requests, nor what is done with the predictions.
@@ -13,6 +13,7 @@ import numpy as np
 from cluster.engine import Leg, PromptOrigin
 from cluster.latency_model import Prefill
 from router.predicted_placement import Placement
+from router.slow_workers import SlowWorkers, Work
 
 _TOKENS_AT_ONCE = 32  # between two tokens of a long output much may change, so it is measured in parts
 _LEAST_TOKENS = 4  # fewer say little
@@ -39,8 +40,9 @@ class _Timed:
 class AttemptTiming:
     """Times are seconds of one monotonic clock. Attempts that are not known, or whose worker is not, are left out."""
 
-    def __init__(self, placement: Placement) -> None:
+    def __init__(self, placement: Placement, slow: SlowWorkers | None = None) -> None:
         self._placement = placement
+        self._slow = slow
         self._timed: dict[str, _Timed] = {}
 
     def __len__(self) -> int:
@@ -84,6 +86,8 @@ class AttemptTiming:
         if origin is not None:
             uncached = max(origin.prompt_tokens - origin.cached_tokens - origin.pulled_tokens, 1)
         prefill = Prefill(timed.ahead, timed.busy_s, uncached, timed.prompt)
+        usual_s = self._placement.latency.usual_prefill_s(timed.row, prefill)
+        self._compare(timed, Work.PREFILL, now - timed.since, usual_s, now)
         self._placement.latency.observe_prefill(timed.row, prefill, now - timed.since, now)
 
     def _pulled(self, timed: _Timed, origin: PromptOrigin | None, now: float) -> None:
@@ -99,5 +103,11 @@ class AttemptTiming:
         others = max(float(load.sequences[0]) - 1.0, 0.0)
         kv_tokens = float(load.blocks[0]) * self._placement.block.tokens
         seconds = (now - timed.since) / timed.tokens
+        usual_s = self._placement.latency.usual_token_s(timed.row, others, kv_tokens)
+        self._compare(timed, Work.TOKEN, seconds, usual_s, now)
         self._placement.latency.observe_token(timed.row, others, kv_tokens, seconds, now)
         timed.since, timed.tokens = now, 0
+
+    def _compare(self, timed: _Timed, work: Work, seconds: float, usual_s: float | None, now: float) -> None:
+        if self._slow is not None and usual_s is not None:
+            self._slow.took(timed.worker_id, work, seconds, usual_s, now)

@@ -8,28 +8,33 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from cluster.config import RouterConfig
 from cluster.config_admission import AdmissionConfig
 from cluster.engine import EngineOutput, EngineRequest, FinishReason, Leg, PrefillInProgress
-from cluster.errors import BatonError, DeadlineExceeded, InvalidRequest, NoWorker, RetryLater, WorkerLost
+from cluster.errors import BatonError, DeadlineExceeded, InvalidRequest, NoWorker, RetryLater, WorkerLost, WorkerStalled
 from cluster.store import DrainMark
 from cluster.wire import output_from_wire, request_to_wire, role_from_wire
 from protos.baton.v1 import admin_pb2, worker_pb2
-from router.actions import Action, Cancel, Emit, End, Ending, Release, Settle, Submit
+from router.actions import Action, Cancel, Emit, End, Ending, Later, Release, Settle, Submit
 from router.admission_events import Admit, Refuse
 from router.caller import Caller
-from router.fleet_view import FleetView
+from router.fleet_view import FleetView, WorkerView
 from router.gate import Decision, Gate
 from router.generation import Emission, GenerationRequest, Outcome, Sink
 from router.handover_rules import DEFAULT_RULES, HandoverRules
-from router.pipeline import RequestPipeline, stray_ticket
+from router.pipeline import RequestPipeline
+from router.pipeline_questions import PipelineRules, Questions
 from router.placing import Placing
+from router.recovery import RecoveryRules
 from router.request_choices import RequestChoices
+from router.request_counts import RequestCounts
 from router.request_journal import RequestJournal
+from router.retry_budget import RetryBudget
+from router.strays import stray_ticket
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +68,7 @@ class _Live:
 
 
 class Dispatch:
-    """`now` gives seconds of a monotonic clock."""
+    """`now` gives seconds of a monotonic clock; `seed` spreads retries."""
 
     def __init__(
         self,
@@ -71,9 +76,11 @@ class Dispatch:
         post: Post,
         now: Callable[[], float],
         parts: DispatchParts,
+        seed: int = 0,
     ) -> None:
         self._config = config
         self._rules = parts.rules
+        self._pipeline_rules = PipelineRules(parts.rules.first_token_from_prefill, RecoveryRules.of(config))
         self._post = post
         self._now = now
         self.placing = parts.placing
@@ -82,10 +89,10 @@ class Dispatch:
         self._live: dict[str, _Live] = {}  # in order of arrival, hence of deadline
         self._attempts: dict[str, _Live] = {}
         self._prefill_deadlines: dict[str, float] = {}  # attempt id -> when; in order of submission
+        self._retries = RetryBudget(config.retry_share, config.retry_floor_per_s, seed)
+        self._retry_at: dict[str, float] = {}  # request id -> when
         self._emissions: list[Emission] = []
-        self._outcomes: Counter[str] = Counter()
-        self._disaggregated = 0
-        self._whole = 0
+        self._counts = RequestCounts()
         self._gate = parts.gate or Gate(AdmissionConfig(), config.max_in_flight, now)
         self._decided: deque[Decision] = deque()  # not carried out yet: one may lead to the next
         self.view = FleetView()
@@ -110,14 +117,14 @@ class Dispatch:
             if not self.view.can_serve:
                 raise NoWorker("no worker is ready: try again in a moment")
         except (RetryLater, NoWorker):
-            self._outcomes[Outcome.REFUSED.value] += 1
+            self._counts.refused()
             raise
 
     def submit(self, request: GenerationRequest) -> None:
         """Takes the request, which may have to wait; every way it can end comes as an emission."""
         choices = self.placing.choices(request)
-        seeding = self._rules.first_token_from_prefill
-        pipeline = RequestPipeline(request, choices.choose, self._follow, seeding, choices.whole_pays)
+        questions = Questions(choices.choose, self._follow, choices.whole_pays, self._retry)
+        pipeline = RequestPipeline(request, questions, self._pipeline_rules)
         live = _Live(pipeline, choices, self._now() + self._config.request_deadline_s, request.caller)
         self._live[request.request_id] = live
         self._journal.begin(request)
@@ -159,10 +166,13 @@ class Dispatch:
             return
         self.view.remove(worker_id)
         self.placing.worker_gone(worker_id)
-        for attempt_id in tuple(worker.attempts):
-            if live := self._attempts.get(attempt_id):
-                self._perform(live, live.pipeline.on_worker_lost(worker_id, cause))
-        self._flush()
+        self._move_off(worker, cause)
+
+    def move_off(self, worker_id: str, cause: BatonError) -> None:
+        """What the worker has of ours goes to others at once; the worker stays. To be called once it is not ready.
+        Unknown ids are no error."""
+        if worker := self.view.get(worker_id):
+            self._move_off(worker, cause)
 
     def set_ready(self, worker_id: str, ready: bool) -> None:
         """Whether it gets new attempts; those that it has go on. Unknown ids are no error."""
@@ -193,22 +203,34 @@ class Dispatch:
             late = DeadlineExceeded(f"prefill took longer than {self._config.prefill_deadline_s:g} s")
             live = self._attempts[attempt_id]
             self._perform(live, live.pipeline.on_attempt_late(attempt_id, late))
+        for request_id in [request_id for request_id, at in self._retry_at.items() if at <= now]:
+            del self._retry_at[request_id]  # whoever ends is struck from it
+            live = self._live[request_id]
+            self._perform(live, live.pipeline.on_retry())
         for live in [live for live in self._live.values() if live.deadline <= now]:
             late = DeadlineExceeded(f"the request took longer than {self._config.request_deadline_s:g} s")
             self._perform(live, live.pipeline.fail(late))
         self.placing.on_time()
         self._flush()
 
+    @property
+    def next_retry_at(self) -> float | None:
+        """Clock time of the first retry that waits for `on_time`; None: none does."""
+        return min(self._retry_at.values(), default=None)
+
     # Counts
 
     def counters(self) -> admin_pb2.RouterCounters:
         return admin_pb2.RouterCounters(
-            requests_by_outcome=dict(self._outcomes),
+            requests_by_outcome=dict(self._counts.outcomes),
             in_flight=len(self._live),
-            disaggregated=self._disaggregated,
-            whole=self._whole,
+            disaggregated=self._counts.disaggregated,
+            whole=self._counts.whole,
             queued=self._gate.occupancy.queued_requests,
             queued_tokens=self._gate.occupancy.queued_tokens,
+            recoveries=dict(self._counts.recoveries),
+            retries_refused=self._retries.refused,
+            slow_workers=self.placing.slow_workers,
         )
 
     def check_integrity(self) -> None:
@@ -221,6 +243,8 @@ class Dispatch:
         self.placing.check_integrity(reserved)
         assert set(self._prefill_deadlines) <= set(self._attempts)
         assert all(live.pipeline.request_id in self._live for live in self._attempts.values())
+        assert set(self._retry_at) == {id_ for id_, live in self._live.items() if live.pipeline.waits}
+        assert not any(live.pipeline.waits for live in self._attempts.values())
         assert not self._emissions
 
     # Inside
@@ -237,16 +261,27 @@ class Dispatch:
         match decision:
             case Admit():
                 live.started = True
+                self._retries.came(self._now())
                 self._journal.admitted(live.pipeline.request_id)
                 self._perform(live, live.pipeline.start())
             case Refuse(request_id, error):
                 del self._live[request_id]
-                self._outcomes[Outcome.REFUSED.value] += 1
+                self._counts.refused()
                 live.caller.hear(error)
                 refused = Emission(request_id, [], error=error)
                 self._journal.emitted(refused)
                 self._emissions.append(refused)
                 self._journal.end(request_id, Outcome.REFUSED)
+
+    def _retry(self, errors: int) -> float | None:
+        return self._retries.take(errors, self._now())
+
+    def _move_off(self, worker: WorkerView, cause: BatonError) -> None:
+        ending = Ending.STALLED if isinstance(cause, WorkerStalled) else Ending.LOST
+        for attempt_id in tuple(worker.attempts):
+            if live := self._attempts.get(attempt_id):
+                self._perform(live, live.pipeline.on_worker_lost(worker.worker_id, cause, ending))
+        self._flush()
 
     def _follow(self, worker_id: str, request: EngineRequest) -> PrefillInProgress | None:
         worker = self.view.get(worker_id)
@@ -274,20 +309,27 @@ class Dispatch:
         while queue:
             match queue.popleft():
                 case Emit(emission):
-                    if emission.error is not None:
-                        logger.warning("request %s failed: %s", emission.request_id, emission.error)
-                    self._journal.emitted(emission)
-                    self._emissions.append(emission)
+                    self._emit(live, emission)
                 case Submit() as submit if live is not None:
                     queue.extend(self._submit(live, submit))
                 case Settle() as settle if live is not None:
                     self._settle(live, settle)
+                case Later(delay_s) if live is not None:
+                    self._retry_at[live.pipeline.request_id] = self._now() + delay_s
                 case Cancel(worker_id, attempt_id):
                     self._post(worker_id, worker_pb2.SessionRequest(abort=worker_pb2.Abort(attempt_ids=[attempt_id])))
                 case Release(worker_id, lease_id):
                     self._post(worker_id, worker_pb2.SessionRequest(release=worker_pb2.ReleaseLease(lease_id=lease_id)))
                 case End(outcome) if live is not None:
                     self._end(live.pipeline, outcome)
+
+    def _emit(self, live: _Live | None, emission: Emission) -> None:
+        if emission.error is not None:
+            logger.warning("request %s failed: %s", emission.request_id, emission.error)
+            if live is not None:
+                live.caller.hear(emission.error)
+        self._journal.emitted(emission)
+        self._emissions.append(emission)
 
     def _submit(self, live: _Live, submit: Submit) -> list[Action]:
         request = submit.request
@@ -297,9 +339,8 @@ class Dispatch:
             self._prefill_deadlines[request.attempt_id] = self._now() + self._config.prefill_deadline_s
         if self._post(submit.worker_id, worker_pb2.SessionRequest(submit=request_to_wire(request))):
             return []
-        return live.pipeline.on_worker_lost(
-            submit.worker_id, WorkerLost(f"worker {submit.worker_id} cannot be reached")
-        )
+        unreachable = WorkerLost(f"worker {submit.worker_id} cannot be reached")
+        return live.pipeline.on_worker_lost(submit.worker_id, unreachable, Ending.MOVED)
 
     def _reserve(self, live: _Live, submit: Submit) -> None:
         request, request_id = submit.request, live.pipeline.request_id
@@ -319,18 +360,16 @@ class Dispatch:
         elif settle.ending is Ending.COMPLETED:
             self.placing.worked(settle.worker_id)
         self._journal.settled(live.pipeline.request_id, settle)
+        self._counts.settled(settle)
         if worker := self.view.get(settle.worker_id):
             worker.attempts.discard(settle.attempt_id)
 
     def _end(self, pipeline: RequestPipeline, outcome: Outcome) -> None:
         del self._live[pipeline.request_id]
-        self._outcomes[outcome.value] += 1
+        self._retry_at.pop(pipeline.request_id, None)
+        self._counts.ended(outcome, pipeline.handed_over)
         self._journal.end(pipeline.request_id, outcome)
         self._decided.extend(self._gate.leave(pipeline.request_id, pipeline.computed_tokens))
-        if pipeline.handed_over:
-            self._disaggregated += 1
-        elif outcome is Outcome.COMPLETED:
-            self._whole += 1
 
     def _flush(self) -> None:
         while self._decided:

@@ -12,23 +12,34 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from cluster.clock import Clock
 from cluster.config import RouterConfig
 from cluster.engine import Role
-from cluster.errors import BatonError, EngineFailed, NoWorker, WorkerLost
+from cluster.errors import BatonError, EngineFailed, NoWorker, WorkerLost, WorkerStalled
 from cluster.membership import Directory, Membership, WorkerRecord
 from cluster.store import DrainMark
 from protos.baton.v1 import worker_pb2
 from router.dispatch import Dispatch, DispatchParts
+from router.silence import SilenceWatch
 from router.worker_link import WorkerLink
 from router.worker_watch import BlockSink, Sinks, Turns, WorkerWatch
 
 logger = logging.getLogger(__name__)
 
 DEADLINE_CHECK_S = 0.25
+_SHORTEST_CHECK_S = 0.01
+_BEATS = 3  # in the time after which silence counts
 RETRY_S = 0.2
 RETRY_LIMIT_S = 2.0
+
+
+_IN_TROUBLE: dict[int, type[WorkerLost]] = {
+    worker_pb2.WORKER_STATE_STALLED: WorkerStalled,
+    worker_pb2.WORKER_STATE_FAILED: WorkerLost,
+}
+"""States in which a worker does not go on with what it has."""
 
 
 @dataclass(slots=True)
@@ -76,7 +87,8 @@ class Fleet:
         self._wall = parts.wall
         self._drained_before: dict[str, DrainMark] = {}
         self._jitter = random.Random(seed)
-        self.dispatch = Dispatch(config, self._post, clock.now, parts)
+        self._silence = SilenceWatch(config.silent_after_s, 2 * DEADLINE_CHECK_S)
+        self.dispatch = Dispatch(config, self._post, clock.now, parts, seed)
 
     async def start(self) -> None:
         self._tasks = [
@@ -206,7 +218,8 @@ class Fleet:
 
     async def _link(self, record: WorkerRecord) -> None:
         """One session from its first message to its end."""
-        link = WorkerLink(record, self._router_id, self._config.worker_deadline_s)
+        beat_s = self._config.silent_after_s / _BEATS
+        link = WorkerLink(record, self._router_id, self._config.worker_deadline_s, beat_s)
         cause: BatonError = WorkerLost(f"worker {record.worker_id} left the cluster")
         try:
             worker = await link.open()
@@ -217,21 +230,28 @@ class Fleet:
             if mark := self._drained_before.get(record.worker_id):
                 self._order_drain(member, mark)
             async with self._watching(link):
-                await link.serve(lambda step: self.dispatch.on_step(record.worker_id, step))
+                await link.serve(lambda step: self._on_step(record.worker_id, step))
         except BatonError as error:
             cause = error
             raise
         finally:
+            self._silence.forget(record.worker_id)
             self.dispatch.worker_down(record.worker_id, cause)
             self._sinks.blocks.worker_gone(record.worker_id)
             self._tell()
             await link.close()
 
+    def _on_step(self, worker_id: str, step: worker_pb2.StepOutputs) -> None:
+        self._silence.heard(worker_id)
+        self.dispatch.on_step(worker_id, step)
+
     @asynccontextmanager
     async def _watching(self, link: WorkerLink) -> AsyncIterator[None]:
         """Watches the worker for as long as its session lasts, which alone says whether it is there."""
         worker_id = link.record.worker_id
-        watch = WorkerWatch(worker_id, self._sinks, self._turns, self._clock, self._config.worker_deadline_s)
+        deadline_s = self._config.worker_deadline_s
+        heard = partial(self._silence.heard, worker_id)
+        watch = WorkerWatch(worker_id, self._sinks, self._turns, self._clock, deadline_s, heard)
         task = asyncio.create_task(watch.run(link.watch, self._jitter), name=f"watch of {worker_id}")
         try:
             yield
@@ -246,8 +266,11 @@ class Fleet:
     def state_changed(self, worker_id: str, state: worker_pb2.WorkerState.ValueType, reason: str) -> None:
         if member := self._members.get(worker_id):
             member.ready = state == worker_pb2.WORKER_STATE_READY
-            logger.info("worker %s is %s %s", worker_id, worker_pb2.WorkerState.Name(state), reason)
+            name = worker_pb2.WorkerState.Name(state).removeprefix("WORKER_STATE_").lower()
+            logger.info("worker %s is %s %s", worker_id, name, reason)
             self._mark(member)
+            if trouble := _IN_TROUBLE.get(state):
+                self.dispatch.move_off(worker_id, trouble(f"worker {worker_id} is {name}: {reason}"))
 
     def _post(self, worker_id: str, message: worker_pb2.SessionRequest) -> bool:
         member = self._members.get(worker_id)
@@ -266,14 +289,33 @@ class Fleet:
     # Time
 
     async def _watch_deadlines(self) -> None:
+        looked = self._clock.now()
         while True:
-            await self._clock.sleep(DEADLINE_CHECK_S)
+            await self._clock.sleep(self._until_next_check())
+            now = self._clock.now()
             try:
+                self._give_up_silent(now - looked)
                 self.hear_of_drains()
                 self.dispatch.on_time()
                 await self._dismiss_finished()
             except Exception:
                 logger.exception("a deadline could not be applied")
+            looked = now
+
+    def _until_next_check(self) -> float:
+        retry_at = self.dispatch.next_retry_at
+        if retry_at is None:
+            return DEADLINE_CHECK_S
+        return min(max(retry_at - self._clock.now(), _SHORTEST_CHECK_S), DEADLINE_CHECK_S)
+
+    def _give_up_silent(self, passed_s: float) -> None:
+        """Ends their sessions; their links are made anew for as long as they are listed."""
+        for worker_id in self._silence.passed(passed_s):
+            self._silence.forget(worker_id)
+            member = self._members.get(worker_id)
+            if member is not None and member.link is not None:
+                silent = f"worker {worker_id} has said nothing for {self._config.silent_after_s:g} s"
+                member.link.give_up(WorkerStalled(silent))
 
 
 async def _stop(tasks: list[asyncio.Task[None]]) -> None:

@@ -41,7 +41,7 @@ class Decision(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One attempt at one leg. `outcome`: "completed", "failed", "cancelled" or "late"."""
+    """One attempt at one leg. `outcome`: "completed", "failed", "cancelled", "late", "lost", "stalled" or "moved"."""
 
     attempt_id: str
     leg: str

@@ -7,30 +7,18 @@ only place that decides what is tried next. It must not know how workers are rea
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from google.protobuf.message import DecodeError
-
-from cluster.engine import EngineOutput, EngineRequest, FinishReason, Leg, PrefillInProgress, Role, Sampling
-from cluster.errors import BatonError, EngineFailed, NoWorker, TicketRefused, WorkerLost
-from protos.baton.v1 import kv_pb2
-from router.actions import Action, Cancel, Emit, End, Ending, Release, Settle, Submit
+from cluster.engine import EngineOutput, EngineRequest, FinishReason, Leg, Role, Sampling
+from cluster.errors import BatonError, EngineFailed, NoWorker, RetriesSpent, WorkerLost
+from router.actions import Action, Cancel, Emit, End, Ending, Later, Release, Settle, Submit
 from router.generation import Emission, GenerationRequest, Outcome
+from router.pipeline_questions import DEFAULT_PIPELINE_RULES, PipelineRules, Questions
+from router.recovery import Recovery
 from router.sampling_state import may_change_worker, prefill_may_sample
+from router.strays import lease_of, stray_ticket
 
-Choose = Callable[[Leg, Role, frozenset[str], str | None], str | None]
-"""Picks a ready worker of the role for the leg, none of the given ids, the one preferred if it can be; None when there
-is none."""
-
-WholePays = Callable[[frozenset[str]], bool]
-"""Whether a request that could be split had better run whole on a decode worker, the given ids apart."""
-
-Follow = Callable[[str, EngineRequest], PrefillInProgress | None]
-"""How others can follow this prefill leg on this worker; None: it is not worth it, or cannot be."""
-
-ATTEMPT_LIMIT = 6
-"""Attempts for one request, all legs together: a request that breaks its workers must not walk through a whole pool."""
+_GIVEN_UP = (FinishReason.ERROR, FinishReason.ABORT, FinishReason.MOVED, FinishReason.LOST)
 
 
 @dataclass(slots=True)
@@ -39,6 +27,11 @@ class _Attempt:
     leg: Leg
     worker_id: str
     answered: bool = False
+
+    @property
+    def may_lack_its_ticket(self) -> bool:
+        """What has gone wrong may be the hand-over and nothing else: the prompt can be computed at once."""
+        return self.leg is Leg.DECODE and not self.answered
 
 
 @dataclass(slots=True)
@@ -61,32 +54,22 @@ class _Handover:
 
 
 class RequestPipeline:
-    """One request. After `End` every event is answered with at most a `Release` for a late ticket.
-
-    `first_token_from_prefill`: whether decode can go on behind a token that prefill sampled; if not, decode samples
-    the first token of every request itself.
-    """
+    """One request. After `End` every event is answered with at most a `Release` for a late ticket."""
 
     def __init__(
-        self,
-        request: GenerationRequest,
-        choose: Choose,
-        follow: Follow = lambda *_: None,
-        first_token_from_prefill: bool = True,
-        whole_pays: WholePays = lambda _: False,
+        self, request: GenerationRequest, ask: Questions, rules: PipelineRules = DEFAULT_PIPELINE_RULES
     ) -> None:
         self._request = request
-        self._choose = choose
-        self._whole_pays = whole_pays
-        self._follow = follow
-        self._seeding = first_token_from_prefill and prefill_may_sample(request.facts)
+        self._ask = ask
+        self._rules = rules.recovery
+        self._seeding = rules.first_token_from_prefill and prefill_may_sample(request.facts)
         self._attempt: _Attempt | None = None
         self._attempts = 0
-        self._moves = 0
         self._prefilled = False
         self._handover: _Handover | None = None
         self._prefetch: _Prefetch | None = None
-        self._avoid: frozenset[str] = frozenset()
+        self._recovery = Recovery(rules.recovery)
+        self._waits: BatonError | None = None  # for its retry, because of this
         self._emitted: list[int] = []
         self._cached_tokens: int | None = None
         self._ended = False
@@ -100,6 +83,11 @@ class RequestPipeline:
     @property
     def ended(self) -> bool:
         return self._ended
+
+    @property
+    def waits(self) -> bool:
+        """Whether it has no attempt until `on_retry`."""
+        return self._waits is not None
 
     @property
     def remaining(self) -> int:
@@ -123,32 +111,35 @@ class RequestPipeline:
         attempt = self._attempt
         if attempt is None or attempt.attempt_id != output.attempt_id:
             return stray_ticket(worker_id, output)
-        if output.finish_reason is FinishReason.MOVED:
-            return self._move(attempt, output.error)
-        if output.finish_reason in (FinishReason.ERROR, FinishReason.ABORT):
-            reason = output.error or "the worker ended the attempt"
-            cause = EngineFailed(f"worker {worker_id} failed the request: {reason}")
-            # A refused ticket says nothing about the worker: it may well compute the prompt itself.
-            return stray_ticket(worker_id, output) + self._recover(cause, blame=attempt.leg is not Leg.DECODE)
+        if output.finish_reason in _GIVEN_UP:
+            return stray_ticket(worker_id, output) + self._recover(*_given_up(worker_id, output))
         if attempt.leg is Leg.PREFILL:
             return self._on_prefilled(attempt, output)
         return self._on_tokens(attempt, output)
 
-    def on_worker_lost(self, worker_id: str, cause: BatonError) -> list[Action]:
+    def on_worker_lost(self, worker_id: str, cause: BatonError, ending: Ending = Ending.LOST) -> list[Action]:
+        """What it has of the request goes elsewhere. `ending`: what has become of it there; a stalled worker
+        may still hear that it is to stop."""
+        there = ending is Ending.STALLED
         actions: list[Action] = []
         if self._prefetch is not None and self._prefetch.worker_id == worker_id:
-            actions += self._drop_prefetch(cancel=False)
+            actions += self._drop_prefetch(cancel=there)
         attempt = self._attempt
         if attempt is None or attempt.worker_id != worker_id:
             return actions
-        return actions + self._recover(cause, blame=True)
+        return actions + self._recover(ending, cause, cancel=there)
 
     def on_attempt_late(self, attempt_id: str, cause: BatonError) -> list[Action]:
         """The attempt had its time; another one is made."""
         attempt = self._attempt
         if attempt is None or attempt.attempt_id != attempt_id:
             return []
-        return self._recover(cause, blame=True, late=True)
+        return self._recover(Ending.LATE, cause, cancel=True)
+
+    def on_retry(self) -> list[Action]:
+        """The wait of a `Later` is over."""
+        cause, self._waits = self._waits, None
+        return [] if cause is None else self._advance(cause)
 
     def fail(self, cause: BatonError) -> list[Action]:
         """Ends the request with an error to the client."""
@@ -170,7 +161,7 @@ class RequestPipeline:
             return []
         if self._seeding and not output.token_ids:
             cause = EngineFailed(f"worker {attempt.worker_id} finished a prompt without a token")
-            return stray_ticket(attempt.worker_id, output) + self._recover(cause, blame=True)
+            return stray_ticket(attempt.worker_id, output) + self._recover(Ending.FAILED, cause)
         lease_id = lease_of(output.ticket)  # before any change: it raises for a broken ticket
         self._note_origin(output)
         self._prefilled = True
@@ -189,10 +180,10 @@ class RequestPipeline:
         if output.finish_reason is None or not prefetch.live:
             return []
         prefetch.live = False
-        if output.finish_reason not in (FinishReason.ERROR, FinishReason.ABORT, FinishReason.MOVED):
-            return [Settle(prefetch.worker_id, prefetch.attempt_id)]
+        if output.finish_reason not in _GIVEN_UP:
+            return [Settle(prefetch.worker_id, prefetch.attempt_id, Leg.PREFETCH)]
         self._prefetch = None
-        return [Settle(prefetch.worker_id, prefetch.attempt_id, Ending.FAILED, output.error)]
+        return [Settle(prefetch.worker_id, prefetch.attempt_id, Leg.PREFETCH, Ending.FAILED, output.error)]
 
     def _on_tokens(self, attempt: _Attempt, output: EngineOutput) -> list[Action]:
         done: list[Action] = []
@@ -226,33 +217,48 @@ class RequestPipeline:
 
     # Recovery
 
-    def _recover(self, cause: BatonError, *, blame: bool, late: bool = False) -> list[Action]:
-        if blame and self._attempt is not None:
-            self._avoid |= {self._attempt.worker_id}
-        ending = Ending.LATE if late else Ending.FAILED
-        return [*self._leave(ending, str(cause), cancel=late, blamed=blame), *self._advance(cause)]
+    def _recover(self, ending: Ending, cause: BatonError, *, cancel: bool = False) -> list[Action]:
+        """The live attempt has come to such an end."""
+        attempt = self._attempt
+        assert attempt is not None
+        errs = ending in (Ending.FAILED, Ending.LATE)
+        blamed = errs and not attempt.may_lack_its_ticket
+        progressed = attempt.answered and bool(self._emitted)
+        self._recovery.ended(ending, attempt.worker_id, cause, progressed=progressed, blamed=blamed)
+        actions = self._leave(ending, str(cause), cancel=cancel, blamed=blamed)
+        enough = cause if self._bound else self._recovery.enough(cause)
+        if enough is not None:
+            return actions + self._failure(enough)
+        return actions + (self._retry(ending, cause) if blamed else self._advance(cause))
 
-    def _move(self, attempt: _Attempt, reason: str) -> list[Action]:
-        """Its worker is leaving, and nobody is to blame: it goes on elsewhere. Each worker is left once, so a request
-        never moves more often than there are workers."""
-        self._avoid |= {attempt.worker_id}
-        self._moves += 1
-        cause = WorkerLost(f"worker {attempt.worker_id} did not finish the request: {reason}")
-        return [*self._leave(Ending.MOVED, reason), *self._advance(cause)]
+    @property
+    def _bound(self) -> bool:
+        """To the worker that sampled its tokens."""
+        return bool(self._emitted) and not may_change_worker(self._request.facts)
+
+    def _retry(self, ending: Ending, cause: BatonError) -> list[Action]:
+        """After an error, which the next worker may well answer too: not at once, and not without limit. Who was late
+        has waited enough."""
+        wait_s = self._ask.retry(self._recovery.failed)
+        if wait_s is None:
+            first = self._recovery.first_cause(cause)
+            return self._failure(RetriesSpent(f"{first} (not tried again: too many requests fail at the moment)"))
+        if ending is Ending.LATE:
+            return self._advance(cause)
+        self._waits = cause
+        return [*self._drop_prefetch(), Later(wait_s)]
 
     def _advance(self, cause: BatonError) -> list[Action]:
         """Tries what comes next; `cause` is what the client hears when nothing is left."""
-        stuck = bool(self._emitted) and not may_change_worker(self._request.facts)
-        if stuck or self._attempts - self._moves >= ATTEMPT_LIMIT:
-            return self._failure(cause)
-        for leg, role in self._rungs():
-            has_blocks = self._prefetch.worker_id if self._prefetch is not None and role is Role.DECODE else None
-            worker_id = self._choose(leg, role, self._avoid, has_blocks)
-            if worker_id is not None:
-                return self._submit(leg, worker_id)
+        for avoid in self._recovery.avoid:
+            for leg, role in self._rungs(avoid):
+                has_blocks = self._prefetch.worker_id if self._prefetch is not None and role is Role.DECODE else None
+                worker_id = self._ask.choose(leg, role, avoid, has_blocks)
+                if worker_id is not None:
+                    return self._submit(leg, worker_id, avoid)
         return self._failure(cause)
 
-    def _rungs(self) -> tuple[tuple[Leg, Role], ...]:
+    def _rungs(self, avoid: frozenset[str]) -> tuple[tuple[Leg, Role], ...]:
         """What to try next, best first.
 
         a prompt to run, more than one token wanted   prefill, else all of it on a decode worker
@@ -261,18 +267,20 @@ class RequestPipeline:
         the same with a seed                          the other way round: who cuts prompts into chunks may refuse it
         blocks wait for a reader                      decode; if none is ready, the prefill worker continues itself
         the hand-over is off                          prompt and emitted tokens on a decode worker, else on prefill
+
+        The configuration may keep more than one token of output away from prefill workers.
         """
-        if self._handover is not None:
-            return (Leg.DECODE, Role.DECODE), (Leg.WHOLE, Role.PREFILL)
-        if self._prefilled or self._emitted:
-            return (Leg.WHOLE, Role.DECODE), (Leg.WHOLE, Role.PREFILL)
+        if self._handover is not None or self._prefilled or self._emitted:
+            leg = Leg.DECODE if self._handover is not None else Leg.WHOLE
+            last = ((Leg.WHOLE, Role.PREFILL),) if self._rules.prefill_may_decode or self.remaining == 1 else ()
+            return (leg, Role.DECODE), *last
         if self.remaining == 1:
             whole = (Leg.WHOLE, Role.PREFILL), (Leg.WHOLE, Role.DECODE)
             return whole[::-1] if self._request.facts.seeded else whole
         apart = (Leg.PREFILL, Role.PREFILL), (Leg.WHOLE, Role.DECODE)
-        return apart[::-1] if self._whole_pays(self._avoid) else apart
+        return apart[::-1] if self._ask.whole_pays(avoid) else apart
 
-    def _submit(self, leg: Leg, worker_id: str) -> list[Action]:
+    def _submit(self, leg: Leg, worker_id: str, avoid: frozenset[str]) -> list[Action]:
         dropped = self._drop_handover() if leg is not Leg.DECODE else []
         if self._prefetch is not None and (leg, worker_id) != (Leg.DECODE, self._prefetch.worker_id):
             dropped += self._drop_prefetch()
@@ -291,12 +299,12 @@ class RequestPipeline:
             trace_headers=self._request.trace_headers,
             after_attempt_id=self._prefetch.attempt_id if self._prefetch is not None and self._prefetch.live else "",
         )
-        return [*dropped, Submit(worker_id, request), *self._submit_prefetch(worker_id, request)]
+        return [*dropped, Submit(worker_id, request), *self._submit_prefetch(worker_id, request, avoid)]
 
-    def _submit_prefetch(self, worker_id: str, request: EngineRequest) -> list[Action]:
+    def _submit_prefetch(self, worker_id: str, request: EngineRequest, avoid: frozenset[str]) -> list[Action]:
         """Beside a prefill: its blocks go to the decode worker of today, chunk by chunk."""
-        follow = self._follow(worker_id, request) if request.leg is Leg.PREFILL else None
-        decode = self._choose(Leg.PREFETCH, Role.DECODE, self._avoid, None) if follow is not None else None
+        follow = self._ask.follow(worker_id, request) if request.leg is Leg.PREFILL else None
+        decode = self._ask.choose(Leg.PREFETCH, Role.DECODE, avoid, None) if follow is not None else None
         if decode is None:
             return []
         self._prefetch = _Prefetch(f"{self.request_id}/{Leg.PREFETCH.value}{self._attempts}", decode)
@@ -325,7 +333,7 @@ class RequestPipeline:
         attempt, self._attempt = self._attempt, None
         if attempt is None:
             return []
-        actions: list[Action] = [Settle(attempt.worker_id, attempt.attempt_id, ending, reason, blamed)]
+        actions: list[Action] = [Settle(attempt.worker_id, attempt.attempt_id, attempt.leg, ending, reason, blamed)]
         if cancel:
             actions.append(Cancel(attempt.worker_id, attempt.attempt_id))
         return [*actions, *self._drop_handover()]
@@ -339,7 +347,7 @@ class RequestPipeline:
         if prefetch is None or not prefetch.live:
             return []
         ending = Ending.CANCELLED if cancel else Ending.FAILED
-        actions: list[Action] = [Settle(prefetch.worker_id, prefetch.attempt_id, ending)]
+        actions: list[Action] = [Settle(prefetch.worker_id, prefetch.attempt_id, Leg.PREFETCH, ending)]
         return [*actions, Cancel(prefetch.worker_id, prefetch.attempt_id)] if cancel else actions
 
     def _failure(self, cause: BatonError) -> list[Action]:
@@ -347,22 +355,18 @@ class RequestPipeline:
         return [*self._drop_handover(), Emit(failed), *self._end(Outcome.FAILED)]
 
     def _end(self, outcome: Outcome) -> list[Action]:
-        self._ended = True
+        self._ended, self._waits = True, None
         return [*self._drop_prefetch(), End(outcome)]
 
 
-def stray_ticket(worker_id: str, output: EngineOutput) -> list[Action]:
-    """What to do with an output that nobody waits for: a ticket in it holds blocks that must go back."""
-    lease_id = lease_of(output.ticket)
-    return [Release(worker_id, lease_id)] if lease_id else []
-
-
-def lease_of(ticket: bytes) -> str:
-    """Empty for no ticket. Raises `TicketRefused` for bytes that are none. The rest is for the reader to check."""
-    try:
-        return kv_pb2.Ticket.FromString(ticket).lease_id
-    except DecodeError as error:
-        raise TicketRefused("a prefill worker answered with a ticket that cannot be read") from error
+def _given_up(worker_id: str, output: EngineOutput) -> tuple[Ending, BatonError]:
+    """What it means that the worker ended the attempt before its time."""
+    reason = output.error or "the worker ended the attempt"
+    if output.finish_reason is FinishReason.MOVED:
+        return Ending.MOVED, WorkerLost(f"worker {worker_id} does not go on with the request: {reason}")
+    if output.finish_reason is FinishReason.LOST:
+        return Ending.LOST, WorkerLost(f"worker {worker_id} lost its engine: {reason}")
+    return Ending.FAILED, EngineFailed(f"worker {worker_id} failed the request: {reason}")
 
 
 def _no_decode() -> NoWorker:

@@ -24,6 +24,7 @@ from router.predicted_placement import BlockShape, Demand, Placement
 from router.request_choices import RequestChoices
 from router.session_pins import Pins
 from router.shared_loads import ALONE, SharedLoads
+from router.slow_workers import SlowWorkers
 from router.worker_circuits import CircuitRules, WorkerCircuits
 from router.worker_loads import Load, WorkerFacts
 
@@ -65,15 +66,18 @@ class Placing:
         self._now = now
         self._draw = random.Random(seed)
         self.placement = Placement(setup.config, BlockShape(setup.block_tokens, 1), pins)
-        self._timing = AttemptTiming(self.placement)
         config = setup.config
+        self._slow = SlowWorkers(config.slow)
+        self._timing = AttemptTiming(self.placement, self._slow)
         self._circuits = WorkerCircuits(CircuitRules(config.circuit_after, config.circuit_s, config.circuit_most_s))
 
     # Workers: unknown ids are no error
 
     def worker_up(self, worker: worker_pb2.WorkerDescription) -> None:
         """Raises `InvalidRequest` for a role that is not a pool's."""
-        self.placement.worker_up(WorkerFacts(worker.worker_id, role_from_wire(worker.role), worker.num_blocks))
+        role = role_from_wire(worker.role)
+        self.placement.worker_up(WorkerFacts(worker.worker_id, role, worker.num_blocks))
+        self._slow.add(worker.worker_id, role.value)
         if worker.num_blocks:
             size_bytes = self._setup.cache_bytes // worker.num_blocks
             self.placement.block = BlockShape(self._setup.block_tokens, size_bytes)
@@ -81,10 +85,12 @@ class Placing:
 
     def worker_gone(self, worker_id: str) -> None:
         self._circuits.worked(worker_id)
+        self._slow.remove(worker_id)
         self.placement.worker_gone(worker_id)
 
     def set_ready(self, worker_id: str, ready: bool) -> None:
         self.placement.loads.set_ready(worker_id, ready)
+        self._slow.set_ready(worker_id, ready)
 
     def report(self, worker_id: str, load: worker_pb2.Load, num_blocks: int) -> None:
         told = Load(load.queued_prefill_tokens, load.running + load.waiting, load.kv_usage * num_blocks)
@@ -138,6 +144,11 @@ class Placing:
     def worked(self, worker_id: str) -> None:
         self._circuits.worked(worker_id)
 
+    @property
+    def slow_workers(self) -> int:
+        """How often one was left alone for being slow."""
+        return self._slow.left_alone
+
     # Time
 
     def on_time(self) -> None:
@@ -146,6 +157,9 @@ class Placing:
         for worker_id in filter(None, self.placement.loads.names):
             elsewhere = self._shared.reserved_elsewhere(worker_id)
             self.placement.loads.hear_of_others(worker_id, elsewhere.tokens, elsewhere.sequences)
+        for slow in self._slow.on_time(self._now()):
+            logger.warning("worker %s is slow and gets nothing new for a while: %s", slow.worker_id, slow.reason)
+            self.placement.loads.close_until(slow.worker_id, slow.until)
         self.placement.latency.on_time(self._now())
         self.placement.index.on_time(self._now())
         for _ in range(_SWEEPS_AT_ONCE):

@@ -53,18 +53,20 @@ class _Outgoing:
 
 
 class WorkerLink:
-    """`deadline_s` bounds the connect and every unary call."""
+    """`deadline_s` bounds the connect and every unary call; `beat_s`: how often, at least, the worker is to say on its
+    Watch stream that it is there, with 0 only when there is news."""
 
-    def __init__(self, record: WorkerRecord, router_id: str, deadline_s: float) -> None:
+    def __init__(self, record: WorkerRecord, router_id: str, deadline_s: float, beat_s: float = 0.0) -> None:
         self.record = record
         self._router_id = router_id
         self._deadline_s = deadline_s
+        self._beat_s = beat_s
         self._channel = grpc.aio.insecure_channel(record.address, options=CHANNEL_OPTIONS)
         self._stub = worker_pb2_grpc.WorkerStub(self._channel)
         self._outgoing = _Outgoing()
         self._call: grpc.aio.StreamStreamCall[worker_pb2.SessionRequest, worker_pb2.SessionReply] | None = None
         self._replies: AsyncIterator[worker_pb2.SessionReply] | None = None
-        self._overflown = False
+        self._given_up: WorkerLost | None = None
 
     async def open(self) -> worker_pb2.WorkerDescription:
         """Starts the session. Raises `WorkerLost`: not reachable in time, another epoch, or of no use now. One that
@@ -84,14 +86,20 @@ class WorkerLink:
 
     def send(self, message: worker_pb2.SessionRequest) -> bool:
         """Queues the message; False when the worker counts as lost."""
-        if self._call is None or self._call.done() or self._overflown:
+        if self._call is None or self._call.done() or self._given_up is not None:
             return False
         if self._outgoing.full:
-            self._overflown = True
-            self._call.cancel()
+            self.give_up(self._lost("it does not read its messages"))
             return False
         self._outgoing.put(message)
         return True
+
+    def give_up(self, cause: WorkerLost) -> None:
+        """Ends the session: `serve` raises `cause`. The first one stays."""
+        if self._given_up is None:
+            self._given_up = cause
+            if self._call is not None:
+                self._call.cancel()
 
     async def serve(self, on_step: OnStep) -> None:
         """Hands every message to `on_step` until the stream ends, which raises `WorkerLost`."""
@@ -103,14 +111,15 @@ class WorkerLink:
         except grpc.aio.AioRpcError as error:
             raise self._lost(_reason(error)) from error
         except asyncio.CancelledError:
-            if not self._overflown:
+            if self._given_up is None:
                 raise
-            raise self._lost("it does not read its messages") from None
+            raise self._given_up from None
         raise self._lost("it ended the session")
 
     def watch(self) -> grpc.aio.UnaryStreamCall[worker_pb2.WatchRequest, worker_pb2.WatchReply]:
         """A Watch stream over the same connection, to be read and cancelled by the caller."""
-        return self._stub.Watch(worker_pb2.WatchRequest(router_id=self._router_id, epoch=self.record.epoch))
+        request = worker_pb2.WatchRequest(router_id=self._router_id, epoch=self.record.epoch, beat_s=self._beat_s)
+        return self._stub.Watch(request)
 
     async def describe(self) -> worker_pb2.WorkerDescription:
         """Raises `WorkerLost` when the worker does not answer within the deadline."""

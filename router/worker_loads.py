@@ -122,9 +122,10 @@ class WorkerLoads:
             self._ready[self._facts[row].role][row] = ready
 
     def close_until(self, worker_id: str, time: float) -> None:
-        """Its circuit is open: it gets nothing before this time, unless that is so of all. Unknown ids are no error."""
+        """It gets nothing before this time, unless that is so of all; the latest such time counts. Unknown ids are no
+        error."""
         if (row := self._row.get(worker_id)) is not None:
-            self._closed_until[row] = time
+            self._closed_until[row] = max(time, self._closed_until[row])
             self._some_closed_until = max(self._some_closed_until, time)
 
     def report(self, worker_id: str, load: Load) -> None:

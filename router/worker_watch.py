@@ -21,7 +21,7 @@ from protos.baton.v1 import worker_pb2 as pb
 logger = logging.getLogger(__name__)
 
 RETRY_S = 0.1
-RETRY_LIMIT_S = 5.0
+RETRY_LIMIT_S = 1.0  # a worker that is not watched says nothing: its silence must not come from here
 _FEW_HASHES = 64
 
 WatchCall = grpc.aio.UnaryStreamCall[pb.WatchRequest, pb.WatchReply]
@@ -80,14 +80,24 @@ class MessageMissing(Exception):
 
 
 class WorkerWatch:
-    """`deadline_s` bounds the wait for a snapshot to begin, and for each of its parts."""
+    """`deadline_s` bounds the wait for a snapshot to begin, and for each of its parts. `heard` is called whenever the
+    worker has spoken."""
 
-    def __init__(self, worker_id: str, sinks: Sinks, turns: Turns, clock: Clock, deadline_s: float) -> None:
+    def __init__(
+        self,
+        worker_id: str,
+        sinks: Sinks,
+        turns: Turns,
+        clock: Clock,
+        deadline_s: float,
+        heard: Callable[[], None] = lambda: None,
+    ) -> None:
         self._worker_id = worker_id
         self._sinks = sinks
         self._turns = turns
         self._clock = clock
         self._deadline_s = deadline_s
+        self._heard = heard
         self._number = 0
         self._complete = False
         self._started = False
@@ -120,7 +130,9 @@ class WorkerWatch:
                     reply = await anext(replies, None)
                 if reply is None:
                     return "the worker ended it"
-                await self._take(reply)
+                self._heard()
+                if not reply.beat:
+                    await self._take(reply)
         except TimeoutError:
             return f"no snapshot within {self._deadline_s:g} s"
         except grpc.aio.AioRpcError as error:

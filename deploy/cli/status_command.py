@@ -90,6 +90,7 @@ def _transfers(status: ClusterStatus) -> Table:
 def _counters(status: ClusterStatus) -> Table:
     counters = status.counters
     rows = [(f"requests {outcome}", str(count)) for outcome, count in counters.requests.items()]
+    rows += [(f"attempts left: {why}", str(count)) for why, count in counters.recoveries.items()]
     rows += [
         ("requests in flight", str(status.router.in_flight)),
         ("requests waiting", str(status.router.queued)),

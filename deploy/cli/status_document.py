@@ -86,9 +86,14 @@ class Worker(Part):
 
 
 class Counters(Part):
-    """Since each part's start. `*_moved` counts landed pulls of readers, `*_sent` what their writers saw completed."""
+    """Since each part's start. `recoveries`: attempts that requests had to leave, by why. `retries_refused`: requests
+    that failed for lack of a retry. `slow_workers`: times one was left alone. `*_moved` counts landed pulls of readers,
+    `*_sent` what their writers saw completed."""
 
     requests: dict[str, int]
+    recoveries: dict[str, int]
+    retries_refused: int
+    slow_workers: int
     disaggregated: int
     whole: int
     kv_transfers: list[Transfers]
@@ -180,6 +185,9 @@ def _counters(answer: admin_pb2.StatusResponse) -> Counters:
     landed = [transfer for transfer in transfers if transfer.outcome == LANDED]
     return Counters(
         requests=dict(sorted(answer.router.requests_by_outcome.items())),
+        recoveries=dict(sorted(answer.router.recoveries.items())),
+        retries_refused=answer.router.retries_refused,
+        slow_workers=answer.router.slow_workers,
         disaggregated=answer.router.disaggregated,
         whole=answer.router.whole,
         kv_transfers=transfers,

@@ -202,3 +202,14 @@ def test_no_measurement_makes_a_prediction_absurd(measured: list[tuple[str, int,
         made.transfer_from(0, rows, np.full(3, 1e9)),
     ):
         assert all(0 <= seconds < math.inf for seconds in times.tolist())
+
+
+def test_what_is_usual_is_the_pools_and_not_the_workers() -> None:
+    made = model("prefill", "prefill", "decode")
+    teach_prefill(made, 0, each_token_s=2e-4)
+    mine = made.usual_prefill_s(1, Prefill(0, 0, 5_000, 5_000))
+    assert mine == made.usual_prefill_s(0, Prefill(0, 0, 5_000, 5_000))
+    assert mine == pytest.approx(5_000 * 2e-4, rel=0.1)
+    assert made.usual_token_s(2, running=2, kv_tokens=0) == pytest.approx(START.step_s + 2 * START.step_sequence_s)
+    made.remove(2)
+    assert made.usual_token_s(2, 0, 0) is made.usual_prefill_s(2, Prefill(0, 0, 1, 1)) is None

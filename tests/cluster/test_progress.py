@@ -35,3 +35,22 @@ def test_work_that_goes_away_is_owed_no_step() -> None:
     watch.work_came(0)
     watch.work_gone()
     assert watch.stalled_for(100) is None
+
+
+def test_time_in_which_nobody_could_look_is_not_the_engines() -> None:
+    watch = ProgressWatch(10)
+    watch.excuse(50, now=1)
+    watch.work_came(0)
+    watch.excuse(8, now=9)
+    assert watch.stalled_for(17) is None
+    assert watch.stalled_for(18) == 10
+    watch.excuse(1_000, now=18)
+    assert watch.stalled_for(28) == 10
+
+
+def test_the_next_look_comes_when_it_may_have_stalled() -> None:
+    watch = ProgressWatch(10)
+    assert watch.next_look_s(5) == 10
+    watch.work_came(5)
+    assert watch.next_look_s(8) == 7
+    assert watch.next_look_s(99) == 0

@@ -193,6 +193,11 @@ async def test_the_blocks_of_a_prompt_are_told_under_the_hashes_that_everybody_c
             told.update((await engine.block_changes()).stored)
 
 
+async def test_an_idle_engine_answers_that_its_loop_turns(engine: VllmEngine) -> None:
+    async with asyncio.timeout(10):
+        await engine.answer()
+
+
 async def test_a_client_cannot_make_the_engine_tell_its_blocks_twice() -> None:
     from cluster.vllm_messages import to_core_request
 

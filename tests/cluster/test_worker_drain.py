@@ -304,3 +304,15 @@ async def test_closing_ends_a_drain_and_whoever_waits_for_it() -> None:
         await bench.worker.close()
         assert not await asyncio.wait_for(stopping, 5)
         await eventually(lambda: not len(bench.worker.attempts))
+
+
+async def test_an_engine_that_stalls_while_it_drains_loses_its_attempts_long_before_the_deadline() -> None:
+    async with Bench(stall_after_s=0.2, step_s=30.0).running() as bench:
+        router = await bench.session()
+        await router.submit("a", max_tokens=10)
+        await eventually(lambda: len(bench.worker.attempts) == 1)
+        await router.call.write(drain(deadline_s=600.0))
+        (last,) = (await router.outputs_of("a"))["a"]
+        assert last.finish_reason == pb.FINISH_REASON_MOVED
+        assert "no engine step" in last.error
+        await asyncio.wait_for(bench.worker.drained(), 5)

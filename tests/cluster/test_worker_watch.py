@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.block_changes import BlockDelta
-from cluster.clock import VirtualClock
+from cluster.clock import RealClock, VirtualClock
 from cluster.engine import Leg, Role
 from cluster.worker_watch import MESSAGES_BEHIND, PART, Watcher, WatchFeed
 from protos.baton.v1 import worker_pb2 as pb
@@ -305,3 +305,28 @@ async def test_a_dead_engine_is_told_to_who_watches() -> None:
     async with Bench().running() as bench, watching(bench) as reader:
         bench.engine.fail("power cut")
         await eventually(lambda: reader.state == pb.WORKER_STATE_FAILED)
+
+
+async def test_an_idle_worker_says_that_it_is_there_and_its_news_keep_their_numbers() -> None:
+    feed = WatchFeed(pb.Load, RealClock())
+    watcher = feed.watch(beat_s=0.05)
+    messages = aiter(watcher)
+    first, second, third = [await anext(messages) for _ in range(3)]
+    assert first.cleared
+    assert second == third == pb.WatchReply(beat=True, complete=True)
+    feed.apply(BlockDelta(stored=(5,)))
+    feed.flush()
+    news = await anext(messages)
+    assert (list(news.stored), news.number, news.beat) == ([5], first.number + 1, False)
+    watcher.close()
+
+
+async def test_who_does_not_ask_for_beats_gets_none() -> None:
+    watcher = WatchFeed(pb.Load, RealClock()).watch()
+    messages = aiter(watcher)
+    await anext(messages)
+    waiting = asyncio.create_task(anext(messages, None))
+    done, _ = await asyncio.wait([waiting], timeout=0.2)
+    assert not done
+    watcher.close()
+    assert await waiting is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -57,9 +58,13 @@ class Router:
 
 
 class CountingClock(RealClock):
-    """Counts the worker's looks at its engine: it sleeps before each."""
+    """Counts the worker's looks at its engine: it sleeps before each. `missed_s`: in which nobody here has run."""
 
     looks = 0
+    missed_s = 0.0
+
+    def now(self) -> float:
+        return super().now() + self.missed_s
 
     async def sleep(self, seconds: float) -> None:
         self.looks += 1
@@ -68,13 +73,21 @@ class CountingClock(RealClock):
 
 class Bench:
     def __init__(
-        self, role: Role = Role.DECODE, stall_after_s: float = 30.0, limit: int = 512, **timing: float
+        self,
+        role: Role = Role.DECODE,
+        stall_after_s: float = 30.0,
+        limit: int = 512,
+        look_every_s: float = 0.02,
+        **timing: float,
     ) -> None:
         config = EngineConfig(kind="simulated", simulated=SimulatedTiming(**({"step_s": 0.001} | timing)))  # type: ignore[arg-type]
         self.line = MemoryHandoff({})
         self.engine = SimulatedEngine(ModelConfig(path="none"), config, RealClock(), self.line)
-        spec = WorkerSpec("w1", role, EPOCH, stall_after_s=stall_after_s, look_every_s=0.02, outgoing_limit=limit)
+        spec = WorkerSpec(
+            "w1", role, EPOCH, stall_after_s=stall_after_s, look_every_s=look_every_s, outgoing_limit=limit
+        )
         self.clock = CountingClock()
+        self._routers = itertools.count()
         self.worker = Worker(spec, self.engine, self.clock)
 
     @asynccontextmanager
@@ -89,14 +102,16 @@ class Bench:
         self.worker.attempts.check_integrity()
         self.engine.batch.pool.check_integrity()
 
-    async def session(self, epoch: int = EPOCH) -> Router:
-        router = await self.hello(epoch)
+    async def session(self, epoch: int = EPOCH, router_id: str = "") -> Router:
+        """Of another router than any before, unless it is named."""
+        router = await self.hello(epoch, router_id)
         assert (await router.read()).welcome.worker.worker_id == "w1"
         return router
 
-    async def hello(self, epoch: int = EPOCH) -> Router:
+    async def hello(self, epoch: int = EPOCH, router_id: str = "") -> Router:
         call = open_stream(self.stub)
-        await call.write(pb.SessionRequest(hello=pb.Hello(router_id="r1", epoch=epoch)))
+        router_id = router_id or f"r{next(self._routers)}"
+        await call.write(pb.SessionRequest(hello=pb.Hello(router_id=router_id, epoch=epoch)))
         return Router(call)
 
     @property

@@ -18,9 +18,10 @@ from cluster.clock import RealClock
 from cluster.config import Config, parse_config
 from cluster.engine import Role
 from cluster.membership import MemoryDirectory
-from protos.baton.v1 import admin_pb2_grpc, inference_pb2, inference_pb2_grpc
+from protos.baton.v1 import admin_pb2_grpc, inference_pb2, inference_pb2_grpc, worker_pb2
 from router.replica import RouterReplica, start_replica
 from tests.router.scripted_worker import LeaseBook, ScriptedWorker
+from tests.waiting import eventually
 
 PLACES = 32
 """Requests that run at once."""
@@ -113,3 +114,27 @@ async def cleared(running: Deployment) -> AsyncIterator[Deployment]:
     await running.prefill.until(lambda: running.prefill.leases.live == set())
     running.replica.fleet.dispatch.check_integrity()
     assert running.replica.fleet.dispatch.in_flight == 0
+
+
+@asynccontextmanager
+async def decode_stalls(service: Deployment, choices: int, tokens_left: int) -> AsyncIterator[None]:
+    """In mid-stream, after two of its tokens, when each of so many requests still lacks so many. Only the prefill
+    worker is left to go on."""
+    service.decode.free_tokens = 2
+    service.decode.gate.clear()
+    dispatch = service.replica.fleet.dispatch
+
+    async def stall() -> None:
+        await eventually(
+            lambda: [live.pipeline.remaining for live in dispatch._live.values()] == [tokens_left] * choices
+        )
+        service.decode.feed.enter(worker_pb2.WORKER_STATE_STALLED, "no step")
+
+    stalling = asyncio.create_task(stall())
+    try:
+        yield
+        await stalling
+    finally:
+        stalling.cancel()
+        service.decode.feed.enter(worker_pb2.WORKER_STATE_READY, "")
+        await eventually(lambda: len(dispatch.view.ready(Role.DECODE)) == 1)

@@ -53,7 +53,7 @@ Token = Callable[[Sequence[int]], int]
 
 class ScriptedWorker(worker_pb2_grpc.WorkerServicer):
     """`free_tokens`: tokens of each attempt before it waits for `gate`. `refuse`: text of the error that every new
-    attempt gets. `offers_tickets`: whether a prefill leg pins blocks."""
+    attempt gets. `deaf`: no abort stops it. `offers_tickets`: whether a prefill leg pins blocks."""
 
     def __init__(self, worker_id: str, role: Role, leases: LeaseBook, token: Token = next_token) -> None:
         self.worker_id = worker_id
@@ -68,6 +68,7 @@ class ScriptedWorker(worker_pb2_grpc.WorkerServicer):
         self.refuse = ""
         self.offers_tickets = True
         self.silent = False
+        self.deaf = False
         self.cached_tokens = 0
         self.submits: list[worker_pb2.Submit] = []
         self.aborted: list[str] = []
@@ -135,7 +136,7 @@ class ScriptedWorker(worker_pb2_grpc.WorkerServicer):
                     outgoing.put_nowait(worker_pb2.SessionReply(welcome=worker_pb2.Welcome(worker=self.describe())))
                 case "submit":
                     self._submit(request.submit, outgoing)
-                case "abort":
+                case "abort" if not self.deaf:
                     for attempt_id in request.abort.attempt_ids:
                         self.aborted.append(attempt_id)
                         if task := self.running.get(attempt_id):

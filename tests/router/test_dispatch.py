@@ -8,9 +8,10 @@ import pytest
 
 from cluster.config import RouterConfig
 from cluster.engine import FinishReason, Role, Sampling
-from cluster.errors import DeadlineExceeded, EngineFailed, NoWorker, WorkerLost
+from cluster.errors import DeadlineExceeded, EngineFailed, NoWorker, RetriesSpent, WorkerLost, WorkerStalled
 from cluster.wire import role_to_wire
 from protos.baton.v1 import kv_pb2, worker_pb2
+from router.caller import Caller
 from router.dispatch import Dispatch
 from router.generation import Emission, GenerationRequest, Outcome
 from router.handover_rules import HandoverRules
@@ -64,6 +65,12 @@ class Bench:
     @property
     def emissions(self) -> list[Emission]:
         return [emission for batch in self.batches for emission in batch]
+
+    def retry(self) -> None:
+        """The wait of the next retry is over."""
+        assert self.dispatch.next_retry_at is not None
+        self.now = self.dispatch.next_retry_at
+        self.dispatch.on_time()
 
     def step(self, worker_id: str, *outputs: worker_pb2.Output) -> None:
         self.dispatch.on_step(worker_id, worker_pb2.StepOutputs(outputs=outputs, load=worker_pb2.Load(running=1)))
@@ -179,6 +186,7 @@ def test_an_unknown_finish_reason_counts_as_a_failed_attempt(bench: Bench) -> No
     strange = worker_pb2.Output(attempt_id=prefill.attempt_id)
     strange.finish_reason = 77  # type: ignore[assignment]
     bench.step(bench.posted[-1][0], strange)
+    bench.retry()
     assert len(bench.submits) == 2
 
 
@@ -237,6 +245,68 @@ def test_stopping_fails_everything_with_the_reason(bench: Bench) -> None:
     reason = EngineFailed("stopping")
     bench.dispatch.fail_all(reason)
     assert [emission.error for emission in bench.emissions] == [reason, reason]
+
+
+def failed(submit: worker_pb2.Submit, why: str = "ERROR") -> worker_pb2.Output:
+    reason = worker_pb2.FinishReason.Value(f"FINISH_REASON_{why}")
+    return worker_pb2.Output(attempt_id=submit.attempt_id, finish_reason=reason, error="no")
+
+
+def test_a_request_that_waits_for_its_retry_is_live_without_an_attempt(bench: Bench) -> None:
+    first = bench.ask("a")
+    bench.step(bench.posted[-1][0], failed(first))
+    assert bench.submits == [first]
+    assert bench.dispatch.in_flight == 1
+    bench.dispatch.check_integrity()
+    bench.dispatch.on_time()
+    assert bench.submits == [first], "it is not time yet"
+    bench.retry()
+    assert len(bench.submits) == 2
+    bench.step(bench.posted[-1][0], failed(bench.submits[-1]))
+    bench.dispatch.cancel(["a"])
+    assert bench.dispatch.next_retry_at is None
+
+
+def test_what_moved_is_counted_by_why_and_prefetches_are_left_out(bench: Bench) -> None:
+    bench.ask("a", prompt=LONG)
+    prefetch = bench.submits[1]
+    bench.step("d1", failed(prefetch))
+    for why in ("MOVED", "LOST"):
+        worker_id, message = [each for each in bench.posted if each[1].submit.leg != worker_pb2.LEG_PREFETCH][-1]
+        bench.step(worker_id, failed(message.submit, why))
+    bench.dispatch.set_ready("d1", False)
+    bench.dispatch.move_off("d1", WorkerStalled("worker d1 is stalled"))
+    bench.dispatch.move_off("nobody", WorkerStalled("worker nobody is stalled"))
+    assert dict(bench.dispatch.counters().recoveries) == {"moved": 1, "lost": 1, "stalled": 1}
+
+
+def test_a_stalled_worker_gets_nothing_new_and_hears_what_it_is_to_stop(bench: Bench) -> None:
+    prefill = bench.ask("a")
+    stalled = bench.posted[-1][0]
+    bench.dispatch.set_ready(stalled, False)
+    bench.dispatch.move_off(stalled, WorkerStalled(f"worker {stalled} is stalled"))
+    assert bench.aborted == [prefill.attempt_id]
+    assert bench.posted[-1][0] == ({"p1", "p2"} - {stalled}).pop()
+    bench.dispatch.set_ready(stalled, True)
+    assert bench.dispatch.view.get(stalled) is not None
+
+
+def test_when_everything_fails_retries_run_out_and_the_client_hears_when_to_come_again() -> None:
+    bench = Bench(retry_share=0.0, retry_floor_per_s=0.1)
+    bench.up("p1", "p2", "d1")
+    caller = Caller()
+    for request_id in ("a", "b"):
+        request = GenerationRequest(request_id, [1, 2, 3], Sampling(3), caller=caller)
+        bench.dispatch.submit(request)
+        bench.step(bench.posted[-1][0], failed(bench.submits[-1]))
+    error = bench.emissions[-1].error
+    assert isinstance(error, RetriesSpent)
+    assert "failed the request: no" in str(error)
+    assert caller.retry_after_s == 1
+    counters = bench.dispatch.counters()
+    assert (counters.retries_refused, dict(counters.requests_by_outcome)) == (1, {"failed": 1})
+    bench.dispatch.cancel(["a"])
+    bench.dispatch.check_integrity()
 
 
 LONG = range(PIPELINING_FROM)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import grpc
@@ -66,11 +67,11 @@ class Listener:
 class Stage:
     """A directory, scripted workers and a fleet that follows them."""
 
-    def __init__(self) -> None:
+    def __init__(self, **router: object) -> None:
         self.leases = LeaseBook()
         self.directory = MemoryDirectory(RealClock())
         self.listener = Listener()
-        config = RouterConfig(worker_deadline_s=1.0)
+        config = RouterConfig.model_validate({"worker_deadline_s": 1.0} | router)
         clock, store = RealClock(), StoreConfig()
         mirror = StoreMirror(MemoryStore(store, clock.now), "router-1", store, clock)
         self.parts = replace(parts(clock.now), drained=lambda: mirror.marks)
@@ -95,16 +96,25 @@ class Stage:
         self.fleet.dispatch.submit(GenerationRequest(request_id, PROMPT, Sampling(max_tokens)))
 
 
+@asynccontextmanager
+async def on_stage(**router: object) -> AsyncIterator[Stage]:
+    """`router`: keys of its section."""
+    stage = Stage(**router)
+    await stage.fleet.start()
+    try:
+        yield stage
+        stage.fleet.check()
+    finally:
+        await stage.fleet.close()
+        for worker in stage.workers.values():
+            await worker.stop()
+    stage.fleet.dispatch.check_integrity()
+
+
 @pytest.fixture
 async def stage() -> AsyncIterator[Stage]:
-    stage = Stage()
-    await stage.fleet.start()
-    yield stage
-    stage.fleet.check()
-    await stage.fleet.close()
-    for worker in stage.workers.values():
-        await worker.stop()
-    stage.fleet.dispatch.check_integrity()
+    async with on_stage() as stage:
+        yield stage
 
 
 async def test_a_request_runs_over_both_pools_and_no_lease_stays(stage: Stage) -> None:

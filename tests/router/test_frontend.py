@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 
 from protos.baton.v1 import admin_pb2, inference_pb2, worker_pb2
-from tests.router.frontend_deployment import CHAT, Deployment, cleared, deployed
+from tests.router.frontend_deployment import CHAT, Deployment, cleared, decode_stalls, deployed
 from tests.router.scripted_worker import expected_tokens
 
 pytestmark = [
@@ -168,6 +168,35 @@ async def test_a_failure_before_the_first_token_has_its_status_even_for_a_stream
         with pytest.raises(openai.APIStatusError, match="out of memory") as caught:
             await service.complete(stream=stream)
         assert caught.value.status_code == 502
+
+
+async def test_choices_and_logprobs_are_the_same_when_their_decode_worker_stalls(service: Deployment) -> None:
+    fields: dict[str, Any] = {"n": 2, "temperature": 1.0, "logprobs": 1, "max_tokens": 8}
+    undisturbed = await service.complete(**fields)
+    async with decode_stalls(service, choices=2, tokens_left=5):
+        moved = await service.complete(**fields)
+    assert [choice.model_dump() for choice in moved.choices] == [c.model_dump() for c in undisturbed.choices]
+    assert moved.usage.completion_tokens == 16
+
+
+async def test_a_stop_string_that_began_on_a_worker_that_stalled_is_found(service: Deployment) -> None:
+    before = await service.text_of(expected_tokens([5, 6, 7], 3))
+    text = await service.text_of(expected_tokens([5, 6, 7], 4))
+    stop = text[len(before) - 1 : len(before) + 1]
+    async with decode_stalls(service, choices=1, tokens_left=5):
+        stream = await service.complete(stream=True, max_tokens=8, stop=[stop])
+        chunks = [chunk.choices[0] async for chunk in stream]
+    assert "".join(chunk.text for chunk in chunks) == text[: text.index(stop)]
+    assert chunks[-1].finish_reason == "stop"
+
+
+async def test_what_cannot_be_carried_over_ends_with_an_error_event(service: Deployment) -> None:
+    body = {"model": "demo", "prompt": [5, 6, 7], "max_tokens": 9, "stream": True, "presence_penalty": 0.5}
+    async with decode_stalls(service, choices=1, tokens_left=7):
+        events = (await service.http.post("/v1/completions", json=body)).text.split("\n\n")
+    assert [event.startswith('data: {"error"') for event in events[-3:]] == [True, False, False]
+    assert "worker d is stalled: no step" in events[-3]
+    assert events[-2] == "data: [DONE]"
 
 
 BAD_COMPLETIONS: list[tuple[dict[str, Any], int]] = [

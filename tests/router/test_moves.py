@@ -8,7 +8,7 @@ from cluster.engine import EngineOutput, FinishReason, Leg
 from cluster.errors import WorkerLost
 from router.actions import Cancel, Ending, Release, Settle, Submit
 from router.generation import Outcome
-from router.pipeline import ATTEMPT_LIMIT
+from router.recovery import RecoveryRules
 from tests.router.test_pipeline import PROMPT, Walk, legs, ticket
 
 MOVED: dict[str, Any] = {"finish_reason": FinishReason.MOVED, "error": "the worker drains: new disk"}
@@ -54,12 +54,12 @@ def test_a_prefetch_that_is_moved_has_not_landed() -> None:
 
 
 def test_moves_do_not_count_as_failed_attempts_and_end_with_the_last_worker() -> None:
-    count = 3 * ATTEMPT_LIMIT
+    count = 3 * RecoveryRules().attempts_most
     walk = Walk(prefill="", decode=" ".join(f"d{i}" for i in range(count)))
     for _ in range(count):
         walk.answer(**MOVED)
     assert len(legs(walk)) == count
     error = walk.emissions[-1].error
     assert isinstance(error, WorkerLost)
-    assert "did not finish the request: the worker drains: new disk" in str(error)
+    assert "does not go on with the request: the worker drains: new disk" in str(error)
     assert walk.ended() is Outcome.FAILED

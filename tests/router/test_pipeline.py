@@ -19,9 +19,11 @@ from cluster.engine import (
 )
 from cluster.errors import DeadlineExceeded, EngineFailed, NoWorker, TicketRefused, WorkerLost
 from protos.baton.v1 import kv_pb2
-from router.actions import Action, Cancel, Emit, End, Release, Settle, Submit
+from router.actions import Action, Cancel, Emit, End, Later, Release, Settle, Submit
 from router.generation import Emission, GenerationRequest, Outcome
-from router.pipeline import ATTEMPT_LIMIT, RequestPipeline
+from router.pipeline import RequestPipeline
+from router.pipeline_questions import PipelineRules, Questions
+from router.recovery import RecoveryRules
 from router.sampling_state import NO_HISTORY, SamplingFacts
 
 PROMPT = [5, 6, 7]
@@ -45,11 +47,16 @@ class Walk:
         decode: str = "d1 d2",
         first_token_from_prefill: bool = True,
         pipelining: bool = False,
+        retry_s: float | None = 0.1,
+        **recovery: Any,
     ) -> None:
         self.pipelining = pipelining
+        self.retry_s = retry_s
         self.workers = {Role.PREFILL: prefill.split(), Role.DECODE: decode.split()}
         request = GenerationRequest("r", list(PROMPT), Sampling(max_tokens=max_tokens, logprobs=2), facts)
-        self.pipeline = RequestPipeline(request, self._choose, self._follow, first_token_from_prefill)
+        questions = Questions(self._choose, self._follow, retry=lambda errors: self.retry_s)
+        rules = PipelineRules(first_token_from_prefill, RecoveryRules(**recovery))
+        self.pipeline = RequestPipeline(request, questions, rules)
         self.actions: list[Action] = []
         self.take(self.pipeline.start())
 
@@ -92,6 +99,16 @@ class Walk:
     def prefilled(self, token: int = 40, lease: str = "lease-1", **fields: Any) -> list[Action]:
         fields.setdefault("finish_reason", FinishReason.LENGTH)
         return self.answer(token, ticket=ticket(lease) if lease else b"", **fields)
+
+    def gives_up(self, why: FinishReason = FinishReason.ERROR, error: str = "out of memory") -> list[Action]:
+        """The live attempt's worker does."""
+        return self.answer(finish_reason=why, error=error)
+
+    def retried(self) -> list[Action]:
+        """The wait that comes after an error is over."""
+        assert isinstance(self.actions[-1], Later)
+        assert self.pipeline.waits
+        return self.take(self.pipeline.on_retry())
 
     def ended(self) -> Outcome:
         last = self.actions[-1]
@@ -284,19 +301,13 @@ def test_a_request_with_a_grammar_that_has_no_token_yet_starts_anew() -> None:
 
 def test_the_engine_error_reaches_the_client_once_every_worker_has_failed() -> None:
     walk = Walk(prefill="p1", decode="d1")
-    walk.answer(finish_reason=FinishReason.ERROR, error="out of memory")
-    walk.answer(finish_reason=FinishReason.ERROR, error="out of memory")
+    walk.gives_up()
+    walk.retried()
+    walk.gives_up()
+    walk.retried()
     error = walk.emissions[-1].error
     assert isinstance(error, EngineFailed)
     assert "out of memory" in str(error)
-    assert walk.ended() is Outcome.FAILED
-
-
-def test_a_request_that_breaks_its_workers_stops_at_the_attempt_limit() -> None:
-    walk = Walk(prefill=" ".join(f"p{i}" for i in range(50)))
-    for _ in range(ATTEMPT_LIMIT):
-        walk.take(walk.pipeline.on_worker_lost(walk.worker, LOST))
-    assert len(legs(walk)) == ATTEMPT_LIMIT
     assert walk.ended() is Outcome.FAILED
 
 

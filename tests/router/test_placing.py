@@ -10,7 +10,7 @@ import pytest
 from cluster.block_hashes import chain_seed, extend_chain
 from cluster.config import RouterConfig
 from cluster.engine import Leg, Role, Sampling
-from cluster.errors import WorkerLost
+from cluster.errors import WorkerLost, WorkerStalled
 from cluster.wire import role_to_wire
 from protos.baton.v1 import kv_pb2, worker_pb2
 from router.dispatch import Dispatch
@@ -73,12 +73,15 @@ class Bench:
         self.dispatch.on_step(worker_id, worker_pb2.StepOutputs(outputs=[output]))
 
     def fail(self) -> None:
-        """The attempt that was sent last ends with an error."""
+        """The attempt that was sent last ends with an error, and its request is tried again."""
         worker_id, submit = self.posted[-1]
         output = worker_pb2.Output(
             attempt_id=submit.attempt_id, finish_reason=worker_pb2.FINISH_REASON_ERROR, error="broken"
         )
         self.dispatch.on_step(worker_id, worker_pb2.StepOutputs(outputs=[output]))
+        if (retry_at := self.dispatch.next_retry_at) is not None:
+            self.now = retry_at
+            self.dispatch.on_time()
 
     def serve(
         self, request_id: str, prompt: list[int] = PROMPT, session: str = "", prefill_s: float = 0.1
@@ -287,7 +290,7 @@ def test_the_journal_tells_candidates_attempts_and_how_they_ended(bench: Bench) 
     assert [candidate.worker_id for candidate in first.candidates] == ["p1", "p2"]
     assert "tokens of the prompt" in first.because
     assert [(each.leg, each.worker_id, each.outcome) for each in record.attempts] == [
-        ("prefill", "p1", "failed"),
+        ("prefill", "p1", "lost"),
         ("prefill", "p2", "completed"),
         ("decode", bench.posted[-1][0], "completed"),
     ]
@@ -301,3 +304,54 @@ def test_requests_that_a_client_knows_by_one_name_each_have_a_record(bench: Benc
         bench.dispatch.submit(GenerationRequest(request_id, PROMPT, Sampling(5), client_id="cmpl-x"))
     bench.dispatch.cancel(["x-1", "x-2"])
     assert [bench.journal.find(name) is not None for name in ("cmpl-x", "x-2")] == [True, True]
+
+
+def test_a_worker_much_slower_than_its_pool_gets_nothing_for_a_while(caplog: pytest.LogCaptureFixture) -> None:
+    bench = Bench(slow={"least": 4, "leave_s": 20.0}, pick="round-robin")
+    bench.up("p3")
+    for number in range(24):
+        bench.ask(f"{number}", [number, *PROMPT])
+        bench.answer(3.0 if bench.posted[-1][0] == "p3" else 0.1, 7, last=True)
+        bench.dispatch.cancel([f"{number}"])
+        bench.dispatch.on_time()
+    assert bench.dispatch.counters().slow_workers == 1
+    assert "worker p3 is slow" in caplog.text
+    assert "as long as elsewhere in its pool" in caplog.text
+    before = bench.now
+    assert {bench.ask(f"then-{number}", [number, *PROMPT]) for number in range(6)} == {"p1", "p2"}
+    bench.now = before + 20.0
+    assert {bench.ask(f"later-{number}", [number, *PROMPT]) for number in range(6)} == {"p1", "p2", "p3"}
+    bench.dispatch.fail_all(WorkerLost("the test is over"))
+    bench.dispatch.check_integrity()
+
+
+def test_the_journal_has_a_line_with_its_reason_for_every_step_of_the_ladder(bench: Bench) -> None:
+    def gives_up(why: worker_pb2.FinishReason.ValueType) -> None:
+        worker_id, submit = bench.posted[-1]
+        output = worker_pb2.Output(attempt_id=submit.attempt_id, finish_reason=why, error="as it said")
+        bench.dispatch.on_step(worker_id, worker_pb2.StepOutputs(outputs=[output]))
+
+    def stalls() -> None:
+        worker_id, _ = bench.posted[-1]
+        bench.dispatch.set_ready(worker_id, False)
+        bench.dispatch.move_off(worker_id, WorkerStalled(f"worker {worker_id} is stalled: no step"))
+
+    bench.up("p3")
+    bench.ask("a")
+    gives_up(worker_pb2.FINISH_REASON_MOVED)
+    stalls()
+    bench.fail()
+    bench.answer(0.1, 8)
+    gives_up(worker_pb2.FINISH_REASON_LOST)
+    bench.answer(0.1, 9, last=True)
+    record = bench.record("a")
+    assert [(each.leg, each.outcome) for each in record.attempts] == [
+        ("prefill", "moved"),
+        ("prefill", "stalled"),
+        ("prefill", "failed"),
+        ("whole", "lost"),
+        ("whole", "completed"),
+    ]
+    said = [each.reason for each in record.attempts]
+    assert ["as it said" in said[0], "no step" in said[1], "broken" in said[2], "as it said" in said[3]] == [True] * 4
+    assert record.outcome == "completed"

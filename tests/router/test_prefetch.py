@@ -70,7 +70,7 @@ def test_a_prefetch_that_is_there_before_its_prefill_ends_only_says_where_to_go(
     assert (walk.worker, walk.submitted.after_attempt_id) == ("d1", "")
 
 
-@pytest.mark.parametrize("reason", [FinishReason.ERROR, FinishReason.ABORT])
+@pytest.mark.parametrize("reason", [FinishReason.ERROR, FinishReason.ABORT, FinishReason.MOVED, FinishReason.LOST])
 def test_a_prefetch_that_failed_changes_nothing(reason: FinishReason) -> None:
     walk = PipelinedWalk()
     assert walk.prefetched(reason) == [Settle("d1", PREFETCH)]

@@ -98,7 +98,7 @@ class Cluster:
         self._leases: dict[str, MemoryHandoff] = {}
 
     async def add(self, worker_id: str, role: Role, stack: AsyncExitStack) -> None:
-        spec = WorkerSpec(worker_id, role, epoch=1, look_every_s=1e9, watch_every_s=1e9)
+        spec = WorkerSpec(worker_id, role, epoch=1, look_every_s=1e9, watch_every_s=1e9, stall_after_s=1e9)
         config = CONFIGS[role]
         engine = SimulatedEngine(config.model, config.engine, self.clock, SealedHandoff(self._leases))
         worker = Worker(spec, engine, self.clock)

@@ -247,20 +247,51 @@ class RouterCounters(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class RecoveriesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     REQUESTS_BY_OUTCOME_FIELD_NUMBER: _builtins.int
     IN_FLIGHT_FIELD_NUMBER: _builtins.int
     DISAGGREGATED_FIELD_NUMBER: _builtins.int
     WHOLE_FIELD_NUMBER: _builtins.int
     QUEUED_FIELD_NUMBER: _builtins.int
     QUEUED_TOKENS_FIELD_NUMBER: _builtins.int
+    RECOVERIES_FIELD_NUMBER: _builtins.int
+    RETRIES_REFUSED_FIELD_NUMBER: _builtins.int
+    SLOW_WORKERS_FIELD_NUMBER: _builtins.int
     in_flight: _builtins.int
     """Waiting ones included."""
     disaggregated: _builtins.int
     whole: _builtins.int
     queued: _builtins.int
     queued_tokens: _builtins.int
+    retries_refused: _builtins.int
+    """Requests that failed because the router's budget of retries was used up."""
+    slow_workers: _builtins.int
+    """Times that a worker was left alone for being much slower than its pool."""
     @_builtins.property
     def requests_by_outcome(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]: ...
+    @_builtins.property
+    def recoveries(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Attempts that requests had to leave, by why: "error", "lost", "stalled", "late" or "moved"."""
+
     def __init__(
         self,
         *,
@@ -270,10 +301,13 @@ class RouterCounters(_message.Message):
         whole: _builtins.int = ...,
         queued: _builtins.int = ...,
         queued_tokens: _builtins.int = ...,
+        recoveries: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        retries_refused: _builtins.int = ...,
+        slow_workers: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["disaggregated", b"disaggregated", "in_flight", b"in_flight", "queued", b"queued", "queued_tokens", b"queued_tokens", "requests_by_outcome", b"requests_by_outcome", "whole", b"whole"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disaggregated", b"disaggregated", "in_flight", b"in_flight", "queued", b"queued", "queued_tokens", b"queued_tokens", "recoveries", b"recoveries", "requests_by_outcome", b"requests_by_outcome", "retries_refused", b"retries_refused", "slow_workers", b"slow_workers", "whole", b"whole"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -104,7 +104,11 @@ class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishRe
     FINISH_REASON_ERROR: _FinishReason.ValueType  # 4
     FINISH_REASON_REPETITION: _FinishReason.ValueType  # 5
     FINISH_REASON_MOVED: _FinishReason.ValueType  # 6
-    """Not finished here, because the worker is leaving: another one is to go on, behind the tokens that came so far."""
+    """Not begun or not finished here, because the worker is not ready or is leaving: another one is to go on, behind the
+    tokens that came so far.
+    """
+    FINISH_REASON_LOST: _FinishReason.ValueType  # 7
+    """The engine died with it."""
 
 class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper): ...
 
@@ -116,7 +120,11 @@ FINISH_REASON_ABORT: FinishReason.ValueType  # 3
 FINISH_REASON_ERROR: FinishReason.ValueType  # 4
 FINISH_REASON_REPETITION: FinishReason.ValueType  # 5
 FINISH_REASON_MOVED: FinishReason.ValueType  # 6
-"""Not finished here, because the worker is leaving: another one is to go on, behind the tokens that came so far."""
+"""Not begun or not finished here, because the worker is not ready or is leaving: another one is to go on, behind the
+tokens that came so far.
+"""
+FINISH_REASON_LOST: FinishReason.ValueType  # 7
+"""The engine died with it."""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
 @_typing.final
@@ -661,17 +669,21 @@ class WatchRequest(_message.Message):
 
     ROUTER_ID_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
+    BEAT_S_FIELD_NUMBER: _builtins.int
     router_id: _builtins.str
     epoch: _builtins.int
+    beat_s: _builtins.float
+    """Seconds without news after which the worker says that it is there. Absent or 0: it need not."""
     def __init__(
         self,
         *,
         router_id: _builtins.str = ...,
         epoch: _builtins.int = ...,
+        beat_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "router_id", b"router_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["beat_s", b"beat_s", "epoch", b"epoch", "router_id", b"router_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -681,7 +693,8 @@ Global___WatchRequest: _TypeAlias = WatchRequest  # noqa: Y015
 class WatchReply(_message.Message):
     """Apply in this order: cleared, removed, stored. A snapshot is a message that clears and as many more as it takes, all of
     one number and the last of them complete; every other message is complete by itself, and its number is the one before
-    plus one. After any other number something is missing: watch anew.
+    plus one. After any other number something is missing: watch anew. A beat says that the worker is there, and nothing
+    else: it has no number.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -694,6 +707,7 @@ class WatchReply(_message.Message):
     LOAD_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    BEAT_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     cleared: _builtins.bool
     """Forget every block of this worker."""
@@ -702,6 +716,7 @@ class WatchReply(_message.Message):
     """unspecified: as before"""
     reason: _builtins.str
     """Why the state is DRAINING, STALLED or FAILED."""
+    beat: _builtins.bool
     @_builtins.property
     def removed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """chain hashes of blocks that are no longer there"""
@@ -725,10 +740,11 @@ class WatchReply(_message.Message):
         load: Global___Load | None = ...,
         state: Global___WorkerState.ValueType = ...,
         reason: _builtins.str = ...,
+        beat: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cleared", b"cleared", "complete", b"complete", "load", b"load", "number", b"number", "reason", b"reason", "removed", b"removed", "state", b"state", "stored", b"stored"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["beat", b"beat", "cleared", b"cleared", "complete", b"complete", "load", b"load", "number", b"number", "reason", b"reason", "removed", b"removed", "state", b"state", "stored", b"stored"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -139,7 +139,14 @@ def healthy_status() -> admin_pb2.StatusResponse:
         pools=[admin_pb2.PoolStatus(role=role, ready=1, total=1) for role in (prefill, decode)],
         workers=[_worker("p1", prefill, sent, leases=1), _worker("d1", decode, pulled)],
         router=admin_pb2.RouterCounters(
-            requests_by_outcome={"finished": 4, "cancelled": 1}, in_flight=2, disaggregated=4, whole=1, queued=1
+            requests_by_outcome={"finished": 4, "cancelled": 1},
+            in_flight=2,
+            disaggregated=4,
+            whole=1,
+            queued=1,
+            recoveries={"stalled": 2, "error": 1},
+            retries_refused=3,
+            slow_workers=1,
         ),
         store=admin_pb2.StoreStatus(degraded=True, degraded_s=1.5, reason="gone", routers=2, dropped_writes=3),
     )

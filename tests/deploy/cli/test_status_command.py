@@ -38,6 +38,9 @@ async def test_json_holds_pools_workers_and_counters(baton: Baton, router: StubR
     assert decode["attempts"] == {"finished": 4}
     assert document["counters"] == {
         "requests": {"cancelled": 1, "finished": 4},
+        "recoveries": {"error": 1, "stalled": 2},
+        "retriesRefused": 3,
+        "slowWorkers": 1,
         "disaggregated": 4,
         "whole": 1,
         "kvTransfers": [

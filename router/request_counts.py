@@ -1,0 +1,41 @@
+"""What one router has counted of its requests, for the operator. Who ends what is `dispatch`'s business."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from cluster.engine import Leg
+from router.actions import Ending, Settle
+from router.generation import Outcome
+
+_RECOVERIES = {
+    Ending.FAILED: "error",
+    Ending.LOST: "lost",
+    Ending.STALLED: "stalled",
+    Ending.LATE: "late",
+    Ending.MOVED: "moved",
+}
+
+
+class RequestCounts:
+    """`recoveries`: attempts that had to be left, by why. A prefetch is none: its failure changes nothing."""
+
+    def __init__(self) -> None:
+        self.outcomes: Counter[str] = Counter()
+        self.recoveries: Counter[str] = Counter()
+        self.disaggregated = 0
+        self.whole = 0
+
+    def settled(self, settle: Settle) -> None:
+        if settle.ending in _RECOVERIES and settle.leg is not Leg.PREFETCH:
+            self.recoveries[_RECOVERIES[settle.ending]] += 1
+
+    def refused(self) -> None:
+        self.outcomes[Outcome.REFUSED.value] += 1
+
+    def ended(self, outcome: Outcome, handed_over: bool) -> None:
+        self.outcomes[outcome.value] += 1
+        if handed_over:
+            self.disaggregated += 1
+        elif outcome is Outcome.COMPLETED:
+            self.whole += 1
