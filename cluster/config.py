@@ -91,10 +91,14 @@ class AutoscaleBounds(Section):
         return self
 
 
+Surge = Annotated[int, Field(ge=0, le=100)]
+"""Per cent of a part's replicas, rounded up, that a rolling update starts before it stops old ones."""
+
+
 class PoolConfig(Section):
     """One pool of workers. `gpus_per_replica` is also the tensor parallelism.
 
-    `engine_options` wins over `engine.options`.
+    `engine_options` wins over `engine.options`. A worker that stops finishes what it has for `drain_s`; then it moves.
     """
 
     replicas: Count = 1
@@ -106,11 +110,13 @@ class PoolConfig(Section):
     engine_options: dict[str, Any] = Field(default_factory=dict)
     listen_host: str = "127.0.0.1"
     drain_s: Seconds = 60.0
+    surge_percent: Surge = 0
 
     @property
     def most_replicas(self) -> int:
         """The pool at its largest."""
-        return self.replicas if self.autoscale is None else self.autoscale.max_replicas
+        most = self.replicas if self.autoscale is None else self.autoscale.max_replicas
+        return with_surge(most, self.surge_percent)
 
     @model_validator(mode="after")
     def _options_do_not_overrule(self) -> Self:
@@ -121,7 +127,8 @@ class PoolConfig(Section):
 
 
 class RouterConfig(Section):
-    """`http_port` is Serve's HAProxy; `grpc_port` is shared by the routers of one node.
+    """`http_port` is Serve's HAProxy; `grpc_port` is shared by the routers of one node. A client that neither sends nor
+    reads for `client_deadline_s` loses its request.
 
     A worker of which nothing was heard for `silent_after_s` is taken out, and its requests move. One request may have
     `attempts_most` attempts that fail or are lost, and `lost_workers_most` workers lost under it in a row. Retries
@@ -129,6 +136,7 @@ class RouterConfig(Section):
     """
 
     replicas: Count = 1
+    surge_percent: Surge = 0
     cpus_per_replica: Annotated[float, Field(ge=0)] = 1.0
     resources: dict[str, float] = Field(default_factory=dict)
     http_host: str = "127.0.0.1"
@@ -141,6 +149,7 @@ class RouterConfig(Section):
     request_deadline_s: Seconds = 600.0
     prefill_deadline_s: Seconds = 120.0
     worker_deadline_s: Seconds = 5.0
+    client_deadline_s: Seconds = 30.0
     silent_after_s: Annotated[float, Field(ge=0.2)] = 3.0
     attempts_most: Count = 6
     lost_workers_most: Count = 3
@@ -150,6 +159,16 @@ class RouterConfig(Section):
     chat_template: str | None = None
     tool_call_parser: str | None = None
     reasoning_parser: str | None = None
+
+    @property
+    def most_replicas(self) -> int:
+        return with_surge(self.replicas, self.surge_percent)
+
+    @property
+    def drain_s(self) -> float:
+        """The longest that a stopping router takes to finish: HTTP requests first, then the calls over gRPC that came
+        meanwhile."""
+        return 2 * self.request_deadline_s
 
 
 TransportName = Literal["nixl", "grpc"]
@@ -270,6 +289,11 @@ class Config(Section):
                 "their state in Redis, set store.url: redis://HOST:PORT/0"
             )
         return self
+
+
+def with_surge(replicas: int, surge_percent: int) -> int:
+    """How many there are at most while a rolling update replaces them."""
+    return replicas + (replicas * surge_percent + 99) // 100
 
 
 def load_config(path: Path) -> Config:

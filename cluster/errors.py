@@ -16,6 +16,7 @@
     │   └── WorkersLost        one worker after the other went away under the request
     ├── EngineFailed           the engine died, cannot start or reported an error
     ├── DeadlineExceeded
+    ├── ClientLost             the client left, or neither sends nor reads
     ├── TransferFailed         KV blocks did not arrive
     │   ├── LeaseLost          they may have changed while they were read
     │   └── FingerprintMismatch
@@ -108,6 +109,10 @@ class DeadlineExceeded(BatonError):
     """The time allowed for the operation is over."""
 
 
+class ClientLost(BatonError):
+    """The client left, or has neither sent nor read for too long: its request is ended."""
+
+
 class TransferFailed(BatonError):
     """The KV blocks of a ticket could not be fetched; the reader computes them itself."""
 
@@ -163,6 +168,7 @@ _ANSWERS: dict[type[BaseException], Answer] = {
     WorkersLost: Answer(HTTPStatus.BAD_GATEWAY, grpc.StatusCode.INTERNAL, False, "internal_error"),
     WorkerLost: Answer(HTTPStatus.BAD_GATEWAY, grpc.StatusCode.UNAVAILABLE, True, "unavailable_error"),
     DeadlineExceeded: Answer(HTTPStatus.GATEWAY_TIMEOUT, grpc.StatusCode.DEADLINE_EXCEEDED, True, "timeout_error"),
+    ClientLost: Answer(HTTPStatus.REQUEST_TIMEOUT, grpc.StatusCode.RESOURCE_EXHAUSTED, True, "timeout_error"),
     TicketRefused: Answer(HTTPStatus.BAD_REQUEST, grpc.StatusCode.INVALID_ARGUMENT, False, "invalid_request_error"),
     LeaseLost: Answer(HTTPStatus.CONFLICT, grpc.StatusCode.FAILED_PRECONDITION, False, "internal_error"),
     FingerprintMismatch: Answer(HTTPStatus.CONFLICT, grpc.StatusCode.FAILED_PRECONDITION, False, "internal_error"),

@@ -9,7 +9,7 @@ from cluster.config import AutoscaleBounds, Config, PoolConfig
 
 _HEALTH_PERIOD_S = 5.0
 _HEALTH_TIMEOUT_S = 10.0
-_CLOSE_S = 30.0  # on top of the drain: the engine's own end
+_CLOSE_S = 45.0  # on top of the drain: the last reads of its blocks, leaving the directory, the engine's own end
 _DRAIN_LOOK_S = 0.5
 # Tokens do not pass through Serve: its own thread for our code would only cost switches. The replica's loop is uvloop.
 _ENVIRONMENT = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
@@ -21,6 +21,7 @@ def serve_options(config: Config, pool: PoolConfig, policy: str) -> dict[str, An
         "ray_actor_options": _actor_options(pool),
         "graceful_shutdown_timeout_s": pool.drain_s + _CLOSE_S,
         "graceful_shutdown_wait_loop_s": _DRAIN_LOOK_S,
+        "max_surge_percent": pool.surge_percent,
         "health_check_period_s": _HEALTH_PERIOD_S,
         "health_check_timeout_s": _HEALTH_TIMEOUT_S,
     }

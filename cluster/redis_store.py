@@ -32,6 +32,8 @@ _IDS_AT_ONCE = 1_000  # arguments of one script; Lua copies them all
 _Load: TypeAlias = dict[str, tuple[int, int]]
 _encode = msgspec.msgpack.Encoder().encode
 _decode_load = msgspec.msgpack.Decoder(_Load).decode
+_encode_mark = msgspec.json.Encoder().encode
+_decode_mark = msgspec.json.Decoder(DrainMark).decode
 
 
 class RedisStore:
@@ -78,7 +80,7 @@ class RedisStore:
 
     async def mark(self, mark: DrainMark) -> None:
         async with self._deadline():
-            await self._redis.hset(self._key("drain"), mark.worker_id, mark.reason)
+            await self._redis.hset(self._key("drain"), mark.worker_id, _encode_mark(mark))
 
     async def unmark(self, worker_id: str) -> None:
         async with self._deadline():
@@ -107,7 +109,7 @@ class RedisStore:
 
     def _put_marks(self, pipe: Pipeline, marks: Iterable[DrainMark]) -> None:
         for mark in marks:
-            pipe.hsetnx(self._key("drain"), mark.worker_id, mark.reason)
+            pipe.hsetnx(self._key("drain"), mark.worker_id, _encode_mark(mark))
 
     def _put_claims(self, pipe: Pipeline, changes: Changes) -> None:
         for tenant, claim_ids in changes.renewed.items():
@@ -154,7 +156,7 @@ class RedisStore:
             reserved=total(shares),
             pins=pins,
             cursor=entries[-1][0].decode() if entries else changes.cursor,
-            marks={name.decode(): DrainMark(name.decode(), reason.decode()) for name, reason in marks.items()},
+            marks={name.decode(): _decode_mark(body) for name, body in marks.items()},
             routers=len(loads),
             incarnation=incarnation.decode(),
         )

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 _MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 _PING_EVERY_MS = 2_000
+_PING_ANSWER_MS = 3_000
+SILENT_AFTER_S = (_PING_EVERY_MS + _PING_ANSWER_MS) / 1000
+"""A peer that is frozen or cut off is given up after so long: its connection then breaks at this end."""
 
 CHANNEL_OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
     # A peer whose machine is gone sends no FIN: it is found out after one ping and its timeout.
     ("grpc.keepalive_time_ms", _PING_EVERY_MS),
-    ("grpc.keepalive_timeout_ms", 3_000),
+    ("grpc.keepalive_timeout_ms", _PING_ANSWER_MS),
+    ("grpc.http2.ping_timeout_ms", _PING_ANSWER_MS),  # of the ping itself: by default a minute, whatever the line above
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     # Whoever owns the channel watches the directory and decides when to try again; no long pauses in here.
@@ -29,6 +33,7 @@ SERVER_OPTIONS: list[tuple[str, int]] = [
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_ping_strikes", 0),
     ("grpc.keepalive_time_ms", _PING_EVERY_MS),
-    ("grpc.keepalive_timeout_ms", 3_000),
+    ("grpc.keepalive_timeout_ms", _PING_ANSWER_MS),
+    ("grpc.http2.ping_timeout_ms", _PING_ANSWER_MS),  # of the ping itself: by default a minute, whatever the line above
     ("grpc.so_reuseport", 0),
 ]

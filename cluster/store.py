@@ -41,10 +41,14 @@ class Pin:
 
 @dataclass(frozen=True, slots=True)
 class DrainMark:
-    """An operator wants the worker to get nothing new."""
+    """An operator wants the worker to get nothing new, and to be gone by the deadline. Routers' wall clocks agree to
+    within what matters of `deadline_unix_s`. `drain_id` names this order: a later one for the same worker has another.
+    """
 
     worker_id: str
     reason: str
+    drain_id: str = ""
+    deadline_unix_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass
-from enum import Enum
 
 import grpc
 
@@ -21,44 +19,22 @@ from cluster.errors import EngineFailed, InvalidRequest, WorkerLost
 from cluster.membership import WorkerRecord
 from cluster.progress import ProgressWatch
 from cluster.wire import describe_engine, output_to_wire, request_from_wire, role_to_wire
+from cluster.worker_drain import WorkerDrain
 from cluster.worker_service import WorkerServer
-from cluster.worker_session import OUTGOING_LIMIT, Session
-from cluster.worker_watch import WATCH_EVERY_S, WatchFeed
+from cluster.worker_session import Session
+from cluster.worker_spec import State, WorkerSpec
+from cluster.worker_watch import WatchFeed
 from protos.baton.v1 import worker_pb2 as pb
+
+__all__ = ["State", "Worker", "WorkerSpec"]
 
 logger = logging.getLogger(__name__)
 
 _LEGS = {Role.PREFILL: {Leg.PREFILL, Leg.WHOLE}, Role.DECODE: {Leg.DECODE, Leg.WHOLE, Leg.PREFETCH}}
-_DRAIN_LOOK_S = 0.1
 _ENGINE_CALL_S = 10.0
+_FLUSH_S = 2.0
 _LOOK_SLACK_S = 0.01
-
-
-class State(Enum):
-    STARTING = pb.WORKER_STATE_STARTING
-    READY = pb.WORKER_STATE_READY
-    DRAINING = pb.WORKER_STATE_DRAINING
-    STALLED = pb.WORKER_STATE_STALLED
-    FAILED = pb.WORKER_STATE_FAILED
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerSpec:
-    """`epoch` is new with every engine start and grows. `listen_host` may be a wildcard, `advertise_host` is what
-    others dial. Port 0 takes a free one. `look_every_s`: how often progress and counters are looked at.
-    `outgoing_limit`: steps that a router may be behind. `watch_every_s`: how often, at most, routers that watch are
-    told what changed."""
-
-    worker_id: str
-    role: Role
-    epoch: int
-    listen_host: str = "127.0.0.1"
-    advertise_host: str = "127.0.0.1"
-    port: int = 0
-    stall_after_s: float = 3.0
-    look_every_s: float = 1.0
-    outgoing_limit: int = OUTGOING_LIMIT
-    watch_every_s: float = WATCH_EVERY_S
+_MOVING = (State.READY, State.DRAINING)  # as they should while they have work
 
 
 class Worker:
@@ -74,6 +50,7 @@ class Worker:
         self._stats = EngineStats()
         self._stirred = False  # since the counters were last looked at; an idle engine is left alone
         self._feed = WatchFeed(self.load, clock, spec.watch_every_s)
+        self._drain = WorkerDrain(self, clock)
         self._server: WorkerServer | None = None
         self._port = 0
         self._tasks: list[asyncio.Task[None]] = []
@@ -115,6 +92,7 @@ class Worker:
         self._run(self._look_after(), "worker look-after")
         self._run(self._follow_blocks(), "worker blocks")
         self._run(self._feed.run(), "worker watch")
+        self._run(self._drain.run(), "worker drain")
         self._enter(State.READY)
 
     async def close(self) -> None:
@@ -122,6 +100,7 @@ class Worker:
         for session in list(self._sessions):
             session.end(grpc.StatusCode.UNAVAILABLE, f"worker {self.spec.worker_id} is closing")
         self._feed.close()
+        self._drain.give_up()
         tasks, self._tasks = self._tasks, []
         for task in tasks:
             task.cancel()
@@ -130,18 +109,19 @@ class Worker:
             await self._server.stop()
         await self._engine.close()
 
-    async def drain(self, deadline_s: float) -> bool:
-        """Takes no new work and waits until attempts and leases are gone; False when the deadline came first."""
-        self._enter(State.DRAINING)
-        give_up = self._clock.now() + deadline_s
-        while self._state is not State.FAILED:
-            await self._refresh_stats()
-            if not self._attempts and not self._stats.leases:
-                return True
-            if self._clock.now() >= give_up:
-                return False
-            await self._clock.sleep(_DRAIN_LOOK_S)
-        return False
+    async def drain(self, deadline_s: float, reason: str = "it is being stopped") -> bool:
+        """Its owner's order: takes no new work, waits until attempts and leases are gone and moves at the deadline what
+        is still open. False when something was. A drain that was ordered before keeps its deadline if that is earlier.
+        """
+        self._drain.stop(deadline_s, reason)
+        await self._drain.ended.wait()
+        return self._drain.clean
+
+    async def drained(self) -> str:
+        """Waits until a drain has ended, whoever ordered it; returns why it was. The owner then closes the worker. A
+        worker that breaks is never drained."""
+        await self._drain.drained.wait()
+        return self._drain.reason
 
     def check_health(self) -> None:
         """Raises `WorkerLost` with the reason when the worker must be replaced."""
@@ -167,6 +147,8 @@ class Worker:
         description.worker_id, description.epoch = self.spec.worker_id, self.spec.epoch
         description.role, description.state = role_to_wire(self.spec.role), self._state.value
         description.reason = self._reason
+        if self._state is State.DRAINING and (left_s := self._drain.left_s) is not None:
+            description.drain_left_s = left_s
         description.load.CopyFrom(self.load())
         for outcome, count in self._attempts.outcomes.items():
             description.counters.attempts_by_outcome[outcome] = count
@@ -186,6 +168,9 @@ class Worker:
         await self._abort(self._attempts.owned_by(session))
 
     async def submit(self, session: Session, submit: pb.Submit) -> None:
+        if self._state is State.DRAINING:
+            self._attempts.refused()
+            return self._tell(session, [_moved(submit.attempt_id, self._reason)])
         try:
             request = self._accept(submit)
             self._open(request, session)
@@ -212,6 +197,39 @@ class Worker:
         except EngineFailed as error:
             logger.warning("lease %s was not released: %s", lease_id, error)
 
+    def order_drain(self, drain: pb.Drain) -> None:
+        if drain.undo:
+            self._drain.undo(drain.drain_id)
+        else:
+            self._drain.give(drain.drain_id, drain.deadline_s, drain.reason)
+
+    # What a drain asks (`worker_drain.DrainHost`) --------------------------------------------------------------------
+
+    def draining(self, reason: str) -> None:
+        self._enter(State.DRAINING, reason)
+
+    def undrained(self) -> None:
+        self._enter(State.READY)
+
+    def open_attempts(self) -> int:
+        return len(self._attempts)
+
+    async def open_leases(self) -> int:
+        await self._refresh_stats()
+        return self._stats.leases
+
+    async def move_attempts(self, reason: str) -> None:
+        moved: list[str] = []
+        for session in list(self._sessions):
+            outputs = [_moved(attempt_id, reason) for attempt_id in self._attempts.owned_by(session)]
+            for output in outputs:
+                self._attempts.take(output)
+            if outputs:
+                self._tell(session, outputs)
+            moved += [output.attempt_id for output in outputs]
+        await self._stop_in_engine(moved)
+        await asyncio.gather(*(session.flush(_FLUSH_S) for session in list(self._sessions)))
+
     # ----------------------------------------------------------------------------------------------------------------
 
     def _open(self, request: EngineRequest, session: Session) -> None:
@@ -235,6 +253,10 @@ class Worker:
 
     async def _abort(self, attempt_ids: Sequence[str]) -> None:
         ended = self._attempts.end_all(attempt_ids, FinishReason.ABORT.value)
+        await self._stop_in_engine(ended)
+
+    async def _stop_in_engine(self, ended: Sequence[str]) -> None:
+        """Of attempts that are no longer open."""
         self._owe_nothing()
         if not ended:
             return
@@ -281,7 +303,7 @@ class Worker:
         while self._state is not State.FAILED:
             asleep = self._clock.now()
             nap_s = self.spec.look_every_s
-            if self._state is State.READY:
+            if self._state in _MOVING:
                 nap_s = min(nap_s, self._progress.next_look_s(asleep) + _LOOK_SLACK_S)
             await self._clock.sleep(nap_s)
             # A process that was stopped, or kept from running, cannot say what its engine did meanwhile.
@@ -299,12 +321,18 @@ class Worker:
         if self._state is State.STALLED and not self._attempts.awaited:
             if await self._answers():
                 self._enter(State.READY)
-        elif idle_s is not None and self._state is State.READY:
+        elif idle_s is not None and self._state in _MOVING:
             if self._attempts.only_pulling and await self._answers():
                 self._progress.moved(self._clock.now(), work_left=bool(self._attempts.awaited))
-            elif self._state is State.READY and self._attempts.awaited:
-                reason = f"no engine step for {idle_s:.1f} s with {len(self._attempts)} attempts open"
-                self._enter(State.STALLED, reason)
+            elif self._attempts.awaited:
+                await self._stalled(f"no engine step for {idle_s:.1f} s with {len(self._attempts)} attempts open")
+
+    async def _stalled(self, reason: str) -> None:
+        """A worker that drains need not be replaced for it, but what it has cannot wait for the deadline."""
+        if self._state is State.READY:
+            self._enter(State.STALLED, reason)
+        elif self._state is State.DRAINING:
+            await self.move_attempts(reason)
 
     async def _answers(self) -> bool:
         try:
@@ -345,13 +373,19 @@ class Worker:
             if lost:
                 self._tell(session, lost)
         self._progress.work_gone()
+        self._drain.give_up()
 
     def _enter(self, state: State, reason: str = "") -> None:
-        if self._state is State.FAILED or self._state is state:
+        if self._state is State.FAILED or (self._state, self._reason) == (state, reason):
             return
         self._state, self._reason = state, reason
         self._feed.enter(state.value, reason)
         logger.info("worker %s is %s %s", self.spec.worker_id, state.name.lower(), reason)
+
+
+def _moved(attempt_id: str, reason: str) -> EngineOutput:
+    why = f"the worker drains: {reason}".removesuffix(": ")
+    return EngineOutput(attempt_id, [], finish_reason=FinishReason.MOVED, error=why)
 
 
 def _refusal(attempt_id: str, error: BaseException, why: FinishReason = FinishReason.ERROR) -> EngineOutput:

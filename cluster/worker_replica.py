@@ -1,4 +1,6 @@
-"""A worker in its place: announced while it is ready, stopped in order. Runs in whatever hosts it; knows no Ray."""
+"""A worker in its place: announced while it lives, stopped in order, gone once it is drained. Runs in whatever hosts
+it; knows no Ray.
+"""
 
 from __future__ import annotations
 
@@ -52,11 +54,16 @@ class WorkerReplica:
         self._worker: Worker | None = None
         self._starting: asyncio.Task[Worker] | None = None
         self._announcing: asyncio.Task[None] | None = None
+        self._leaving: asyncio.Task[None] | None = None  # waits for the end of a drain
+        self._ending: asyncio.Task[None] | None = None
+        self._drained: str | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     @property
     def worker(self) -> Worker:
-        """Raises `WorkerLost` before the start and after the end."""
+        """Raises `WorkerLost` before the start and once it was drained."""
+        if self._drained is not None:
+            raise WorkerLost(f"worker {self._spec.worker_id} was drained: {self._drained}".removesuffix(": "))
         if self._worker is None:
             raise WorkerLost(f"worker {self._spec.worker_id} does not run")
         return self._worker
@@ -74,28 +81,25 @@ class WorkerReplica:
             self._folder.cleanup()
             raise
         self._announcing = asyncio.create_task(self._keep_announced(), name="worker announcements")
+        self._leaving = asyncio.create_task(self._leave_when_drained(), name="worker drain")
 
     def check_health(self) -> None:
         """Raises `WorkerLost` with the reason when this replica must be replaced."""
         self.worker.check_health()
-        if self._announcing is not None and self._announcing.done():
-            raise WorkerLost(f"worker {self._spec.worker_id} no longer announces itself: see its log")
+        for task, does in ((self._announcing, "announces itself"), (self._leaving, "can be drained")):
+            if task is not None and task.done():
+                raise WorkerLost(f"worker {self._spec.worker_id} no longer {does}: see its log")
 
     async def stop(self) -> None:
-        """Leaves the directory, finishes what is open within the drain time, ends engine and server. May be called
-        twice, and while `start` runs."""
+        """Takes nothing new, finishes what is open within the drain time, moves the rest, leaves the directory and ends
+        engine and server. May be called twice, also at once, and while `start` runs."""
         if self._starting is not None and not self._starting.done():
             self._starting.cancel()
             await asyncio.gather(self._starting, return_exceptions=True)
-        announcing, self._announcing = self._announcing, None
-        if announcing is not None:
-            await self._withdraw(announcing)
-            if not await self.worker.drain(self._drain_s):
-                logger.warning("worker %s stops with work left", self._spec.worker_id)
         if self._worker is not None:
-            await self._worker.close()
-        if self._folder is not None:
-            self._folder.cleanup()
+            if self._ending is None:
+                await self._worker.drain(self._drain_s)
+            await self._end(self._worker, "its replica was stopped")
 
     async def _start_worker(self, folder: Path) -> Worker:
         worker = Worker(self._spec, await self._build(self._spec, folder), self._clock)
@@ -109,10 +113,36 @@ class WorkerReplica:
             logger.exception("worker %s stops announcing itself", self._spec.worker_id)
             raise
 
-    async def _withdraw(self, announcing: asyncio.Task[None]) -> None:
-        announcing.cancel()
-        await asyncio.gather(announcing, return_exceptions=True)
-        record = self.worker.record
+    async def _leave_when_drained(self) -> None:
+        """The end of a drain is the end of the worker, whoever ordered it. Routers see it drain until then."""
+        worker = self.worker
+        why = await worker.drained()
+        try:
+            await self._end(worker, why)
+        except Exception:
+            logger.exception("worker %s was drained and does not end well", self._spec.worker_id)
+            raise
+
+    async def _end(self, worker: Worker, why: str) -> None:
+        """Once, whoever comes first."""
+        if self._ending is None:
+            self._ending = asyncio.create_task(self._take_down(worker, why), name="worker end")
+        await asyncio.shield(self._ending)
+
+    async def _take_down(self, worker: Worker, why: str) -> None:
+        await self._withdraw(worker)
+        self._drained = why
+        if self._leaving is not None:
+            self._leaving.cancel()
+        await worker.close()
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    async def _withdraw(self, worker: Worker) -> None:
+        if self._announcing is not None:
+            self._announcing.cancel()
+            await asyncio.gather(self._announcing, return_exceptions=True)
+        record = worker.record
         with contextlib.suppress(DeadlineExceeded, TimeoutError):
             async with asyncio.timeout(_WITHDRAW_S):
                 await self._directory.withdraw(record.worker_id, record.epoch)

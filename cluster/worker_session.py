@@ -7,6 +7,7 @@ Knows the messages of the stream and their order; what a submission means is the
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
@@ -41,6 +42,8 @@ class SessionHost(Protocol):
 
     async def release(self, lease_id: str) -> None: ...
 
+    def order_drain(self, drain: pb.Drain) -> None: ...
+
     def opened(self, session: Session) -> None: ...
 
     async def closed(self, session: Session) -> None: ...
@@ -53,6 +56,8 @@ class Session:
         self._limit = limit
         self._outgoing: deque[pb.StepOutputs] = deque()
         self._more = asyncio.Event()
+        self._written = asyncio.Event()  # all that was put
+        self._written.set()
         self._ended: asyncio.Future[tuple[grpc.StatusCode, str]] = asyncio.get_running_loop().create_future()
 
     def __repr__(self) -> str:
@@ -64,12 +69,21 @@ class Session:
             self.end(grpc.StatusCode.RESOURCE_EXHAUSTED, f"the router is {self._limit} engine steps behind")
             return
         self._outgoing.append(message)
+        if not self._ended.done():
+            self._written.clear()
         self._more.set()
+
+    async def flush(self, within_s: float) -> None:
+        """Waits until everything has been handed to the wire, the session has ended, or the time is over."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                await self._written.wait()
 
     def end(self, code: grpc.StatusCode, reason: str) -> None:
         """Makes `run` stop with this status. The first one stays."""
         if not self._ended.done():
             self._ended.set_result((code, reason))
+            self._written.set()  # nothing more will be
 
     async def run(self, requests: AsyncIterator[pb.SessionRequest], context: _Context) -> None:
         """Until the router or the worker ends it; the host hears of the end, however it comes."""
@@ -99,7 +113,9 @@ class Session:
         if first.hello.epoch != self._host.epoch:
             reason = f"epoch {first.hello.epoch} is over; this engine's is {self._host.epoch}"
             await _abort(context, grpc.StatusCode.FAILED_PRECONDITION, reason)
-        await context.write(pb.SessionReply(welcome=pb.Welcome(worker=await self._host.describe())))
+        welcome = pb.SessionReply(welcome=pb.Welcome(worker=await self._host.describe()))
+        async with asyncio.timeout(_WRITE_S):
+            await context.write(welcome)
 
     async def _read(self, requests: AsyncIterator[pb.SessionRequest]) -> None:
         try:
@@ -111,6 +127,8 @@ class Session:
                         await self._host.abort(self, message.abort.attempt_ids)
                     case "release":
                         await self._host.release(message.release.lease_id)
+                    case "drain":
+                        self._host.order_drain(message.drain)
                     case other:
                         self.end(grpc.StatusCode.INVALID_ARGUMENT, f"unexpected message in a session: {other}")
             self.end(grpc.StatusCode.OK, "")
@@ -124,6 +142,7 @@ class Session:
                 while self._outgoing:
                     async with asyncio.timeout(_WRITE_S):
                         await context.write(pb.SessionReply(outputs=self._outgoing.popleft()))
+                self._written.set()
                 self._more.clear()
                 await self._more.wait()
         except TimeoutError:

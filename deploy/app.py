@@ -37,6 +37,6 @@ def compose(config: Config) -> serve.Application:
 
 
 def most_cpus(config: Config) -> float:
-    """Logical CPUs that all replicas need with every pool at its largest."""
-    pools = sum(pool.most_replicas * pool.cpus_per_replica for pool in (config.prefill, config.decode))
-    return pools + config.router.replicas * config.router.cpus_per_replica
+    """Logical CPUs that all replicas need with every part at its largest."""
+    parts = (config.router, config.prefill, config.decode)
+    return sum(part.most_replicas * part.cpus_per_replica for part in parts)

@@ -18,12 +18,13 @@ from cluster.config import Config, PoolConfig
 from cluster.errors import ConfigError
 from deploy.document import Json
 from deploy.kuberay_checks import kuberay_mistakes
+from deploy.proxy_environment import proxy_environment
 
 Manifest: TypeAlias = dict[str, Json]
 
 IMPORT_PATH = "deploy.app:build"
 SECRET_KEY = "ticket"
-_GRACE_S = 30  # on top of a part's own drain: Serve ends the replica first, then Kubernetes the pod
+_GRACE_S = 60  # on top of a part's own drain: Serve ends the replica first, then Kubernetes the pod
 _OBJECT_STORE_BYTES = 512 * 1024 * 1024  # Baton moves nothing through Ray's object store
 _SHARED_MEMORY = "2Gi"
 
@@ -115,11 +116,11 @@ def _groups(config: Config) -> list[Group]:
         Group(
             name="router",
             minimum=router.replicas,
-            maximum=router.replicas,
+            maximum=router.most_replicas,
             cpus=router.cpus_per_replica,
             gpus=0,
             resources=router.resources,
-            drain_s=router.request_deadline_s,
+            drain_s=router.drain_s,
             ports={"grpc": router.grpc_port},
         ),
         _pool_group("prefill", config.prefill),
@@ -201,7 +202,7 @@ def _pod(config: Config, part: str, container: Manifest, grace_s: int) -> Manife
 def _environment(config: Config) -> list[Json]:
     secret: Manifest = {"name": f"{config.name}-secrets", "key": SECRET_KEY}
     return [
-        {"name": "RAY_SERVE_ENABLE_HA_PROXY", "value": "1"},
+        *({"name": name, "value": value} for name, value in proxy_environment(config.router).items()),
         {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"},
         {"name": config.security.ticket_secret_env, "valueFrom": {"secretKeyRef": secret}},
     ]

@@ -24,6 +24,7 @@ from cluster.config import Config
 from cluster.errors import StartFailed
 from deploy.free_port import free_port
 from deploy.processes import adopt_orphans, end_descendants
+from deploy.proxy_environment import proxy_environment
 
 if TYPE_CHECKING:
     from ray.serve.schema import ApplicationStatusOverview
@@ -101,7 +102,7 @@ class ServeCluster:
         """What Ray must find in its environment before its first process starts; every cluster gets its own."""
         proxy = self._folder
         own = {
-            "RAY_SERVE_ENABLE_HA_PROXY": "1",
+            **proxy_environment(self._config.router),
             "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(proxy / "haproxy.cfg"),
             "RAY_SERVE_HAPROXY_SOCKET_PATH": str(proxy / "admin.sock"),
             "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(proxy),
@@ -134,7 +135,7 @@ class ServeCluster:
         config = self._config
         resources: dict[str, float] = {}
         for part, count in (
-            (config.router, config.router.replicas),
+            (config.router, config.router.most_replicas),
             (config.prefill, config.prefill.most_replicas),
             (config.decode, config.decode.most_replicas),
         ):

@@ -11,6 +11,7 @@ from cluster.errors import BatonError, answer_for
 from cluster.store import DrainMark
 from cluster.wire import role_to_wire
 from protos.baton.v1 import admin_pb2, admin_pb2_grpc, worker_pb2
+from router.drains import Drains
 from router.explainer import Explainer
 from router.fleet import Fleet, WorkerReport
 from router.shared_state import SharedState
@@ -21,7 +22,7 @@ _ExplainContext = grpc.aio.ServicerContext[admin_pb2.ExplainRequest, admin_pb2.E
 
 class AdminService(admin_pb2_grpc.AdminServicer):
     """`model`: the name that clients use. Without an `explainer` nothing can be explained; without `shared` this router
-    is alone."""
+    is alone, without `drains` nothing can be drained."""
 
     def __init__(
         self,
@@ -30,12 +31,14 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         model: str,
         explainer: Explainer | None = None,
         shared: SharedState | None = None,
+        drains: Drains | None = None,
     ) -> None:
         self._fleet = fleet
         self._router_id = router_id
         self._model = model
         self._explainer = explainer
         self._shared = shared
+        self._drains = drains
 
     async def Status(self, request: admin_pb2.StatusRequest, context: object) -> admin_pb2.StatusResponse:
         reports = await self._fleet.describe()
@@ -65,24 +68,23 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         return told
 
     async def Drain(self, request: admin_pb2.DrainRequest, context: _DrainContext) -> admin_pb2.DrainResponse:
-        if self._shared is None:
-            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this router has nowhere to keep the mark")
-        worker_id, mirror = request.worker_id, self._shared.mirror
-        if not (self._fleet.knows(worker_id) or (request.undo and worker_id in mirror.marks)):
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"no worker {worker_id}: `baton status` lists them")
+        if self._drains is None:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this router has nowhere to keep the order")
+        deadline_s: float | None = request.deadline_s if request.HasField("deadline_s") else None
         try:
             if request.undo:
-                await mirror.unmark(worker_id)
+                applied_s = 0.0 if await self._drains.undo(request.worker_id) else None
             else:
-                await mirror.mark(DrainMark(worker_id, request.reason))
+                applied_s = await self._drains.order(request.worker_id, request.reason, deadline_s)
         except BatonError as error:
             await context.abort(answer_for(error).grpc, str(error))
-        self._fleet.hear_of_drains()
-        return admin_pb2.DrainResponse()
+        if applied_s is None:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"no worker {request.worker_id}: `baton status` lists them")
+        return admin_pb2.DrainResponse(deadline_s=applied_s)
 
     @property
     def _marks(self) -> Mapping[str, DrainMark]:
-        return {} if self._shared is None else self._shared.mirror.marks
+        return {} if self._drains is None else self._drains.marks
 
 
 def _pool(role: Role, reports: list[WorkerReport]) -> admin_pb2.PoolStatus:

@@ -17,14 +17,16 @@ NAME = "router"
 _ONGOING_HEADROOM = 64
 """Requests beyond those that may run or wait that still reach a router, to be refused with an answer that says why."""
 
+_LINGER_S = 5
+"""A stopping router stays open for so long, for proxies that have not heard of it; Serve's own hear within a second."""
+
 _CLOSE_S = 30.0
-"""On top of the longest request: closing edges and links."""
+"""On top of the longest requests: closing edges and links."""
 
 _ENVIRONMENT = {
     # Serve's own thread for our code would only cost a switch for every chunk of every stream.
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
-    # How long a stopping router stays open for proxies that have not heard of it; Serve's own hear within a second.
-    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(_LINGER_S),
     "TOKENIZERS_PARALLELISM": "false",
 }
 
@@ -49,7 +51,7 @@ class Router:
             self._replica.check()
 
     async def __del__(self) -> None:
-        """Serve's last call, after HTTP requests have been drained."""
+        """Serve's last call, after HTTP requests have been drained; calls over gRPC still run."""
         replica, self._replica = self._replica, None
         if replica is not None:
             await replica.close()
@@ -69,7 +71,8 @@ def deployment(config: Config, *pools: serve.Application) -> serve.Application:
         num_replicas=router.replicas,
         max_ongoing_requests=router.max_in_flight + config.admission.queue.max_requests + _ONGOING_HEADROOM,
         ray_actor_options=actor_options,
-        graceful_shutdown_timeout_s=router.request_deadline_s + _CLOSE_S,
+        graceful_shutdown_timeout_s=_LINGER_S + router.drain_s + _CLOSE_S,
+        max_surge_percent=router.surge_percent,
         graceful_shutdown_wait_loop_s=0.5,
         health_check_period_s=5.0,
         health_check_timeout_s=30.0,

@@ -7,14 +7,16 @@ counters and the deadlines; it must not know how a message gets to a worker.
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from cluster.config import RouterConfig
 from cluster.config_admission import AdmissionConfig
 from cluster.engine import EngineOutput, EngineRequest, FinishReason, Leg, PrefillInProgress
 from cluster.errors import BatonError, DeadlineExceeded, InvalidRequest, NoWorker, RetryLater, WorkerLost, WorkerStalled
+from cluster.store import DrainMark
 from cluster.wire import output_from_wire, request_to_wire, role_from_wire
 from protos.baton.v1 import admin_pb2, worker_pb2
 from router.actions import Action, Cancel, Emit, End, Ending, Later, Release, Settle, Submit
@@ -43,13 +45,15 @@ Post = Callable[[str, worker_pb2.SessionRequest], bool]
 @dataclass(frozen=True, slots=True)
 class DispatchParts:
     """What a dispatch decides by and writes to. Without a `gate` the default admission applies, and nobody has limits.
-    `drained`: workers that get nothing new because an operator wants it so; answers from memory."""
+    `drained`: workers that get nothing new because an operator wants it so; answers from memory. `wall`: seconds since
+    1970."""
 
     placing: Placing
     journal: RequestJournal
     rules: HandoverRules = DEFAULT_RULES
     gate: Gate | None = None
-    drained: Callable[[], Collection[str]] = frozenset
+    drained: Callable[[], Mapping[str, DrainMark]] = dict
+    wall: Callable[[], float] = time.time
 
 
 @dataclass(slots=True)
@@ -132,6 +136,15 @@ class Dispatch:
         for request_id in request_ids:
             if live := self._live.get(request_id):
                 self._perform(live, live.pipeline.cancel(outcome))
+        self._flush()
+
+    def leave(self, caller: Caller, cause: BatonError) -> None:
+        """Nobody waits for what this caller still has running, and the frontend does not know that yet."""
+        for live in [live for live in self._live.values() if live.caller is caller]:
+            failed = Emission(live.pipeline.request_id, [], error=cause)
+            self._journal.emitted(failed)
+            self._perform(live, live.pipeline.cancel(Outcome.CANCELLED))
+            self._emissions.append(failed)
         self._flush()
 
     def fail_all(self, cause: BatonError) -> None:

@@ -16,8 +16,10 @@ from functools import partial
 
 from cluster.clock import Clock
 from cluster.config import RouterConfig
+from cluster.engine import Role
 from cluster.errors import BatonError, EngineFailed, NoWorker, WorkerLost, WorkerStalled
 from cluster.membership import Directory, Membership, WorkerRecord
+from cluster.store import DrainMark
 from protos.baton.v1 import worker_pb2
 from router.dispatch import Dispatch, DispatchParts
 from router.silence import SilenceWatch
@@ -82,7 +84,8 @@ class Fleet:
         self._sinks = Sinks(parts.placing.placement.index if blocks is None else blocks, self)
         self._turns = Turns()
         self._drained = parts.drained
-        self._drained_before: frozenset[str] = frozenset()
+        self._wall = parts.wall
+        self._drained_before: dict[str, DrainMark] = {}
         self._jitter = random.Random(seed)
         self._silence = SilenceWatch(config.silent_after_s, 2 * DEADLINE_CHECK_S)
         self.dispatch = Dispatch(config, self._post, clock.now, parts, seed)
@@ -117,16 +120,28 @@ class Fleet:
         """Set once a worker comes, leaves or goes."""
         return self._changed
 
-    def knows(self, worker_id: str) -> bool:
-        return worker_id in self._members
+    def role_of(self, worker_id: str) -> Role | None:
+        """None: no such worker is known."""
+        member = self._members.get(worker_id)
+        return None if member is None else member.record.role
 
     def hear_of_drains(self) -> None:
-        """Applies what has changed. Called a few times a second, and by whoever has just changed it."""
-        drained = frozenset(self._drained())
-        changed, self._drained_before = drained ^ self._drained_before, drained
-        for worker_id in changed:
-            if member := self._members.get(worker_id):
-                self._mark(member)
+        """Applies what has changed, and tells the workers. Called a few times a second, and by whoever has just changed
+        it."""
+        before, self._drained_before = self._drained_before, dict(self._drained())
+        for worker_id, member in self._members.items():
+            old, new = before.get(worker_id), self._drained_before.get(worker_id)
+            if old == new:
+                continue
+            self._mark(member)
+            if new is not None:
+                self._order_drain(member, new)
+            elif old is not None:
+                self.end_drain(worker_id, old.drain_id)
+
+    def end_drain(self, worker_id: str, drain_id: str = "") -> None:
+        """Tells the worker that it may take work again. No id: whatever drain an operator ordered."""
+        self._post(worker_id, worker_pb2.SessionRequest(drain=worker_pb2.Drain(drain_id=drain_id, undo=True)))
 
     async def describe(self) -> list[WorkerReport]:
         """Asks every worker in the directory at once; takes no longer than the worker deadline."""
@@ -162,6 +177,12 @@ class Fleet:
         worker_id = member.record.worker_id
         self.dispatch.set_ready(worker_id, member.listed and member.ready and worker_id not in self._drained_before)
         self._tell()
+
+    def _order_drain(self, member: _Member, mark: DrainMark) -> None:
+        """Every router says so, and again with every new session; the worker counts it once."""
+        left_s = max(0.0, mark.deadline_unix_s - self._wall())
+        drain = worker_pb2.Drain(drain_id=mark.drain_id, deadline_s=left_s, reason=mark.reason)
+        self._post(member.record.worker_id, worker_pb2.SessionRequest(drain=drain))
 
     def _tell(self) -> None:
         self._changed.set()
@@ -203,9 +224,11 @@ class Fleet:
         try:
             worker = await link.open()
             member = self._members[record.worker_id]
-            member.link, member.ready = link, True
+            member.link, member.ready = link, worker.state == worker_pb2.WORKER_STATE_READY
             self.dispatch.worker_up(worker)
             self._mark(member)
+            if mark := self._drained_before.get(record.worker_id):
+                self._order_drain(member, mark)
             async with self._watching(link):
                 await link.serve(lambda step: self._on_step(record.worker_id, step))
         except BatonError as error:

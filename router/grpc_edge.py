@@ -6,9 +6,9 @@ request.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import uuid
-from collections.abc import AsyncIterator
 from contextlib import aclosing
 
 import grpc
@@ -16,7 +16,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from cluster.config import RouterConfig
-from cluster.errors import BatonError, StartFailed, answer_for, retry_after_s
+from cluster.errors import BatonError, ClientLost, StartFailed, answer_for, retry_after_s
 from protos.baton.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc
 from router.caller import caller_of, name_caller
 from router.grpc_messages import prompt_of, response_of, sampling_of
@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 _INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["Inference"].full_name
 _ADMIN = admin_pb2.DESCRIPTOR.services_by_name["Admin"].full_name
+_ABORT_S = 5.0
 _Context = grpc.aio.ServicerContext[inference_pb2.GenerateRequest, inference_pb2.GenerateResponse]
 
 
@@ -35,9 +36,9 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         self._text = text
         self._config = config
 
-    async def Generate(
+    async def Generate(  # type: ignore[override]  # besides a generator, grpc.aio takes a coroutine that writes
         self, request: inference_pb2.GenerateRequest, context: _Context
-    ) -> AsyncIterator[inference_pb2.GenerateResponse]:
+    ) -> None:
         request_id = request.request_id or f"grpc-{uuid.uuid4().hex}"
         try:
             name_caller(caller_of(context.invocation_metadata() or ()))
@@ -45,12 +46,25 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             enter_session(_session_of(context))
             async with aclosing(self._text.generate(request.model, prompt, sampling, request_id)) as chunks:
                 async for chunk in chunks:
-                    yield response_of(chunk, request_id, self._text.model, sampling.logprobs or 0)
+                    await self._write(context, response_of(chunk, request_id, self._text.model, sampling.logprobs or 0))
+        except ClientLost as error:
+            logger.warning("Generate %s ends: %s", request_id, error)
+            async with asyncio.timeout(_ABORT_S):  # a client that does not read keeps the status from leaving, too
+                await context.abort(answer_for(error).grpc, str(error))
         except BatonError as error:
             await context.abort(answer_for(error).grpc, str(error), _come_back(error))
         except Exception:
             logger.exception("Generate %s failed", request_id)
             await context.abort(grpc.StatusCode.INTERNAL, "internal error; the router's log has the details")
+
+    async def _write(self, context: _Context, response: inference_pb2.GenerateResponse) -> None:
+        """Raises `ClientLost`. Waits while the client has not read enough of what was sent before."""
+        patience_s = self._config.client_deadline_s
+        try:
+            async with asyncio.timeout(patience_s):
+                await context.write(response)
+        except TimeoutError as error:
+            raise ClientLost(f"the client has not read for {patience_s:g} s") from error
 
     async def ListModels(
         self, request: inference_pb2.ListModelsRequest, context: object

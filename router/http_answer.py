@@ -1,16 +1,18 @@
-"""How the HTTP API answers when something is wrong: error objects, their status, and never a stream that just stops.
+"""How the HTTP API answers when something is wrong: error objects, their status, and never a stream that just stops,
+unless its client does not read.
 
 Wraps an ASGI `send`. It must not know why a request failed beyond the error's row in the table.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 from http import HTTPStatus
 
 from starlette.types import Message, Send
 
-from cluster.errors import Answer, BatonError, answer_for
+from cluster.errors import Answer, BatonError, ClientLost, answer_for
 from router.caller import Caller
 
 RETRY_AFTER_S = 1
@@ -31,11 +33,16 @@ def error_body(error: BaseException, answer: Answer) -> bytes:
 class SafeSend:
     """Holds the start of a response until its body begins: an event stream that begins with an error becomes a plain
     answer with that error's status. A stream that breaks later ends with an error event. `caller` hears when to come
-    back, wherever that is decided."""
+    back, wherever that is decided. A client that does not read for `patience_s` is given up."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, patience_s: float) -> None:
         self.caller = Caller()
-        self._send = send
+        self.given_up = ""
+        """Why the answer stays cut short; empty while it goes on."""
+        self.complete = False
+        """All of the answer is on its way."""
+        self._to_client = send
+        self._patience_s = patience_s
         self._held: Message | None = None  # a response start not sent yet
         self._started = False
         self._streams = False
@@ -79,6 +86,18 @@ class SafeSend:
             await self._send({"type": "http.response.body", "body": event, "more_body": False})
         else:
             raise error  # a body that announced its length was cut: the server closes the connection
+
+    async def _send(self, message: Message) -> None:
+        """Raises `ClientLost`. What the client has not read waits below; there is a limit to that, so this waits."""
+        try:
+            async with asyncio.timeout(self._patience_s):
+                await self._to_client(message)
+        except TimeoutError:
+            self._ended = True
+            # Words only: an error kept here would keep its frames, and with them the stream that is to end now.
+            self.given_up = f"the client has not read for {self._patience_s:g} s"
+            raise ClientLost(self.given_up) from None
+        self.complete = message["type"] == "http.response.body" and not message.get("more_body", False)
 
     async def _begin(self, start: Message) -> None:
         self._started = True

@@ -6,6 +6,8 @@ JSON but must not know what a prompt or a model is; those checks are the fronten
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import logging
 from collections.abc import Callable
@@ -15,7 +17,7 @@ import grpc
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cluster.config import RouterConfig
-from cluster.errors import Answer, BatonError, InvalidRequest, RequestTooLarge
+from cluster.errors import Answer, BatonError, ClientLost, InvalidRequest, RequestTooLarge
 from router.caller import Caller, caller_of, name_caller
 from router.http_answer import SafeSend, error_body
 from router.http_body import checked_body
@@ -35,21 +37,28 @@ _NO_ROUTE = Answer(HTTPStatus.NOT_FOUND, grpc.StatusCode.UNIMPLEMENTED, False, "
 
 
 class HttpEdge:
-    """`admit` raises when a caller's generating request cannot be taken now; `ready` tells whether any could."""
+    """`admit` raises when a caller's generating request cannot be taken now; `ready` tells whether any could; `leave`
+    ends what a caller still has running, once nobody waits for it."""
 
     def __init__(
-        self, app: ASGIApp, config: RouterConfig, admit: Callable[[Caller], None], ready: Callable[[], bool]
+        self,
+        app: ASGIApp,
+        config: RouterConfig,
+        admit: Callable[[Caller], None],
+        ready: Callable[[], bool],
+        leave: Callable[[Caller, ClientLost], None] = lambda caller, cause: None,
     ) -> None:
         self._app = app
         self._config = config
         self._admit = admit
         self._ready = ready
+        self._leave = leave
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
         elif scope["type"] == "http":
-            await self._http(scope, receive, SafeSend(send))
+            await self._http(scope, receive, SafeSend(send, self._config.client_deadline_s))
         else:
             await send({"type": "websocket.close", "code": 1008, "reason": "no websocket API here"})
 
@@ -64,11 +73,17 @@ class HttpEdge:
             headers = [(name, value) for name, value in scope["headers"] if name.lower() not in DROPPED_HEADERS]
             enter_session(_session_of(scope))
             await self._app(dict(scope, headers=headers), receive, send)
-        except BatonError as error:
-            await send.fail(error)
         except Exception as error:
-            logger.exception("%s %s failed", scope["method"], scope["path"])
-            await send.fail(error)
+            if not (send.given_up or isinstance(error, BatonError)):
+                logger.exception("%s %s failed", scope["method"], scope["path"])
+            with contextlib.suppress(ClientLost):
+                await send.fail(error)
+        finally:
+            # A frontend that was cut off while it sent has not closed the stream of tokens behind it.
+            if not send.complete and scope["path"] in GENERATING:
+                cause = ClientLost(send.given_up or "the client left")
+                logger.info("%s %s ends: %s", scope["method"], scope["path"], cause)
+                self._leave(send.caller, cause)
 
     async def _health(self, send: SafeSend) -> None:
         status, text = (200, "ok") if self._ready() else (503, "no worker is ready")
@@ -98,7 +113,7 @@ class HttpEdge:
             raise too_large
         chunks, size, more = [], 0, True
         while more:
-            message = await receive()
+            message = await self._next(receive)
             if message["type"] == "http.disconnect":
                 raise InvalidRequest("the client left before its body was read")
             chunks.append(message.get("body", b""))
@@ -107,6 +122,15 @@ class HttpEdge:
                 raise too_large
             more = message.get("more_body", False)
         return b"".join(chunks)
+
+    async def _next(self, receive: Receive) -> Message:
+        """Raises `ClientLost`."""
+        patience_s = self._config.client_deadline_s
+        try:
+            async with asyncio.timeout(patience_s):
+                return await receive()
+        except TimeoutError as error:
+            raise ClientLost(f"nothing more of the body came for {patience_s:g} s") from error
 
 
 def _session_of(scope: Scope) -> str:

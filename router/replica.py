@@ -22,6 +22,7 @@ from cluster.membership import Directory
 from cluster.vllm_environment import prepare_environment
 from router.admin_service import AdminService
 from router.dispatch import DispatchParts
+from router.drains import Drains, drain_seconds
 from router.explainer import Explainer
 from router.fleet import Fleet
 from router.gate import Gate
@@ -54,7 +55,11 @@ class RouterReplica:
     ) -> None:
         dispatch = fleet.dispatch
         self.app: ASGIApp = HttpEdge(
-            frontend.app, config, lambda caller: dispatch.admit(caller=caller), lambda: fleet.ready
+            frontend.app,
+            config,
+            lambda caller: dispatch.admit(caller=caller),
+            lambda: fleet.ready,
+            dispatch.leave,
         )
         self.grpc_port = grpc_port
         self.fleet = fleet
@@ -106,7 +111,8 @@ async def start_replica(config: Config, directory: Directory, clock: Clock) -> R
     fleet = Fleet(config.router, directory, clock, router_id, seed, parts)
     frontend = await _frontend(config, fleet)
     explainer = Explainer(router_id, journal, frontend.text, placing, clock.now, rules)
-    admin = AdminService(fleet, router_id, config.model.served_name, explainer, shared)
+    drains = Drains(fleet, shared.mirror, drain_seconds(config))
+    admin = AdminService(fleet, router_id, config.model.served_name, explainer, shared, drains)
     edge = GrpcEdge(config.router, frontend.text, admin, config.admission.queue.max_requests)
     try:
         await shared.start()

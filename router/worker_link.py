@@ -69,7 +69,8 @@ class WorkerLink:
         self._given_up: WorkerLost | None = None
 
     async def open(self) -> worker_pb2.WorkerDescription:
-        """Starts the session. Raises `WorkerLost`: not reachable in time, another epoch, or not ready for work."""
+        """Starts the session. Raises `WorkerLost`: not reachable in time, another epoch, or of no use now. One that
+        drains may be told to take work again."""
         hello = worker_pb2.Hello(router_id=self._router_id, epoch=self.record.epoch)
         self._outgoing.put(worker_pb2.SessionRequest(hello=hello))
         self._call = self._stub.Session(aiter(self._outgoing))
@@ -140,7 +141,7 @@ class WorkerLink:
         worker = reply.welcome.worker
         if (worker.worker_id, worker.epoch) != (self.record.worker_id, self.record.epoch):
             raise self._lost(f"another worker answers there: {worker.worker_id}, epoch {worker.epoch}")
-        if worker.state != worker_pb2.WORKER_STATE_READY:
+        if worker.state not in (worker_pb2.WORKER_STATE_READY, worker_pb2.WORKER_STATE_DRAINING):
             raise self._lost(f"it is not ready: {worker_pb2.WorkerState.Name(worker.state)} {worker.reason}".rstrip())
         return worker
 

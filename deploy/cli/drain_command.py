@@ -1,28 +1,94 @@
-"""`baton drain`: a worker gets nothing new, from any router; what it has goes on."""
+"""`baton drain` and `baton undrain`: a worker gets nothing new, finishes what it has and ends; or takes work again."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import time
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from deploy.cli.options import Endpoint
-from deploy.cli.outcome import Exit, command
+from deploy.cli.outcome import Exit, Stop, command
+
+if TYPE_CHECKING:
+    from protos.baton.v1 import admin_pb2
+
+_LOOK_S = 0.5
+_END_S = 45.0
+"""After the deadline: what is left moves, leases end, the engine stops and the directory hears of it."""
+_FREE_LOOKS = 4
+"""So many answers in a row without the drain: a single one may come from a router that has not heard of it yet."""
+
+Worker = Annotated[str, typer.Argument(metavar="WORKER", help="As `baton status` names it.", show_default=False)]
+Timeout = Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Longest wait for an answer.")]
 
 
 @command
 def drain(
-    worker: Annotated[str, typer.Argument(metavar="WORKER", help="As `baton status` names it.", show_default=False)],
-    undo: Annotated[bool, typer.Option("--undo", help="Give it work again.")] = False,
+    worker: Worker,
+    deadline: Annotated[
+        float | None,
+        typer.Option(min=0.0, metavar="SECONDS", help="What is open then moves. [default: the pool's drain_s]"),
+    ] = None,
+    undo: Annotated[bool, typer.Option("--undo", help="Give it work again, as `baton undrain` does.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Return when it is gone.")] = False,
     reason: Annotated[str, typer.Option(help="For whoever reads the status.")] = "",
     endpoint: Endpoint = "127.0.0.1:9000",
-    timeout: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Longest wait for the answer.")] = 5.0,
+    timeout: Timeout = 5.0,
 ) -> int:
-    """Give a worker nothing new; exits 4 when the router knows no such worker, 7 when no router answers."""
+    """Let a worker finish and end it; exits 4 when the router knows no such worker, 6 when it takes work again while
+    this waits, 7 when no router answers, 124 when it is not gone in time."""
+    if undo:
+        if wait or deadline is not None:
+            raise Stop("--undo takes neither --wait nor --deadline: it acts at once", Exit.USAGE)
+        return _undo(worker, endpoint, timeout)
+    applied_s = _order(worker, deadline, reason, endpoint, timeout)
+    print(f"{worker} gets nothing new; what it still has in {applied_s:g} s moves to other workers, then it ends")
+    return _wait_until_gone(worker, applied_s, endpoint, timeout) if wait else Exit.OK
+
+
+@command
+def undrain(worker: Worker, endpoint: Endpoint = "127.0.0.1:9000", timeout: Timeout = 5.0) -> int:
+    """Give a worker that drains work again; exits 4 when the router knows no such worker, 7 when no router answers."""
+    return _undo(worker, endpoint, timeout)
+
+
+def _order(worker: str, deadline_s: float | None, reason: str, endpoint: str, timeout_s: float) -> float:
     from deploy.cli.endpoint import ask_admin
     from protos.baton.v1 import admin_pb2
 
-    asked = admin_pb2.DrainRequest(worker_id=worker, reason=reason, undo=undo)
-    ask_admin(endpoint, timeout, lambda admin: admin.Drain(asked, timeout=timeout))
-    print(f"{worker} gets work again" if undo else f"{worker} gets nothing new; `baton status` shows what it still has")
+    asked = admin_pb2.DrainRequest(worker_id=worker, reason=reason, deadline_s=deadline_s)
+    return ask_admin(endpoint, timeout_s, lambda admin: admin.Drain(asked, timeout=timeout_s)).deadline_s
+
+
+def _undo(worker: str, endpoint: str, timeout_s: float) -> int:
+    from deploy.cli.endpoint import ask_admin
+    from protos.baton.v1 import admin_pb2
+
+    asked = admin_pb2.DrainRequest(worker_id=worker, undo=True)
+    ask_admin(endpoint, timeout_s, lambda admin: admin.Drain(asked, timeout=timeout_s))
+    print(f"{worker} gets work again, unless it had ended by then: `baton status` shows it")
     return Exit.OK
+
+
+def _wait_until_gone(worker: str, deadline_s: float, endpoint: str, timeout_s: float) -> int:
+    give_up = time.monotonic() + deadline_s + _END_S
+    free_looks = 0
+    while (there := _find(worker, endpoint, timeout_s)) is not None:
+        free_looks = 0 if there.drained else free_looks + 1
+        if free_looks >= _FREE_LOOKS:
+            raise Stop(f"{worker} takes work again: somebody has undone the drain", Exit.CONFLICT)
+        if time.monotonic() >= give_up:
+            raise Stop(f"{worker} is still there, {_END_S:g} s after its deadline; see its log", Exit.TIMED_OUT)
+        time.sleep(_LOOK_S)
+    print(f"{worker} is gone")
+    return Exit.OK
+
+
+def _find(worker: str, endpoint: str, timeout_s: float) -> admin_pb2.WorkerStatus | None:
+    from deploy.cli.endpoint import ask_admin
+    from protos.baton.v1 import admin_pb2
+
+    asked = admin_pb2.StatusRequest()
+    status = ask_admin(endpoint, timeout_s, lambda admin: admin.Status(asked, timeout=timeout_s))
+    return next((each for each in status.workers if each.description.worker_id == worker), None)

@@ -11,7 +11,7 @@ from deploy.cli.outcome import Exit, command, fail
 from deploy.cli.output import Format, Table, print_json, print_tables, print_yaml
 
 if TYPE_CHECKING:
-    from deploy.cli.status_document import ClusterStatus
+    from deploy.cli.status_document import ClusterStatus, Worker
 
 
 @command
@@ -58,7 +58,7 @@ def _workers(status: ClusterStatus) -> Table:
         (
             worker.id,
             worker.role,
-            f"{worker.state}, drained" if worker.drained else worker.state,
+            _state(worker),
             str(worker.load.running),
             str(worker.load.waiting),
             str(worker.load.queued_prefill_tokens),
@@ -70,6 +70,13 @@ def _workers(status: ClusterStatus) -> Table:
         for worker in status.workers
     ]
     return Table("Workers", columns, rows)
+
+
+def _state(worker: Worker) -> str:
+    """A worker that an operator drains may not have heard of it."""
+    if worker.drain_seconds_left is not None:
+        return f"{worker.state}, {worker.drain_seconds_left:.0f} s left"
+    return f"{worker.state}, to be drained" if worker.drained else worker.state
 
 
 def _transfers(status: ClusterStatus) -> Table:

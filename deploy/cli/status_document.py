@@ -64,7 +64,7 @@ class Transfers(Part):
 
 class Worker(Part):
     """`epoch` is text because it does not fit the integers of JSON readers; `unreachable` says why no answer came,
-    `drain_reason` why it gets nothing new where it is `drained`."""
+    `drain_reason` why it gets nothing new where it is `drained`; `drain_seconds_left` until what it still has moves."""
 
     id: str
     role: str
@@ -73,6 +73,7 @@ class Worker(Part):
     unreachable: str
     drained: bool
     drain_reason: str
+    drain_seconds_left: float | None
     address: str
     epoch: str
     engine: str
@@ -159,6 +160,7 @@ def _worker(answer: admin_pb2.WorkerStatus) -> Worker:
         unreachable=answer.unreachable,
         drained=answer.drained,
         drain_reason=answer.drain_reason,
+        drain_seconds_left=round(about.drain_left_s, 3) if about.HasField("drain_left_s") else None,
         address=answer.address,
         epoch=str(about.epoch),
         engine=about.engine,

@@ -155,7 +155,7 @@ async def test_an_aborted_attempt_says_nothing_more_and_frees_its_blocks() -> No
 
 @pytest.mark.parametrize("end", ["cancel", "half-close"])
 async def test_a_session_that_ends_takes_its_attempts_with_it_and_no_others(end: str) -> None:
-    async with Bench().running() as bench:
+    async with Bench(step_s=0.02).running() as bench:  # nobody reads: not to be ended for that meanwhile
         first, second = await bench.session(), await bench.session()
         await first.submit("a", max_tokens=10_000)
         await second.submit("b", max_tokens=10_000)
@@ -207,7 +207,11 @@ async def test_draining_refuses_new_work_and_waits_for_attempts_and_leases() -> 
         draining = asyncio.create_task(bench.worker.drain(10.0))
         await router.outputs_of("a")
         await router.submit("late")
-        assert "is draining" in (await router.outputs_of("late"))["late"][-1].error
+        refusal = (await router.outputs_of("late"))["late"][-1]
+        assert (refusal.finish_reason, refusal.error) == (
+            pb.FINISH_REASON_MOVED,
+            "the worker drains: it is being stopped",
+        )
         assert not draining.done()
         await bench.line.release("lease-of-a")
         assert await draining
@@ -222,7 +226,7 @@ async def test_draining_gives_up_at_its_deadline() -> None:
 
 
 async def test_closing_ends_the_sessions_with_a_reason() -> None:
-    async with Bench().running() as bench:
+    async with Bench(step_s=0.02).running() as bench:
         router = await bench.session()
         await router.submit("a", max_tokens=10_000)
         await router.read()

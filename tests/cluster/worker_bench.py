@@ -43,9 +43,11 @@ class Router:
         assert isinstance(reply, pb.SessionReply), "the stream has ended"
         return reply
 
-    async def outputs_of(self, *attempt_ids: str) -> dict[str, list[pb.Output]]:
+    async def outputs_of(self, *attempt_ids: str, last: str = "") -> dict[str, list[pb.Output]]:
+        """Until all have ended, or `last` has."""
         seen: dict[str, list[pb.Output]] = {attempt_id: [] for attempt_id in attempt_ids}
-        while not all(outputs and outputs[-1].finish_reason for outputs in seen.values()):
+        awaited = [seen[last]] if last else list(seen.values())
+        while not all(outputs and outputs[-1].finish_reason for outputs in awaited):
             for output in (await self.read()).outputs.outputs:
                 seen[output.attempt_id].append(output)
         return seen

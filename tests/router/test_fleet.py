@@ -20,9 +20,9 @@ from cluster.memory_store import MemoryStore
 from cluster.store_mirror import StoreMirror
 from protos.baton.v1 import admin_pb2, admin_pb2_grpc, worker_pb2
 from router.admin_service import AdminService
+from router.drains import Drains
 from router.fleet import Fleet
 from router.generation import Emission, GenerationRequest
-from router.shared_state import SharedState
 from router.worker_link import OUTGOING_LIMIT, WorkerLink
 from tests.router.dispatch_parts import load_of, parts
 from tests.router.scripted_worker import LeaseBook, ScriptedWorker, expected_tokens
@@ -74,9 +74,9 @@ class Stage:
         config = RouterConfig.model_validate({"worker_deadline_s": 1.0} | router)
         clock, store = RealClock(), StoreConfig()
         mirror = StoreMirror(MemoryStore(store, clock.now), "router-1", store, clock)
-        self.shared = SharedState(mirror, clock)
         self.parts = replace(parts(clock.now), drained=lambda: mirror.marks)
         self.fleet = Fleet(config, self.directory, RealClock(), "router-1", 7, self.parts)
+        self.drains = Drains(self.fleet, mirror, {Role.PREFILL: 60.0, Role.DECODE: 60.0})
         self.fleet.dispatch.connect(self.listener)
         self.workers: dict[str, ScriptedWorker] = {}
 
@@ -260,7 +260,7 @@ async def test_a_drained_worker_gets_nothing_new_until_that_is_undone(stage: Sta
     for worker_id in ("d1", "d2"):
         await stage.add(worker_id, Role.DECODE)
     server = grpc.aio.server()
-    admin = AdminService(stage.fleet, "router-1", "demo", shared=stage.shared)
+    admin = AdminService(stage.fleet, "router-1", "demo", drains=stage.drains)
     admin_pb2_grpc.add_AdminServicer_to_server(admin, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -324,10 +324,10 @@ async def test_a_worker_of_another_epoch_is_refused(worker: ScriptedWorker) -> N
     await link.close()
 
 
-async def test_a_worker_that_is_draining_takes_no_session(worker: ScriptedWorker) -> None:
-    worker.state = worker_pb2.WORKER_STATE_DRAINING
+async def test_a_worker_that_has_failed_takes_no_session(worker: ScriptedWorker) -> None:
+    worker.state = worker_pb2.WORKER_STATE_FAILED
     link = await link_to(worker)
-    with pytest.raises(WorkerLost, match="DRAINING"):
+    with pytest.raises(WorkerLost, match="FAILED"):
         await link.open()
     await link.close()
 

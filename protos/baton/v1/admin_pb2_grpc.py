@@ -69,7 +69,8 @@ class AdminServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Drain(self, request, context):
-        """A worker gets nothing new, from any router; what it has goes on. It stands until it is undone. NOT_FOUND: this router
+        """A worker gets nothing new, from any router, and ends when it has finished what it has; at the deadline the rest moves
+        to other workers. Until it has ended it can be undone. Said twice, the last deadline counts. NOT_FOUND: this router
         knows no such worker. UNAVAILABLE: the store does not answer, so the other routers would not hear of it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

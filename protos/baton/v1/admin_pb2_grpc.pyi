@@ -37,7 +37,8 @@ class AdminStub:
     knows the request (any more). UNAVAILABLE: this router does not, and the store does not answer.
     """
     Drain: _grpc.UnaryUnaryMultiCallable[_admin_pb2.DrainRequest, _admin_pb2.DrainResponse]
-    """A worker gets nothing new, from any router; what it has goes on. It stands until it is undone. NOT_FOUND: this router
+    """A worker gets nothing new, from any router, and ends when it has finished what it has; at the deadline the rest moves
+    to other workers. Until it has ended it can be undone. Said twice, the last deadline counts. NOT_FOUND: this router
     knows no such worker. UNAVAILABLE: the store does not answer, so the other routers would not hear of it.
     """
 
@@ -50,7 +51,8 @@ class AdminAsyncStub(AdminStub):
     knows the request (any more). UNAVAILABLE: this router does not, and the store does not answer.
     """
     Drain: _aio.UnaryUnaryMultiCallable[_admin_pb2.DrainRequest, _admin_pb2.DrainResponse]  # type: ignore[assignment]
-    """A worker gets nothing new, from any router; what it has goes on. It stands until it is undone. NOT_FOUND: this router
+    """A worker gets nothing new, from any router, and ends when it has finished what it has; at the deadline the rest moves
+    to other workers. Until it has ended it can be undone. Said twice, the last deadline counts. NOT_FOUND: this router
     knows no such worker. UNAVAILABLE: the store does not answer, so the other routers would not hear of it.
     """
 
@@ -78,7 +80,8 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.DrainRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.DrainResponse, _abc.Awaitable[_admin_pb2.DrainResponse]]:
-        """A worker gets nothing new, from any router; what it has goes on. It stands until it is undone. NOT_FOUND: this router
+        """A worker gets nothing new, from any router, and ends when it has finished what it has; at the deadline the rest moves
+        to other workers. Until it has ended it can be undone. Said twice, the last deadline counts. NOT_FOUND: this router
         knows no such worker. UNAVAILABLE: the store does not answer, so the other routers would not hear of it.
         """
 

@@ -135,6 +135,7 @@ class SessionRequest(_message.Message):
     SUBMIT_FIELD_NUMBER: _builtins.int
     ABORT_FIELD_NUMBER: _builtins.int
     RELEASE_FIELD_NUMBER: _builtins.int
+    DRAIN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello:
         """first message of a stream, once"""
@@ -145,6 +146,8 @@ class SessionRequest(_message.Message):
     def abort(self) -> Global___Abort: ...
     @_builtins.property
     def release(self) -> Global___ReleaseLease: ...
+    @_builtins.property
+    def drain(self) -> Global___Drain: ...
     def __init__(
         self,
         *,
@@ -152,16 +155,53 @@ class SessionRequest(_message.Message):
         submit: Global___Submit | None = ...,
         abort: Global___Abort | None = ...,
         release: Global___ReleaseLease | None = ...,
+        drain: Global___Drain | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "hello", b"hello", "kind", b"kind", "release", b"release", "submit", b"submit"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "drain", b"drain", "hello", b"hello", "kind", b"kind", "release", b"release", "submit", b"submit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "hello", b"hello", "kind", b"kind", "release", b"release", "submit", b"submit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "drain", b"drain", "hello", b"hello", "kind", b"kind", "release", b"release", "submit", b"submit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["hello", "submit", "abort", "release"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["hello", "submit", "abort", "release", "drain"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
 Global___SessionRequest: _TypeAlias = SessionRequest  # noqa: Y015
+
+@_typing.final
+class Drain(_message.Message):
+    """The worker takes nothing new and ends when it has finished what it has; what is still open at the deadline is moved.
+    Every router may say so: what one drain_id orders, or undoes, counts once. A worker that its owner stops is not turned
+    back.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DRAIN_ID_FIELD_NUMBER: _builtins.int
+    DEADLINE_S_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    UNDO_FIELD_NUMBER: _builtins.int
+    drain_id: _builtins.str
+    deadline_s: _builtins.float
+    """from now on"""
+    reason: _builtins.str
+    """Why, for whoever reads the worker's state."""
+    undo: _builtins.bool
+    """This order holds no longer, or, without a drain_id, whichever does: the worker takes work again, if it has not ended."""
+    def __init__(
+        self,
+        *,
+        drain_id: _builtins.str = ...,
+        deadline_s: _builtins.float = ...,
+        reason: _builtins.str = ...,
+        undo: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_s", b"deadline_s", "drain_id", b"drain_id", "reason", b"reason", "undo", b"undo"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Drain: _TypeAlias = Drain  # noqa: Y015
 
 @_typing.final
 class Hello(_message.Message):
@@ -460,7 +500,7 @@ class Output(_message.Message):
     ticket: _builtins.bytes
     """LEG_PREFILL, last output: the serialized Ticket when blocks were pinned."""
     error: _builtins.str
-    """With FINISH_REASON_ERROR: what went wrong, for the log and the client."""
+    """With FINISH_REASON_ERROR and MOVED: why, for the log and the client."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -675,7 +715,7 @@ class WatchReply(_message.Message):
     state: Global___WorkerState.ValueType
     """unspecified: as before"""
     reason: _builtins.str
-    """Why the state is STALLED or FAILED."""
+    """Why the state is DRAINING, STALLED or FAILED."""
     beat: _builtins.bool
     @_builtins.property
     def removed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -743,12 +783,13 @@ class WorkerDescription(_message.Message):
     LOAD_FIELD_NUMBER: _builtins.int
     COUNTERS_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
+    DRAIN_LEFT_S_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     role: Global___Role.ValueType
     epoch: _builtins.int
     state: Global___WorkerState.ValueType
     reason: _builtins.str
-    """Why the state is STALLED or FAILED."""
+    """Why the state is DRAINING, STALLED or FAILED."""
     engine: _builtins.str
     """"vllm" or "simulated" """
     model: _builtins.str
@@ -758,6 +799,8 @@ class WorkerDescription(_message.Message):
     fingerprint: _builtins.bytes
     source: _builtins.str
     """host:port of the engine's KvSource; empty without one."""
+    drain_left_s: _builtins.float
+    """DRAINING: seconds until what is still open is moved, at least 0."""
     @_builtins.property
     def load(self) -> Global___Load: ...
     @_builtins.property
@@ -779,12 +822,15 @@ class WorkerDescription(_message.Message):
         load: Global___Load | None = ...,
         counters: Global___Counters | None = ...,
         source: _builtins.str = ...,
+        drain_left_s: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["counters", b"counters", "load", b"load"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_drain_left_s", b"_drain_left_s", "counters", b"counters", "drain_left_s", b"drain_left_s", "load", b"load"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "counters", b"counters", "engine", b"engine", "epoch", b"epoch", "fingerprint", b"fingerprint", "load", b"load", "max_model_len", b"max_model_len", "model", b"model", "num_blocks", b"num_blocks", "reason", b"reason", "role", b"role", "source", b"source", "state", b"state", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_drain_left_s", b"_drain_left_s", "block_size", b"block_size", "counters", b"counters", "drain_left_s", b"drain_left_s", "engine", b"engine", "epoch", b"epoch", "fingerprint", b"fingerprint", "load", b"load", "max_model_len", b"max_model_len", "model", b"model", "num_blocks", b"num_blocks", "reason", b"reason", "role", b"role", "source", b"source", "state", b"state", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__drain_left_s: _TypeAlias = _typing.Literal["drain_left_s"]  # noqa: Y015
+    _WhichOneofArgType__drain_left_s: _TypeAlias = _typing.Literal["_drain_left_s", b"_drain_left_s"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__drain_left_s) -> _WhichOneofReturnType__drain_left_s | None: ...
 
 Global___WorkerDescription: _TypeAlias = WorkerDescription  # noqa: Y015
 

@@ -15,9 +15,11 @@ from protos.baton.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_
 
 @dataclass
 class StubRouter(admin_pb2_grpc.AdminServicer, inference_pb2_grpc.InferenceServicer):
-    """`refusal` ends every call; `pieces` is the text of an answer, ended by `finish`, or never when that is None."""
+    """`refusal` ends every call; `pieces` is the text of an answer, ended by `finish`, or never when that is None.
+    `later_statuses` are answered one after the other, and the last of them from then on."""
 
     status: admin_pb2.StatusResponse = field(default_factory=lambda: healthy_status())
+    later_statuses: list[admin_pb2.StatusResponse] = field(default_factory=list)
     refusal: tuple[grpc.StatusCode, str] | None = None
     silent: bool = False
     pieces: tuple[str, ...] = ("Hel", "lo", "!")
@@ -30,6 +32,8 @@ class StubRouter(admin_pb2_grpc.AdminServicer, inference_pb2_grpc.InferenceServi
 
     async def Status(self, request: admin_pb2.StatusRequest, context: Any) -> admin_pb2.StatusResponse:
         await self._refuse_or_stall(context)
+        if self.later_statuses:
+            self.status = self.later_statuses.pop(0)
         return self.status
 
     async def Explain(self, request: admin_pb2.ExplainRequest, context: Any) -> admin_pb2.Explanation:
@@ -43,7 +47,7 @@ class StubRouter(admin_pb2_grpc.AdminServicer, inference_pb2_grpc.InferenceServi
     async def Drain(self, request: admin_pb2.DrainRequest, context: Any) -> admin_pb2.DrainResponse:
         await self._refuse_or_stall(context)
         self.drained.append(request)
-        return admin_pb2.DrainResponse()
+        return admin_pb2.DrainResponse(deadline_s=request.deadline_s if request.HasField("deadline_s") else 60.0)
 
     async def Generate(
         self, request: inference_pb2.GenerateRequest, context: Any

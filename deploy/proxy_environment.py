@@ -1,0 +1,20 @@
+"""What Ray Serve's HAProxy must find in the environment of every process of the cluster, so that it cuts no stream."""
+
+from __future__ import annotations
+
+import math
+
+from cluster.config import RouterConfig
+
+_MARGIN_S = 30
+
+
+def proxy_environment(router: RouterConfig) -> dict[str, str]:
+    """Every router that comes or goes makes HAProxy start a new process; the old one ends with its last stream, or
+    after this time, by default two minutes. A client that no longer reads keeps its connection there as long."""
+    longest_s = str(math.ceil(router.request_deadline_s) + _MARGIN_S)
+    return {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": longest_s,
+        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": longest_s,
+    }
