@@ -18,6 +18,8 @@ from tests.router.router_process import STREAMING
 from tests.router.simulated_cluster import SECRET, SimulatedCluster, engine_config
 from tests.waiting import eventually
 
+pytestmark = pytest.mark.engine  # processes of its own, killed and frozen
+
 CONFIG = engine_config(step_s=0.005)
 POOLS = {"p1": Role.PREFILL, "d1": Role.DECODE, "d2": Role.DECODE}
 STREAMS = 12
