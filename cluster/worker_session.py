@@ -55,6 +55,7 @@ class Session:
         self._host = host
         self._limit = limit
         self._outgoing: deque[pb.StepOutputs] = deque()
+        self._ending: asyncio.Task[None] | None = None  # its host keeps the session, and so this, until it has run
         self._more = asyncio.Event()
         self._written = asyncio.Event()  # all that was put
         self._written.set()
@@ -94,12 +95,17 @@ class Session:
         try:
             code, reason = await self._ended
         finally:
-            reader.cancel()
-            writer.cancel()
-            await asyncio.gather(reader, writer, return_exceptions=True)
-            await self._host.closed(self)
+            # gRPC may cancel a call more than once: what must happen at the end is not left to this task.
+            self._ending = asyncio.create_task(self._wind_up(reader, writer), name=f"session end of {self.router_id}")
+            await asyncio.shield(self._ending)
         if code is not grpc.StatusCode.OK:
             await _abort(context, code, reason)
+
+    async def _wind_up(self, *tasks: asyncio.Task[None]) -> None:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._host.closed(self)
 
     async def _greet(self, requests: AsyncIterator[pb.SessionRequest], context: _Context) -> None:
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
+from collections.abc import Callable
 from contextlib import aclosing
 
 import grpc
@@ -18,7 +19,7 @@ from grpc_reflection.v1alpha import reflection
 from cluster.config import RouterConfig
 from cluster.errors import BatonError, ClientLost, StartFailed, answer_for, retry_after_s
 from protos.baton.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc
-from router.caller import caller_of, name_caller
+from router.caller import Caller, caller_of, name_caller
 from router.grpc_messages import prompt_of, response_of, sampling_of
 from router.session_id import HEADER, enter_session
 from router.text_generation import TextGeneration
@@ -28,25 +29,22 @@ logger = logging.getLogger(__name__)
 _INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["Inference"].full_name
 _ADMIN = admin_pb2.DESCRIPTOR.services_by_name["Admin"].full_name
 _ABORT_S = 5.0
+Leave = Callable[[Caller, ClientLost], None]
 _Context = grpc.aio.ServicerContext[inference_pb2.GenerateRequest, inference_pb2.GenerateResponse]
 
 
 class InferenceService(inference_pb2_grpc.InferenceServicer):
-    def __init__(self, text: TextGeneration, config: RouterConfig) -> None:
+    def __init__(self, text: TextGeneration, config: RouterConfig, leave: Leave) -> None:
         self._text = text
         self._config = config
+        self._leave = leave
 
     async def Generate(  # type: ignore[override]  # besides a generator, grpc.aio takes a coroutine that writes
         self, request: inference_pb2.GenerateRequest, context: _Context
     ) -> None:
         request_id = request.request_id or f"grpc-{uuid.uuid4().hex}"
         try:
-            name_caller(caller_of(context.invocation_metadata() or ()))
-            prompt, sampling = prompt_of(request), sampling_of(request.sampling, self._config.max_choices)
-            enter_session(_session_of(context))
-            async with aclosing(self._text.generate(request.model, prompt, sampling, request_id)) as chunks:
-                async for chunk in chunks:
-                    await self._write(context, response_of(chunk, request_id, self._text.model, sampling.logprobs or 0))
+            await self._generate(request, request_id, context)
         except ClientLost as error:
             logger.warning("Generate %s ends: %s", request_id, error)
             async with asyncio.timeout(_ABORT_S):  # a client that does not read keeps the status from leaving, too
@@ -56,6 +54,21 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         except Exception:
             logger.exception("Generate %s failed", request_id)
             await context.abort(grpc.StatusCode.INTERNAL, "internal error; the router's log has the details")
+
+    async def _generate(self, request: inference_pb2.GenerateRequest, request_id: str, context: _Context) -> None:
+        caller, complete = caller_of(context.invocation_metadata() or ()), False
+        name_caller(caller)
+        prompt, sampling = prompt_of(request), sampling_of(request.sampling, self._config.max_choices)
+        enter_session(_session_of(context))
+        try:
+            async with aclosing(self._text.generate(request.model, prompt, sampling, request_id)) as chunks:
+                async for chunk in chunks:
+                    await self._write(context, response_of(chunk, request_id, self._text.model, sampling.logprobs or 0))
+            complete = True
+        finally:
+            # gRPC may cancel a call again while it ends: what the frontend then leaves open ends here.
+            if not complete:
+                self._leave(caller, ClientLost("the client left, or its call has failed"))
 
     async def _write(self, context: _Context, response: inference_pb2.GenerateResponse) -> None:
         """Raises `ClientLost`. Waits while the client has not read enough of what was sent before."""
@@ -75,12 +88,18 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
 
 class GrpcEdge:
     """The server with all its services. Several routers of one machine share the port. `waiting`: calls that may wait
-    for admission beside those that run."""
+    for admission beside those that run. `leave` ends what a caller still has running, once nobody waits for it."""
 
     def __init__(
-        self, config: RouterConfig, text: TextGeneration, admin: admin_pb2_grpc.AdminServicer, waiting: int = 0
+        self,
+        config: RouterConfig,
+        text: TextGeneration,
+        admin: admin_pb2_grpc.AdminServicer,
+        waiting: int = 0,
+        leave: Leave = lambda caller, cause: None,
     ) -> None:
         self._config = config
+        self._leave = leave
         self._most_calls = 2 * (config.max_in_flight + waiting)
         self._text = text
         self._admin = admin
@@ -98,7 +117,9 @@ class GrpcEdge:
             ],
             maximum_concurrent_rpcs=self._most_calls,
         )
-        inference_pb2_grpc.add_InferenceServicer_to_server(InferenceService(self._text, self._config), server)
+        inference_pb2_grpc.add_InferenceServicer_to_server(
+            InferenceService(self._text, self._config, self._leave), server
+        )
         admin_pb2_grpc.add_AdminServicer_to_server(self._admin, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = (_INFERENCE, _ADMIN, health.SERVICE_NAME, reflection.SERVICE_NAME)

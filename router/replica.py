@@ -113,7 +113,8 @@ async def start_replica(config: Config, directory: Directory, clock: Clock) -> R
     explainer = Explainer(router_id, journal, frontend.text, placing, clock.now, rules)
     drains = Drains(fleet, shared.mirror, drain_seconds(config))
     admin = AdminService(fleet, router_id, config.model.served_name, explainer, shared, drains)
-    edge = GrpcEdge(config.router, frontend.text, admin, config.admission.queue.max_requests)
+    waiting = config.admission.queue.max_requests
+    edge = GrpcEdge(config.router, frontend.text, admin, waiting, fleet.dispatch.leave)
     try:
         await shared.start()
         port = await edge.start()

@@ -167,7 +167,8 @@ async def read_to_the_end(call: grpc.aio.UnaryStreamCall[Any, Any]) -> None:
 
 async def test_a_client_that_stops_reading_over_grpc_loses_its_request_and_hears_why() -> None:
     script = Endless()
-    edge = GrpcEdge(CONFIG, script, NoAdmin())
+    left: list[str] = []
+    edge = GrpcEdge(CONFIG, script, NoAdmin(), leave=lambda caller, cause: left.append(caller.tenant))
     port = await edge.start()
     options: list[tuple[str, Any]] = [("grpc.http2.lookahead_bytes", 0)]
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
@@ -179,4 +180,5 @@ async def test_a_client_that_stops_reading_over_grpc_loses_its_request_and_hears
             await asyncio.wait_for(read_to_the_end(call), 10)
         assert ended.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert "has not read for 0.5 s" in (ended.value.details() or "")
+    assert left == ["anonymous"]
     await edge.close(0)
