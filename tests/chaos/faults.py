@@ -13,17 +13,17 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 import grpc
 
 from cluster.engine import Role
 from cluster.wire import role_from_wire
-from protos.baton.v1 import admin_pb2
+from protos.baton.v1 import admin_pb2, worker_pb2
 from tests.chaos.scene import Scene
 
-KINDS = ("kill", "stall", "restart", "cut", "silence", "redis-kill", "redis-freeze", "directory-kill")
+KINDS = ("kill", "stall", "restart", "drain", "cut", "silence", "redis-kill", "redis-freeze", "directory-kill")
 BREAKS = frozenset({"kill", "restart", "cut"})
 """What both ends notice at once; the others are noticed by a silence."""
 _DIRECTORY = "ray::DirectoryActor"
@@ -81,7 +81,7 @@ class Faults:
 
     async def _victim(self, kind: str) -> str:
         """Empty: nobody can be spared for it now."""
-        ready = await asyncio.to_thread(self._scene.ready)
+        ready = await self._ready()
         pools: dict[Role, list[str]] = {role: [] for role in Role}
         for worker_id, worker in ready.items():
             if worker_id not in self._hurt:
@@ -117,7 +117,7 @@ class Faults:
 
     async def _kill(self, worker_id: str) -> None:
         pid = await asyncio.to_thread(self._scene.process_of, worker_id)
-        before = set(await asyncio.to_thread(self._scene.ready))
+        before = set(await self._ready())
         os.kill(pid, signal.SIGKILL)
         self._note("kill", worker_id)
         await self._replaced(worker_id, before)
@@ -137,8 +137,8 @@ class Faults:
         await self._well_again(worker_id)
 
     async def _drain(self, worker_id: str) -> None:
-        before = set(await asyncio.to_thread(self._scene.ready))
-        request = admin_pb2.DrainRequest(worker_id=worker_id, reason="chaos")
+        before = set(await self._ready())
+        request = admin_pb2.DrainRequest(worker_id=worker_id, reason="chaos", deadline_s=1.0)
         await asyncio.to_thread(self._scene.admin.Drain, request, timeout=_CALL_S)
         self._note("drain", worker_id)
         await self._replaced(worker_id, before)
@@ -181,11 +181,18 @@ class Faults:
             lambda ready: worker_id not in ready and bool(ready.keys() - before), f"nobody came for {worker_id}"
         )
 
-    async def _until(self, true: Callable[[dict[str, object]], bool], otherwise: str) -> None:
+    async def _ready(self) -> Mapping[str, worker_pb2.WorkerDescription]:
+        """Nobody, while a router does not answer."""
+        try:
+            return await asyncio.to_thread(self._scene.ready)
+        except grpc.RpcError:
+            return {}
+
+    async def _until(self, true: Callable[[Mapping[str, object]], bool], otherwise: str) -> None:
         give_up = time.monotonic() + _BACK_S
         while time.monotonic() < give_up:
             await asyncio.sleep(_LOOK_S)
-            if true(dict(await asyncio.to_thread(self._scene.ready))):
+            if true(await self._ready()):
                 return
         raise LookupError(otherwise)
 
