@@ -27,7 +27,7 @@ from pathlib import Path
 import grpc
 
 from protos.baton.v1 import admin_pb2
-from tests.chaos.faults import Faults
+from tests.chaos.faults import KINDS, Faults
 from tests.chaos.load import Clients, End
 from tests.chaos.scene import Scene, scene
 from tests.chaos.verdict import result, resumed
@@ -48,11 +48,11 @@ async def chaos(seed: int, requests: int, clients: int, every_s: float, say: Say
 async def break_scene(
     made: Scene, seed: int, requests: int, clients: int, every_s: float, say: Say
 ) -> dict[str, object]:
-    """Until so many streams have begun; ends with all of it well again."""
+    """Until so many streams have begun and every kind of fault was dealt; ends with all of it well again."""
     load = Clients(made.cluster.http, made.cluster.grpc, seed)
     faults = Faults(made, seed, say)
     streaming = asyncio.create_task(load.run(clients), name="clients")
-    await faults.deal(every_s, lambda: len(load.streams) >= requests)
+    await faults.deal(every_s, lambda: len(load.streams) >= requests and len(faults.counts) == len(KINDS))
     load.stop()
     await streaming
     for stream in load.streams:

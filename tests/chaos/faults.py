@@ -184,7 +184,7 @@ class Faults:
     async def _ready(self) -> Mapping[str, worker_pb2.WorkerDescription]:
         """Nobody, while a router does not answer."""
         try:
-            return await asyncio.to_thread(self._scene.ready)
+            return await self._scene.ready()
         except grpc.RpcError:
             return {}
 

@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import time
+from asyncio import to_thread
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -83,13 +84,13 @@ class FixedWorker:
 
     async def start(self) -> None:
         await self.line.start()
-        await asyncio.to_thread(_let_serve, self._serving)
+        await to_thread(_let_serve, self._serving)
 
     async def replace(self) -> None:
         """Killed; another process takes its name and its address at once."""
         _end(self._serving)
         self._serving, self._next = self._next, self._begin()
-        await asyncio.to_thread(_let_serve, self._serving)
+        await to_thread(_let_serve, self._serving)
 
     async def close(self) -> None:
         for process in (self._next, self._serving):
@@ -140,9 +141,18 @@ class Scene:
         admin = self.admins[router_id] if router_id else self.admin
         return admin.Status(admin_pb2.StatusRequest(), timeout=2 * _CALL_S)
 
-    def ready(self) -> dict[str, worker_pb2.WorkerDescription]:
+    def forget_dead_routers(self) -> None:
+        for router_id in list(self.admins):
+            try:
+                self.status(router_id)
+            except grpc.RpcError:
+                del self.admins[router_id]
+
+    async def ready(self) -> dict[str, worker_pb2.WorkerDescription]:
         """Workers that take requests, by id, as every router sees them."""
-        told = [_ready(self.status(router_id)) for router_id in self.admins]
+        told = [
+            _ready(status) for status in await asyncio.gather(*(to_thread(self.status, id_) for id_ in self.admins))
+        ]
         return {id_: worker for id_, worker in told[0].items() if all(id_ in each for each in told)}
 
     def process_of(self, worker_id: str) -> int:
@@ -216,7 +226,7 @@ async def scene(folder: Path) -> AsyncIterator[Scene]:
                 spec = FixedSpec(str(path), address, worker_id, role.value, _BEHIND, _FRONT, free_port())
                 fixed[worker_id] = FixedWorker(spec)
             await asyncio.gather(*(worker.start() for worker in fixed.values()))
-            admins = await asyncio.to_thread(_every_router, cluster, stack)
+            admins = await to_thread(_every_router, cluster, stack)
             made = Scene(cluster, redis, fixed, admins)
             await _until_all_are_ready(made, len(Role) * (SERVED + 1))
             yield made
@@ -255,6 +265,6 @@ def _every_router(cluster: LiveCluster, stack: ExitStack) -> dict[str, admin_pb2
 
 async def _until_all_are_ready(made: Scene, count: int) -> None:
     give_up = time.monotonic() + _START_S
-    while len(ready := await asyncio.to_thread(made.ready)) < count:
+    while len(ready := await made.ready()) < count:
         assert time.monotonic() < give_up, f"of {count} workers only {sorted(ready)} are ready"
         await asyncio.sleep(0.2)
