@@ -9,12 +9,24 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine, Sequence
+from dataclasses import replace
 
 import grpc
 
+from cluster.attempt_endings import moving_on, refusal
 from cluster.attempts import AttemptTable
 from cluster.clock import Clock
-from cluster.engine import Engine, EngineInfo, EngineOutput, EngineRequest, EngineStats, FinishReason, Leg, Role
+from cluster.engine import (
+    Engine,
+    EngineInfo,
+    EngineLoad,
+    EngineOutput,
+    EngineRequest,
+    EngineStats,
+    FinishReason,
+    Leg,
+    Role,
+)
 from cluster.errors import EngineFailed, InvalidRequest, WorkerLost
 from cluster.membership import WorkerRecord
 from cluster.progress import ProgressWatch
@@ -129,8 +141,8 @@ class Worker:
             raise WorkerLost(f"worker {self.spec.worker_id} has {self._state.name.lower()}: {self._reason}")
 
     def load(self) -> pb.Load:
-        """As of the last step; the leases as of the last look at the engine's counters."""
-        load = self._engine.load()
+        """As of the last step; the leases as of the last look at the engine's counters. A dead engine has none."""
+        load = EngineLoad() if self._state is State.FAILED else self._engine.load()
         return pb.Load(
             running=load.running,
             waiting=load.waiting,
@@ -170,7 +182,7 @@ class Worker:
     async def submit(self, session: Session, submit: pb.Submit) -> None:
         if self._state is State.DRAINING:
             self._attempts.refused()
-            return self._tell(session, [_moved(submit.attempt_id, self._reason)])
+            return self._tell(session, [moving_on(submit.attempt_id, self._reason)])
         try:
             request = self._accept(submit)
             self._open(request, session)
@@ -179,14 +191,14 @@ class Worker:
             self._attempts.refused()
             not_ready = isinstance(error, WorkerLost)
             why = FinishReason.MOVED if not_ready else FinishReason.ERROR
-            self._tell(session, [_refusal(submit.attempt_id, error, why)])
+            self._tell(session, [refusal(submit.attempt_id, error, why)])
             return
         try:
             await self._engine.submit(request)
         except (InvalidRequest, EngineFailed) as error:
             if self._attempts.end(request.attempt_id, "refused"):
                 self._owe_nothing()
-                self._tell(session, [_refusal(request.attempt_id, error)])
+                self._tell(session, [refusal(request.attempt_id, error)])
 
     async def abort(self, session: Session, attempt_ids: Sequence[str]) -> None:
         await self._abort([a for a in attempt_ids if self._attempts.owner(a) is session])
@@ -221,7 +233,7 @@ class Worker:
     async def move_attempts(self, reason: str) -> None:
         moved: list[str] = []
         for session in list(self._sessions):
-            outputs = [_moved(attempt_id, reason) for attempt_id in self._attempts.owned_by(session)]
+            outputs = [moving_on(attempt_id, reason) for attempt_id in self._attempts.owned_by(session)]
             for output in outputs:
                 self._attempts.take(output)
             if outputs:
@@ -365,9 +377,10 @@ class Worker:
         """The engine is gone: every open attempt hears it, and the worker only waits to be replaced."""
         if not isinstance(error, EngineFailed):
             logger.error("the worker broke", exc_info=error)
+        self._stats = replace(self._stats, running=0, waiting=0, kv_usage=0.0, leases=0, pinned_blocks=0)
         self._enter(State.FAILED, str(error) or repr(error))
         for session in self._sessions:
-            lost = [_refusal(id_, error, FinishReason.LOST) for id_ in self._attempts.owned_by(session)]
+            lost = [refusal(id_, error, FinishReason.LOST) for id_ in self._attempts.owned_by(session)]
             for output in lost:
                 self._attempts.take(output)
             if lost:
@@ -381,12 +394,3 @@ class Worker:
         self._state, self._reason = state, reason
         self._feed.enter(state.value, reason)
         logger.info("worker %s is %s %s", self.spec.worker_id, state.name.lower(), reason)
-
-
-def _moved(attempt_id: str, reason: str) -> EngineOutput:
-    why = f"the worker drains: {reason}".removesuffix(": ")
-    return EngineOutput(attempt_id, [], finish_reason=FinishReason.MOVED, error=why)
-
-
-def _refusal(attempt_id: str, error: BaseException, why: FinishReason = FinishReason.ERROR) -> EngineOutput:
-    return EngineOutput(attempt_id, [], finish_reason=why, error=str(error) or repr(error))

@@ -193,6 +193,7 @@ async def test_a_dead_engine_fails_every_attempt_at_once_and_the_worker_says_why
             assert (last.finish_reason, last.error) == (pb.FINISH_REASON_LOST, "power cut")
         described = await bench.stub.Describe(pb.DescribeRequest())
         assert (described.state, described.reason) == (pb.WORKER_STATE_FAILED, "power cut")
+        assert described.load == pb.Load(), "what it had is gone"
         with pytest.raises(WorkerLost, match="failed: power cut"):
             bench.worker.check_health()
         await first.submit("late")
