@@ -6,10 +6,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.config import Config
@@ -22,7 +20,7 @@ SCHEMA = CHART / "values.schema.json"
 
 _RELEASE = "baton"
 _HEADER = "# Written by `python -m deploy.helm_chart` from deploy/helm/baton/examples/{name}; change it there.\n"
-_HELM_S = 30.0
+_HELM_S = 60.0
 
 
 def main() -> None:
@@ -48,11 +46,14 @@ def plain_manifests(example: Path) -> str:
 
 
 def helm(*arguments: str) -> str:
-    """Helm's output. Raises `ConfigError` with its words when it fails, or is not installed."""
-    if shutil.which("helm") is None:
-        raise ConfigError("helm is not installed: see docs/kubernetes.md")
-    command: Sequence[str] = ["helm", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=_HELM_S, check=False)
+    """Helm's output. Raises `ConfigError` with its words when it fails, is not installed, or does not answer."""
+    command = ["helm", *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_HELM_S, check=False)
+    except FileNotFoundError as error:
+        raise ConfigError("helm is not installed: see docs/kubernetes.md") from error
+    except subprocess.TimeoutExpired as error:
+        raise ConfigError(f"helm {arguments[0]}: no answer within {_HELM_S:g} s") from error
     if done.returncode:
         raise ConfigError(f"helm {arguments[0]}: {done.stderr.strip()}\n{done.stdout.strip()}".strip())
     return done.stdout

@@ -22,13 +22,11 @@ needs_helm = pytest.mark.skipif(
 
 
 @functools.cache
-def _manifests(example: str, *settings: str) -> str:
-    options = [option for setting in settings for option in ("--set-json", setting)]
-    return helm("template", "baton", str(CHART), "-f", str(EXAMPLES / example), *options)
-
-
 def manifests(example: str = "cpu.yaml", *settings: str) -> list[dict[str, Any]]:
-    return [each for each in yaml.safe_load_all(_manifests(example, *settings)) if each]
+    """What the chart renders for an example and further values; shared, so not to be changed."""
+    options = [option for setting in settings for option in ("--set-json", setting)]
+    rendered = helm("template", "baton", str(CHART), "-f", str(EXAMPLES / example), *options)
+    return [each for each in yaml.load_all(rendered, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)) if each]
 
 
 def named(kind: str, name: str, example: str = "cpu.yaml", *settings: str) -> dict[str, Any]:

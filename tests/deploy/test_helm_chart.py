@@ -24,7 +24,7 @@ from cluster.pool_options import serve_options
 from deploy.helm_chart import CHART, EXAMPLES, PLAIN, SCHEMA, helm, plain_manifests, values_schema
 from deploy.kuberay_render import kuberay_manifests
 from deploy.proxy_environment import proxy_environment
-from tests.deploy.crd_schema import crd_schema, mistakes
+from tests.deploy.crd_schema import Schema, crd_schema, mistakes
 from tests.deploy.rendered_chart import (
     PARTS,
     SHIPPED,
@@ -85,12 +85,36 @@ def test_helm_finds_nothing_wrong(example: str | None) -> None:
     assert "0 chart(s) failed" in helm("lint", "--strict", str(CHART), *values)
 
 
-@needs_helm
-@pytest.mark.parametrize("example", SHIPPED)
-def test_kuberay_accepts_the_examples(example: str) -> None:
+@pytest.fixture(scope="module")
+def schema() -> Schema:
     if not (folder := os.environ.get("BATON_CRD_DIR")):
         pytest.skip("BATON_CRD_DIR does not name a folder with ray.io_rayservices.yaml")
-    assert mistakes(ray_service(example), crd_schema(Path(folder) / "ray.io_rayservices.yaml", "v1")) == []
+    return crd_schema(Path(folder) / "ray.io_rayservices.yaml", "v1")
+
+
+@needs_helm
+@pytest.mark.parametrize("example", SHIPPED)
+def test_kuberay_accepts_the_examples(example: str, schema: Schema) -> None:
+    assert mistakes(ray_service(example), schema) == []
+
+
+@needs_helm
+def test_kuberay_accepts_what_no_example_sets(schema: Schema) -> None:
+    """Each optional field once: a field in the wrong place would only show where somebody uses it."""
+    settings = (
+        'gcsFaultTolerance={"enabled": true, "redisAddress": "redis:6379", "redisUsername": "baton"}',
+        'httpService={"type": "LoadBalancer", "annotations": {"a": "b"}}',
+        'image.pullSecrets=["registry"]',
+        'modelVolume={"persistentVolumeClaim": {"claimName": "weights"}}',
+        'decode={"affinity": {"nodeAffinity": {}}, "priorityClassName": "p", "runtimeClassName": "nvidia",'
+        ' "annotations": {"a": "b"}, "env": [{"name": "UCX_TLS", "value": "rc"}], "topologySpreadConstraints": [],'
+        ' "rdma": {"resource": "rdma/ib"}, "tolerations": [{"operator": "Exists"}]}',
+    )
+    manifest = ray_service("cpu.yaml", *settings)
+    assert mistakes(manifest, schema) == []
+    decode = pods(manifest)["decode"]
+    assert environment(decode)["UCX_TLS"]["value"] == "rc"
+    assert {"name": "model", "mountPath": "/models", "readOnly": True} in container(decode)["volumeMounts"]
 
 
 @needs_helm
