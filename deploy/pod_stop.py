@@ -1,4 +1,6 @@
-"""What a pod does before Kubernetes ends it: Serve moves its replicas elsewhere, and the pod waits until it is empty.
+"""What a pod does before Kubernetes ends it: Serve moves its replicas elsewhere, the pod waits until it is empty.
+
+Then it stops Ray itself: a shell that is a pod's first process does not hear Kubernetes' signal.
 
 Runs as the preStop hook of a worker pod, beside Ray. Knows Ray's command line, Linux' /proc, and nothing of Baton.
 """
@@ -17,7 +19,8 @@ Announce = Callable[[int], str]
 _REPLICA = b"ray::ServeReplica:"  # Ray gives an actor's process the title of its class
 _ESTABLISHED = "01"
 _LOOK_S = 0.5
-_ANNOUNCE_S = 30.0
+_RAY_S = 30.0
+_STOP = ("ray", "stop", "--grace-period", "5")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,9 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--within", type=int, required=True, help="seconds until Kubernetes ends the pod")
     parser.add_argument("--http-port", type=int, required=True, help="of Serve's proxy")
     given = parser.parse_args(arguments)
-    if reason := stop(given.within, given.http_port, announce_to_ray):
+    reasons = [stop(given.within, given.http_port, announce_to_ray), _run(_STOP)]
+    for reason in filter(None, reasons):
         print(reason, file=sys.stderr)
-    return bool(reason)
+    return int(any(reasons))
 
 
 def stop(
@@ -55,15 +59,19 @@ def stop(
 
 def announce_to_ray(within_s: int) -> str:
     """Tells Ray that this pod goes; Serve then starts its replicas elsewhere and drains them here. "" when accepted."""
-    command = [
+    return _run([
         "ray", "drain-node", "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "Kubernetes stops the pod",
         "--deadline-remaining-seconds", str(within_s),
-    ]  # fmt: skip
+    ])  # fmt: skip
+
+
+def _run(command: Sequence[str]) -> str:
+    """What went wrong, or ""."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_ANNOUNCE_S, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_RAY_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        return f"ray drain-node: {error}"
-    return "" if done.returncode == 0 else f"ray drain-node: {done.stderr.strip() or done.returncode}"
+        return f"{' '.join(command[:2])}: {error}"
+    return "" if done.returncode == 0 else f"{' '.join(command[:2])}: {done.stderr.strip() or done.returncode}"
 
 
 def _replicas(proc: Path) -> Iterator[Path]:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from cluster.config import Config, parse_config
-from deploy.helm_chart import CHART, EXAMPLES, helm
+from deploy.helm_chart import CHART, EXAMPLES, PLAIN, helm
 
 SHIPPED = sorted(each.name for each in EXAMPLES.glob("*.yaml"))
 PARTS = ("router", "prefill", "decode")
@@ -23,9 +23,13 @@ needs_helm = pytest.mark.skipif(
 
 @functools.cache
 def manifests(example: str = "cpu.yaml", *settings: str) -> list[dict[str, Any]]:
-    """What the chart renders for an example and further values; shared, so not to be changed."""
+    """What the chart renders for an example and further values; shared, so not to be changed. An example alone is read
+    from the plain manifests, which takes no helm."""
     options = [option for setting in settings for option in ("--set-json", setting)]
-    rendered = helm("template", "baton", str(CHART), "-f", str(EXAMPLES / example), *options)
+    if settings:
+        rendered = helm("template", "baton", str(CHART), "-f", str(EXAMPLES / example), *options)
+    else:
+        rendered = (PLAIN / example).read_text()
     return [each for each in yaml.load_all(rendered, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)) if each]
 
 

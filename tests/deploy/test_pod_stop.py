@@ -88,6 +88,16 @@ def test_where_ray_refuses_only_the_clients_are_waited_for(pod: Pod) -> None:
     assert pod.clock == 10.0
 
 
+def test_ray_hears_first_that_the_pod_goes_and_is_stopped_last(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    said = tmp_path / "said"
+    ray = tmp_path / "ray"
+    ray.write_text(f'#!/bin/sh\necho "$1" "$2" >> {said}\n')
+    ray.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main(["--within", "0", "--http-port", "1"]) == 1  # no time at all
+    assert said.read_text().splitlines() == ["drain-node --reason", "stop --grace-period"]
+
+
 def test_a_refusal_reaches_kubernetes_as_the_hooks_exit_code(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
