@@ -15,7 +15,7 @@ template:
     serviceAccountName: {{ include "baton.name" . }}-head
     terminationGracePeriodSeconds: 60
     securityContext: {{- include "baton.podSecurity" . | nindent 6 }}
-    {{- include "baton.pullSecrets" . | nindent 4 }}
+    {{- with include "baton.pullSecrets" . | trim }}{{ . | nindent 4 }}{{ end }}
     containers:
       - name: ray-head
         image: {{ include "baton.image" . }}
@@ -38,6 +38,6 @@ template:
           timeoutSeconds: 5
           failureThreshold: 10
         volumeMounts: {{- include "baton.mounts" . | nindent 10 }}
-    {{- include "baton.placement" $values.head | nindent 4 }}
+    {{- with include "baton.placement" $values.head | trim }}{{ . | nindent 4 }}{{ end }}
     volumes: {{- include "baton.volumes" (dict "root" . "sharedMemory" "1Gi") | nindent 6 }}
 {{- end -}}

@@ -25,7 +25,7 @@ template:
     automountServiceAccountToken: false
     terminationGracePeriodSeconds: {{ $part.grace }}
     securityContext: {{- include "baton.podSecurity" $root | nindent 6 }}
-    {{- include "baton.pullSecrets" $root | nindent 4 }}
+    {{- with include "baton.pullSecrets" $root | trim }}{{ . | nindent 4 }}{{ end }}
     containers:
       - name: ray-worker
         image: {{ include "baton.image" $root }}
@@ -55,7 +55,7 @@ template:
             exec:
               command: [python, -m, deploy.pod_stop, --within, {{ sub $part.grace 15 | quote }}, --http-port, {{ int $config.router.http_port | quote }}]
         volumeMounts: {{- include "baton.mounts" $root | nindent 10 }}
-    {{- include "baton.placement" $values | nindent 4 }}
+    {{- with include "baton.placement" $values | trim }}{{ . | nindent 4 }}{{ end }}
     topologySpreadConstraints:
       {{- if kindIs "invalid" $values.topologySpreadConstraints }}
       - maxSkew: 1
