@@ -16,7 +16,7 @@ else
 TORCH := --torch-backend cpu
 endif
 
-.PHONY: setup serve test chaos check lint types fast lock protos protos-check clean
+.PHONY: setup serve test chaos check lint types fast lock chart protos protos-check clean
 
 setup: $(STAMP)
 
@@ -63,6 +63,13 @@ lock: setup
 	$(BIN)/uv pip compile --quiet pyproject.toml --extra cpu --extra dev --python-version 3.11 \
 		--python-platform x86_64-manylinux_2_28 $(TORCH) --override requirements/overrides.txt \
 		--custom-compile-command "make lock" --no-emit-index-url -o requirements/cpu.lock
+	$(BIN)/uv pip compile --quiet pyproject.toml --extra gpu --python-version 3.11 \
+		--python-platform x86_64-manylinux_2_28 --override requirements/overrides.txt \
+		--custom-compile-command "make lock" --no-emit-index-url -o requirements/gpu.lock
+
+# What of the Helm chart is generated; needs helm. tests/deploy/test_helm_chart.py fails when it is stale.
+chart: setup
+	$(BIN)/python -m deploy.helm_chart
 
 clean:
 	rm -rf $(VENV) .baton
