@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
 BLOCK, OUTPUT = 32, 12
 AT_ONCE, MOST_BATCHES = 16, 8
-LONG_OUTPUT, WAIT_S = 160, 120
+LONG_OUTPUT, FEW, WAIT_S = 240, 5, 120
 START_S = 400.0  # five processes that each import for ten seconds and more
 LENGTHS = (33, 64, 95, 300, 700)
 LONG_LENGTHS = (1_500, 2_500, 300, 2_000)
@@ -64,40 +64,31 @@ class Pairs:
         told: admin_pb2.Explanation = self._admin.Explain(admin_pb2.ExplainRequest(request_id=request_id), timeout=10)
         return told
 
-    def worker_of(self, request_id: str, leg: str) -> str:
-        """Where the request's last attempt at this leg was sent, perhaps a moment ago."""
-        (*_, last) = (each.chosen for each in self.explain(request_id).decisions if each.question == leg)
-        return last
-
     def endings(self, request_ids: Iterable[str], worker_id: str) -> set[str]:
         """How the attempts of these requests on that worker ended."""
         told = [attempt for request_id in request_ids for attempt in self.explain(request_id).attempts]
         return {attempt.outcome for attempt in told if attempt.worker_id == worker_id}
 
-    def process_of(self, worker_id: str) -> int:
-        (address,) = (w.address for w in self.status.read().workers if w.description.worker_id == worker_id)
-        return listener(int(address.rpartition(":")[2]), self.owner)
-
-    def kill(self, worker_id: str) -> None:
-        """Not asked to end, just ended; its engine core goes with it."""
-        os.kill(self.process_of(worker_id), signal.SIGKILL)
-
-    def wait_for(self, prefill: int, decode: int) -> None:
-        """Until so many workers of each pool are ready."""
-        wanted = {worker_pb2.ROLE_PREFILL: prefill, worker_pb2.ROLE_DECODE: decode}
+    def victim(self, role: worker_pb2.Role.ValueType, ready: int) -> tuple[str, int]:
+        """A worker of the pool and its process, once so many of the pool, and one of the other, are ready."""
         give_up = time.monotonic() + START_S
-        while any(pool.ready < wanted[pool.role] for pool in self.status.read().pools):
-            assert time.monotonic() < give_up, f"{prefill} + {decode} workers do not come up"
+        while any(pool.ready < (ready if pool.role == role else 1) for pool in self.status.read().pools):
+            assert time.monotonic() < give_up, "the workers do not come up"
             time.sleep(0.2)
+        for worker in self.status.read().workers:
+            told = worker.description
+            if told.role == role and told.state == worker_pb2.WORKER_STATE_READY and not worker.unreachable:
+                return told.worker_id, listener(int(worker.address.rpartition(":")[2]), self.owner)
+        raise AssertionError("no worker of the pool is ready")
 
-    def wait_for_queue(self) -> str:
-        """Returns a prefill worker that has prompts to compute."""
+    def wait_for_queue(self, worker_id: str) -> None:
+        """Until the worker has prompts to compute."""
         give_up = time.monotonic() + WAIT_S
         while time.monotonic() < give_up:
             for worker in self.status.read().workers:
-                if worker.description.load.queued_prefill_tokens:
-                    return worker.description.worker_id
-        raise AssertionError("no prefill worker has anything to do")
+                if worker.description.worker_id == worker_id and worker.description.load.queued_prefill_tokens:
+                    return
+        raise AssertionError(f"{worker_id} has nothing to do")
 
     def blocks_moved(self) -> tuple[int, int]:
         """Sent by all prefill workers, and pulled over the transport by all decode workers."""
@@ -157,35 +148,33 @@ class TestDeaths:
     """Each kills a worker for good; the others serve while Serve starts another one in its place."""
 
     def test_decode_dies_in_the_middle_of_its_streams(self, pairs: Pairs, said: Said) -> None:
-        pairs.wait_for(prefill=1, decode=2)
+        victim, pid = pairs.victim(worker_pb2.ROLE_DECODE, ready=2)
         streams = Streams(pairs, "decode-dies", said.prompts)
-        streams.wait_for_tokens(LONG_OUTPUT // 8)
-        victim = pairs.worker_of(streams.ids[0], "decode")
-        pairs.kill(victim)
+        streams.wait_for_tokens(FEW, of=AT_ONCE // 2)
+        os.kill(pid, signal.SIGKILL)  # its engine core goes with it
         assert streams.ended() == said.tokens
         assert "lost" in pairs.endings(streams.ids, victim), "nobody had to move"
 
     def test_prefill_dies_with_prompts_to_compute(self, pairs: Pairs, said: Said) -> None:
-        pairs.wait_for(prefill=2, decode=1)
+        victim, pid = pairs.victim(worker_pb2.ROLE_PREFILL, ready=2)
         streams = Streams(pairs, "prefill-dies", said.prompts)
-        victim = pairs.wait_for_queue()
-        pairs.kill(victim)
+        pairs.wait_for_queue(victim)
+        os.kill(pid, signal.SIGKILL)
         assert streams.ended() == said.tokens
         assert "lost" in pairs.endings(streams.ids, victim), "it had nothing to do any more"
 
     def test_prefill_dies_when_its_blocks_are_wanted(self, pairs: Pairs, said: Said) -> None:
-        pairs.wait_for(prefill=1, decode=1)
+        _, pid = pairs.victim(worker_pb2.ROLE_PREFILL, ready=1)
         streams = Streams(pairs, "source-dies", said.prompts)
-        pairs.kill(pairs.worker_of(streams.wait_for_tokens(1), "prefill"))
+        streams.wait_for_tokens(1, of=2)
+        os.kill(pid, signal.SIGKILL)
         assert streams.ended() == said.tokens
 
     def test_the_engine_of_decode_dies_and_its_worker_says_so(self, pairs: Pairs, said: Said) -> None:
-        pairs.wait_for(prefill=1, decode=2)
+        victim, pid = pairs.victim(worker_pb2.ROLE_DECODE, ready=2)
+        (core,) = (child for child in psutil.Process(pid).children() if "EngineCore" in child.cmdline()[0])
         streams = Streams(pairs, "engine-dies", said.prompts)
-        streams.wait_for_tokens(LONG_OUTPUT // 8)
-        victim = pairs.worker_of(streams.ids[0], "decode")
-        children = psutil.Process(pairs.process_of(victim)).children()
-        (core,) = (child for child in children if "EngineCore" in child.cmdline()[0])
+        streams.wait_for_tokens(FEW, of=AT_ONCE // 2)
         core.kill()
         assert streams.ended() == said.tokens
         assert "lost" in pairs.endings(streams.ids, victim), "nobody had to move"
@@ -226,14 +215,12 @@ class Streams:
     def ids(self) -> list[str]:
         return list(self._told)
 
-    def wait_for_tokens(self, count: int) -> str:
-        """Returns whose answer was the first to be so long."""
+    def wait_for_tokens(self, count: int, of: int) -> None:
+        """Until so many streams have so many tokens."""
         give_up = time.monotonic() + WAIT_S
-        while time.monotonic() < give_up:
-            for request_id, tokens in self._told.items():
-                if len(tokens) >= count:
-                    return request_id
-        raise AssertionError(f"no stream has {count} tokens")
+        while sum(len(tokens) >= count for tokens in self._told.values()) < of:
+            assert time.monotonic() < give_up, f"no {of} streams have {count} tokens"
+            time.sleep(0.001)
 
     def ended(self) -> list[list[int]]:
         """Raises what any of them met."""
