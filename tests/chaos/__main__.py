@@ -31,6 +31,7 @@ from tests.chaos.faults import KINDS, Faults
 from tests.chaos.load import Clients, End
 from tests.chaos.scene import Scene, scene
 from tests.chaos.verdict import result, resumed
+from tests.e2e.cluster_status import left_in
 
 _QUIET_S = 30.0
 _CALL_S = 5.0
@@ -87,22 +88,7 @@ def left_behind(made: Scene) -> list[str]:
 
 
 def _look(made: Scene) -> list[str]:
-    left = []
-    for router_id in made.admins:
-        status = made.status(router_id)
-        left += [f"{router_id}: {status.router.in_flight} in flight"] if status.router.in_flight else []
-        for worker in status.workers:
-            described = worker.description
-            amounts = {
-                "running": described.load.running,
-                "waiting": described.load.waiting,
-                "queued prefill tokens": described.load.queued_prefill_tokens,
-                "leases": described.load.leases,
-                "pinned blocks": described.counters.pinned_blocks,
-            }
-            left += [f"{described.worker_id}: {amount} {name}" for name, amount in amounts.items() if amount]
-            left += [f"{described.worker_id}: {worker.unreachable}"] if worker.unreachable else []
-    return left
+    return [what for router_id in made.admins for what in left_in(made.status(router_id))]
 
 
 def main() -> None:

@@ -14,10 +14,10 @@ from enum import Enum
 import aiohttp
 import grpc.aio
 
-from cluster.simulated_batch import next_token
 from protos.baton.v1 import inference_pb2 as pb
 from protos.baton.v1.inference_pb2_grpc import InferenceStub
 from tests.chaos.scene import LOCAL
+from tests.router.simulated_cluster import expected_tokens
 
 VOCABULARY = 4096
 MODEL = "demo"
@@ -57,19 +57,12 @@ class Stream:
     def close(self, error: str = "", hung: bool = False) -> None:
         """A stream with an error is lost, even if all of it had come."""
         self.ended, self.error = time.monotonic(), error
-        if self.tokens != expected(self.prompt, len(self.tokens)):
+        if self.tokens != expected_tokens(self.prompt, len(self.tokens), VOCABULARY):
             self.end = End.WRONG
         elif hung:
             self.end = End.HUNG
         elif not error and len(self.tokens) == self.wanted:
             self.end = End.WHOLE
-
-
-def expected(prompt: list[int], count: int) -> list[int]:
-    tokens = list(prompt)
-    for _ in range(count):
-        tokens.append(next_token(tokens, VOCABULARY))
-    return tokens[len(prompt) :]
 
 
 def prompts(seed: int) -> list[tuple[list[int], int]]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from protos.baton.v1 import admin_pb2
+from tests.benchmarks.streams import percentiles
 from tests.chaos.faults import BREAKS, Dealt
 from tests.chaos.load import End, Stream
 
@@ -72,10 +73,5 @@ def result(
     }
 
 
-def _percentiles(seconds: Sequence[float]) -> dict[str, float | None]:
-    ordered = sorted(seconds)
-
-    def at(share: float) -> float | None:
-        return round(1000 * ordered[min(len(ordered) - 1, int(share * len(ordered)))], 1) if ordered else None
-
-    return {"p50": at(0.5), "p99": at(0.99)}
+def _percentiles(seconds: Sequence[float]) -> Mapping[str, float | None]:
+    return percentiles(seconds) if seconds else {"p50": None, "p99": None}

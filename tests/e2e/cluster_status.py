@@ -60,22 +60,23 @@ class ClusterStatus:
     def wait_until_quiet(self) -> None:
         """Raises `AssertionError` that says what is left if the cluster does not come to rest."""
         give_up = time.monotonic() + _QUIET_S
-        while left := self._left():
+        while left := left_in(self.read()):
             assert time.monotonic() < give_up, f"left behind: {left}"
 
-    def _left(self) -> list[str]:
-        status = self.read()
-        left = [f"router: {status.router.in_flight} in flight"] if status.router.in_flight else []
-        for worker in status.workers:
-            load, counters = worker.description.load, worker.description.counters
-            amounts = {
-                "running": load.running,
-                "waiting": load.waiting,
-                "queued prefill tokens": load.queued_prefill_tokens,
-                "leases": load.leases,
-                "pinned blocks": counters.pinned_blocks,
-            }
-            role = worker_pb2.Role.Name(worker.description.role)
-            left += [f"{role}: {amount} {name}" for name, amount in amounts.items() if amount]
-            left += [f"{role}: {worker.unreachable}"] if worker.unreachable else []
-        return left
+
+def left_in(status: admin_pb2.StatusResponse) -> list[str]:
+    """What a cluster at rest does not have, of this router's and of every worker's, in words."""
+    left = [f"{status.router_id}: {status.router.in_flight} in flight"] if status.router.in_flight else []
+    for worker in status.workers:
+        described = worker.description
+        amounts = {
+            "running": described.load.running,
+            "waiting": described.load.waiting,
+            "queued prefill tokens": described.load.queued_prefill_tokens,
+            "leases": described.load.leases,
+            "pinned blocks": described.counters.pinned_blocks,
+        }
+        name = f"{worker_pb2.Role.Name(described.role)} {described.worker_id}"
+        left += [f"{name}: {amount} {what}" for what, amount in amounts.items() if amount]
+        left += [f"{name}: {worker.unreachable}"] if worker.unreachable else []
+    return left

@@ -7,15 +7,15 @@ import itertools
 import json
 import random
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import grpc
 import httpx
 
-from cluster.simulated_batch import next_token
 from protos.baton.v1 import inference_pb2, inference_pb2_grpc
+from tests.router.simulated_cluster import expected_tokens
 
 LONGEST_S = 60.0
 
@@ -90,7 +90,7 @@ class StreamingLoad:
             result.pause_s, last = max(result.pause_s, now - last), now
             tokens += [token for delta in response.deltas for token in delta.token_ids]
         result.tokens = len(tokens)
-        if tokens != self._expected(prompt, length):
+        if tokens != expected_tokens(prompt, length, self.vocabulary):
             result.error = f"wrong tokens over gRPC: {len(tokens)} of {length}"
         return result
 
@@ -123,12 +123,6 @@ class StreamingLoad:
         result.tokens = len(tokens)
         if not done:
             result.error = f"cut after {len(tokens)} tokens"
-        elif tokens != self._expected(prompt, length):
+        elif tokens != expected_tokens(prompt, length, self.vocabulary):
             result.error = f"wrong tokens: {len(tokens)} of {length}"
         return result
-
-    def _expected(self, prompt: Sequence[int], count: int) -> list[int]:
-        tokens = list(prompt)
-        for _ in range(count):
-            tokens.append(next_token(tokens, self.vocabulary))
-        return tokens[len(prompt) :]

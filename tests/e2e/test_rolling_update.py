@@ -17,6 +17,7 @@ import yaml
 
 from protos.baton.v1 import admin_pb2, admin_pb2_grpc, worker_pb2
 from tests.e2e.streaming_load import StreamingLoad
+from tests.json_lines import next_object
 from tests.live_cluster import ROOT, local_config
 from tests.waiting import eventually
 
@@ -38,21 +39,12 @@ class Cluster:
     http: str
     channel: grpc.aio.Channel
 
-    async def told(self) -> dict[str, Any]:
-        """The next JSON line of the program; other lines are Ray's own words."""
-        assert self.process.stdout is not None
-        while line := await self.process.stdout.readline():
-            if line.startswith(b"{"):
-                content: dict[str, Any] = json.loads(line)
-                return content
-        raise AssertionError(f"the cluster ended with {await self.process.wait()}")
-
     async def change(self, **command: Any) -> None:
         """Returns once Serve is at rest."""
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(command).encode() + b"\n")
         async with asyncio.timeout(CHANGE_S):
-            assert await self.told() == {"done": True}
+            assert await next_object(self.process) == {"done": True}
 
     async def status(self) -> admin_pb2.StatusResponse:
         admin = admin_pb2_grpc.AdminStub(self.channel)
@@ -92,7 +84,7 @@ async def serving(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) ->
         cluster = Cluster(process, f"http://127.0.0.1:{router['http_port']}", channel)
         try:
             async with asyncio.timeout(START_S):
-                assert await cluster.told() == {"ready": True}
+                assert await next_object(cluster.process) == {"ready": True}
             yield cluster
             assert process.stdin is not None
             process.stdin.close()

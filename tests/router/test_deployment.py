@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import pytest_asyncio
 
 from deploy.free_port import free_port
 from protos.baton.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc
+from tests.json_lines import next_object
 
 pytestmark = [
     pytest.mark.engine,
@@ -34,21 +34,12 @@ class Application:
     http: httpx.AsyncClient
     channel: grpc.aio.Channel
 
-    async def told(self) -> dict[str, Any]:
-        """The next JSON line of the program; other lines are Ray's own words."""
-        assert self.process.stdout is not None
-        while line := await self.process.stdout.readline():
-            if line.startswith(b"{"):
-                content: dict[str, Any] = json.loads(line)
-                return content
-        raise AssertionError(f"the application ended with {await self.process.wait()}")
-
     async def seen(self, aborts: int = 0) -> dict[str, Any]:
         """What the workers have seen, once that many attempts were aborted at decode."""
         assert self.process.stdin is not None
         self.process.stdin.write(b"%d\n" % aborts)
         async with asyncio.timeout(20):
-            return await self.told()
+            return await next_object(self.process)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -64,7 +55,7 @@ async def application(demo_model: Path) -> AsyncIterator[Application]:
         application = Application(process, http, channel)
         try:
             async with asyncio.timeout(START_S):
-                assert await application.told() == {"ready": True}
+                assert await next_object(application.process) == {"ready": True}
                 while not await serves(http):  # noqa: ASYNC110  # another process: nobody to wake us
                     await asyncio.sleep(0.2)
             yield application
