@@ -110,7 +110,8 @@ class Admission:
         return [*actions, *self._admit(now)]
 
     def on_cached(self, request_id: str, cached_tokens: int) -> None:
-        """So many of a queued request's prompt tokens are cached somewhere by now. Unknown ids are no error."""
+        """So many of a queued request's prompt tokens are cached somewhere by now: who comes next is decided anew from
+        the next event on. Unknown ids are no error."""
         self._room.refresh(request_id, cached_tokens)
 
     def bound(self, running_requests: int, starting_tokens: float = float("inf")) -> None:

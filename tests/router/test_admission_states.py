@@ -100,6 +100,7 @@ class AdmissionMachine(RuleBasedStateMachine):
     @rule(choice=st.integers(0, 100), cached=st.integers(0, 3_000))
     def gets_cached(self, choice: int, cached: int) -> None:
         self.admission.on_cached(sorted(self.waiting)[choice % len(self.waiting)], cached)
+        self.apply(self.admission.on_time(self.now))  # another is next, and may be small enough to start
 
     @rule(seconds=st.floats(0.0, 15.0))
     def time_passes(self, seconds: float) -> None:
