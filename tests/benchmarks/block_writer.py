@@ -10,23 +10,15 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from deploy.demo_model import SHAPE
 from kv_transfer.block_frames import StreamLimits
 from kv_transfer.block_permit import TicketRule
 from kv_transfer.block_server import BlockServer
 from kv_transfer.nixl_transport import NixlTransport
 from kv_transfer.ticket import Ticket, seal
-from kv_transfer.transport import Endpoint, Layout, Region
+from kv_transfer.transport import Endpoint
 from tests.benchmarks.bare_transfers import BareNixl, BareServer
+from tests.benchmarks.kv_caches import BLOCK_TOKENS, CacheShape, KvCache
 
-Cache = np.ndarray[Any, np.dtype[np.uint8]]
-
-BLOCK_TOKENS = 32
-LAYERS = SHAPE.layers
-LAYER_BLOCK_BYTES = 2 * SHAPE.kv_heads * SHAPE.head_dim * BLOCK_TOKENS * 2  # keys and values of two bytes
-BLOCKS = 4096
 RULE = TicketRule(b"secret of a benchmark", 1, BLOCK_TOKENS)
 _PROGRESS_EVERY_S = 0.005  # as the mover's thread does while a lease is open
 _MIB = 1 << 20
@@ -70,24 +62,6 @@ class Writer:
         return self._pipe.recv()
 
 
-def new_cache() -> Cache:
-    return np.zeros((LAYERS, BLOCKS, LAYER_BLOCK_BYTES), np.uint8)
-
-
-def fill(cache: Cache) -> None:
-    cache[:] = values()[:, :, None]
-
-
-def values() -> Cache:
-    """The byte that fills each block of each layer of the writer."""
-    return (np.arange(LAYERS * BLOCKS) % 251 + 1).astype(np.uint8).reshape(LAYERS, BLOCKS)
-
-
-def layout_of(cache: Cache) -> Layout:
-    base, layer, block = cache.ctypes.data, cache.strides[0], cache.strides[1]
-    return Layout(tuple(Region(base + i * layer, block, LAYER_BLOCK_BYTES, BLOCKS) for i in range(LAYERS)))
-
-
 def ticket_for(block_ids: tuple[int, ...]) -> bytes:
     ticket = Ticket(
         attempt_id="attempt",
@@ -104,10 +78,10 @@ def ticket_for(block_ids: tuple[int, ...]) -> bytes:
 
 
 @contextmanager
-def writer_process(limits: StreamLimits) -> Iterator[Writer]:
+def writer_process(limits: StreamLimits, shape: CacheShape) -> Iterator[Writer]:
     spawn = multiprocessing.get_context("spawn")
     here, there = spawn.Pipe()
-    process = spawn.Process(target=_write, args=(there, limits))
+    process = spawn.Process(target=_write, args=(there, limits, shape))
     process.start()
     there.close()
     try:
@@ -117,10 +91,10 @@ def writer_process(limits: StreamLimits) -> Iterator[Writer]:
         process.join()
 
 
-def _write(pipe: Connection, limits: StreamLimits) -> None:
-    cache = new_cache()
-    fill(cache)
-    layout = layout_of(cache)
+def _write(pipe: Connection, limits: StreamLimits, shape: CacheShape) -> None:
+    cache = KvCache(shape)
+    cache.fill()
+    layout = cache.layout
     nixl, bare_nixl = NixlTransport(layout), BareNixl(layout)
     server = BlockServer(layout, RULE, limits, "127.0.0.1", "127.0.0.1")
     bare_server = BareServer(limits.frame())
