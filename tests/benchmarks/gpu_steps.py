@@ -4,8 +4,8 @@
 
 The steps are a plain PyTorch decoder of the model's shape with random weights in bfloat16, its layers compiled and
 recorded as a CUDA graph: what an engine computes, without what it schedules and samples. `predicted_ms` therefore
-leaves out the model's `step_s`. Medians of the rounds, timed on the GPU. Its steps were checked on a CPU; nobody has run
-it on a GPU yet.
+leaves out the model's `step_s`. Medians of the rounds, timed on the GPU. Its steps were checked on a CPU; it was not
+run on a GPU yet.
 """
 
 from __future__ import annotations
