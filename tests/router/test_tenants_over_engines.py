@@ -38,7 +38,7 @@ from tests.router.tenant_load import (
 )
 
 CAPACITY_S, OVERLOAD_S, ROUND_S = 8.0, 20.0, 20.0
-pytestmark = pytest.mark.engine  # no engine of vLLM, but as slow
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]  # no engine of vLLM, but as slow
 CONFIGS = {Role.PREFILL: PREFILL, Role.DECODE: DECODE}
 
 
