@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 
+from deploy.own_folder import remove_folders_of
 from deploy.processes import adopt_orphans, end_descendants
 
 ASK_TO_END = signal.SIGINT
@@ -37,6 +38,7 @@ def guard() -> None:
         return
     status = _keep_watch(worker)
     end_descendants(guardian, _PATIENCE_S)
+    remove_folders_of(worker)
     raise SystemExit(128 - status if status < 0 else status)
 
 

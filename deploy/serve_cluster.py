@@ -11,18 +11,17 @@ import re
 import secrets
 import shutil
 import socket
-import tempfile
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.config import Config
 from cluster.errors import StartFailed
 from deploy.free_port import free_port
+from deploy.own_folder import own_folder, scratch_environment
 from deploy.processes import adopt_orphans, end_descendants
 from deploy.proxy_environment import proxy_environment
 
@@ -45,8 +44,7 @@ class ServeCluster:
     def __init__(self, config: Config, progress: Progress) -> None:
         self._config = config
         self._progress = progress
-        # HAProxy's socket lies in it, and the path of a Unix socket is short: not wherever TMPDIR may point.
-        self._folder = Path(tempfile.mkdtemp(prefix="baton-", dir="/tmp"))
+        self._folder = own_folder()
         self._failed: list[BaseException] = []
         self._threads: list[threading.Thread] = []
 
@@ -102,6 +100,7 @@ class ServeCluster:
         """What Ray must find in its environment before its first process starts; every cluster gets its own."""
         proxy = self._folder
         own = {
+            **scratch_environment(proxy),
             **proxy_environment(self._config.router),
             "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(proxy / "haproxy.cfg"),
             "RAY_SERVE_HAPROXY_SOCKET_PATH": str(proxy / "admin.sock"),
@@ -141,15 +140,18 @@ class ServeCluster:
         ):
             for name, amount in part.resources.items():
                 resources[name] = resources.get(name, 0.0) + amount * count
-        ray.init(
-            address="local",
-            num_cpus=max(1, round(most_cpus(config) + 0.5)),
-            resources=resources or None,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="ERROR",
-            namespace=f"baton-{config.name}",
-        )
+        try:
+            ray.init(
+                address="local",
+                num_cpus=max(1, round(most_cpus(config) + 0.5)),
+                resources=resources or None,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+                namespace=f"baton-{config.name}",
+            )
+        except Exception as error:  # Ray raises nothing narrower when its processes take longer than it waits for them
+            raise StartFailed(f"Ray did not start: {error} Is the machine busy? Try again when it is not") from error
 
     def _run_application(self) -> None:
         from ray import serve

@@ -52,6 +52,16 @@ def _all_gone(processes: list[psutil.Process]) -> bool:
     return not psutil.wait_procs(processes, timeout=20)[1]
 
 
+def test_the_folder_of_a_killed_worker_is_removed() -> None:
+    with_folder = _WORKER.replace("guard()\n", "guard()\nfrom deploy.own_folder import own_folder\nown_folder()\n", 1)
+    with _guarded(with_folder) as (guardian, told):
+        left = Path("/tmp").glob(f"baton-{told[0].pid}-*")
+        assert len(folders := list(left)) == 1
+        told[0].kill()
+        assert guardian.wait(20) == 128 + signal.SIGKILL
+    assert not folders[0].exists()
+
+
 @pytest.mark.parametrize("victim", ["guardian", "worker"])
 def test_whichever_is_killed_nothing_is_left(victim: str) -> None:
     with _guarded() as (guardian, told):
