@@ -34,4 +34,5 @@ def mixed(salt: str, wished: str) -> str:
     """`wished` is what a client asks for: it divides what its tenant has, and never reaches what others have."""
     if not wished:
         return salt
-    return hashlib.blake2b(wished.encode(), digest_size=_BYTES, key=salt.encode() or _PURPOSE).hexdigest()
+    text = wished.encode(errors="surrogatepass")  # JSON can hold half a character
+    return hashlib.blake2b(text, digest_size=_BYTES, key=salt.encode() or _PURPOSE).hexdigest()
