@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,12 +132,19 @@ def until(guarded: Guarded, key: Made, statuses: list[int]) -> None:
 
 def test_no_port_of_any_process_answers_our_services_in_plain_text(guarded: Guarded) -> None:
     ports = listening_ports(guarded.cluster.pid)
-    assert [port for port in ports if _answers(grpc.insecure_channel(f"127.0.0.1:{port}"))] == []
     named = [("grpc.ssl_target_name_override", "baton")]
-    inside = [port for port in ports if _answers(grpc.secure_channel(f"127.0.0.1:{port}", guarded.member, named))]
+    assert answering(ports, grpc.insecure_channel) == []
+    inside = answering(ports, lambda address: grpc.secure_channel(address, guarded.member, named))
     assert len(inside) == 4, "two workers, and the KvSource of each"
-    shut_out = [grpc.secure_channel(f"127.0.0.1:{port}", guarded.trusted, named) for port in inside]
-    assert [channel for channel in shut_out if _answers(channel)] == [], "without a certificate of the cluster"
+    shut_out = answering(inside, lambda address: grpc.secure_channel(address, guarded.trusted, named))
+    assert shut_out == [], "without a certificate of the cluster"
+
+
+def answering(ports: list[int], dial: Callable[[str], grpc.Channel]) -> list[int]:
+    """Those behind which one of our services is."""
+    with ThreadPoolExecutor(len(ports)) as pool:
+        answers = list(pool.map(lambda port: _answers(dial(f"127.0.0.1:{port}")), ports))
+    return [port for port, answer in zip(ports, answers, strict=True) if answer]
 
 
 def listening_ports(pid: int) -> list[int]:
@@ -152,7 +160,7 @@ def listening_ports(pid: int) -> list[int]:
 
 def _answers(channel: grpc.Channel) -> bool:
     """Whether one of our services is behind it. Ray's own ports may speak gRPC too."""
-    asked = (
+    asked: tuple[Callable[[], object], ...] = (
         lambda: worker_pb2_grpc.WorkerStub(channel).Describe(worker_pb2.DescribeRequest(), timeout=2),
         lambda: kv_pb2_grpc.KvSourceStub(channel).Stats(kv_pb2.KvStatsRequest(), timeout=2),
         lambda: admin_pb2_grpc.AdminStub(channel).Status(admin_pb2.StatusRequest(), timeout=2),
@@ -161,8 +169,7 @@ def _answers(channel: grpc.Channel) -> bool:
         return any(_is_answered(ask) for ask in asked)
 
 
-def _is_answered(ask: object) -> bool:
-    assert callable(ask)
+def _is_answered(ask: Callable[[], object]) -> bool:
     try:
         ask()
     except grpc.RpcError as error:
