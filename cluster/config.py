@@ -18,6 +18,7 @@ from pydantic_core import ErrorDetails
 from cluster.config_admission import AdmissionConfig
 from cluster.config_placement import PlacementConfig
 from cluster.config_section import Count, Port, Seconds, Section, Share
+from cluster.config_security import SecurityConfig, open_edges
 from cluster.config_store import StoreConfig
 from cluster.errors import ConfigError
 
@@ -244,15 +245,6 @@ class KvTransferConfig(Section):
         return self
 
 
-class SecurityConfig(Section):
-    """`ticket_secret_env` names the environment variable with the key that signs tickets.
-
-    Where it is unset, `baton up` makes a key for the life of the cluster.
-    """
-
-    ticket_secret_env: str = "BATON_TICKET_SECRET"
-
-
 class ObservabilityConfig(Section):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -288,7 +280,15 @@ class Config(Section):
                 f"router.replicas is {self.router.replicas}, but store.url is {self.store.url}: several routers share "
                 "their state in Redis, set store.url: redis://HOST:PORT/0"
             )
+        if self.open_edges and not self.security.allow_open:
+            raise ValueError("; ".join(self.open_edges) + "; or accept open edges with security.allow_open: true")
         return self
+
+    @property
+    def open_edges(self) -> list[str]:
+        """A sentence for each edge that others reach although nothing guards it; valid only where that is accepted."""
+        workers = {f"{pool}.listen_host": getattr(self, pool).listen_host for pool in ("prefill", "decode")}
+        return list(open_edges(self.security, self.router.http_host, self.router.grpc_host, workers))
 
 
 def with_surge(replicas: int, surge_percent: int) -> int:

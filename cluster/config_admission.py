@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from cluster.config_section import Count, Seconds, Section, Share
 
-_Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][-A-Za-z0-9_.]{0,63}$")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][-A-Za-z0-9_.]{0,63}$")]
 _Rate = Annotated[float, Field(gt=0)]
 
 
@@ -20,7 +20,8 @@ class TenantConfig(Section):
 
     `weight` is the tenant's part of the cluster when others want it too. Rates may be passed for a moment: up to
     `burst_s` seconds' worth that was not used before. `max_concurrent` counts requests that wait and that run.
-    `classes` are the priority classes it may ask for; empty: all.
+    `classes` are the priority classes it may ask for; empty: all. Tenants of one `prefix_group` share what is cached of
+    their prompts; without one a tenant shares with nobody.
     """
 
     weight: Annotated[float, Field(ge=0.01, le=1000)] = 1.0
@@ -28,7 +29,9 @@ class TenantConfig(Section):
     tokens_per_s: _Rate | None = None
     burst_s: Seconds = 10.0
     max_concurrent: Count | None = None
-    classes: list[_Name] = Field(default_factory=list)
+    max_prompt_tokens: Count | None = None
+    classes: list[Name] = Field(default_factory=list)
+    prefix_group: Name | None = None
 
 
 class QueueConfig(Section):
@@ -72,11 +75,11 @@ class AdmissionConfig(Section):
     worker_queue_s: Seconds = 5.0
     quantum_tokens: Count = 256
     cold_tokens_per_s: _Rate = 10_000.0
-    classes: Annotated[list[_Name], Field(min_length=1, max_length=16)] = Field(
+    classes: Annotated[list[Name], Field(min_length=1, max_length=16)] = Field(
         default_factory=lambda: ["interactive", "standard", "batch"]
     )
     default_class: str = "standard"
-    tenants: dict[_Name, TenantConfig] = Field(default_factory=dict)
+    tenants: dict[Name, TenantConfig] = Field(default_factory=dict)
     default_tenant: TenantConfig = TenantConfig()
 
     def tenant(self, name: str) -> TenantConfig:

@@ -4,6 +4,8 @@
     ├── ConfigError            the configuration cannot work
     ├── InvalidRequest         the client's request cannot work
     │   └── RequestTooLarge
+    ├── Unauthenticated        no key, or one that is not ours
+    ├── Forbidden              the key is ours, and not for this
     ├── UnknownModel
     ├── RetryLater             refused for now; carries `retry_after_s`
     │   ├── RetriesSpent       it failed, and the router retries too much already
@@ -52,6 +54,14 @@ class InvalidRequest(BatonError):
 
 class RequestTooLarge(InvalidRequest):
     """The request is larger than a limit; the text names the limit."""
+
+
+class Unauthenticated(BatonError):
+    """Who asks gave no key, or one that is not known here; the text says how to give one."""
+
+
+class Forbidden(BatonError):
+    """The key is known, and does not allow what was asked; the text says what it would take."""
 
 
 class UnknownModel(BatonError):
@@ -159,6 +169,8 @@ _ANSWERS: dict[type[BaseException], Answer] = {
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE, grpc.StatusCode.INVALID_ARGUMENT, False, "invalid_request_error"
     ),
     InvalidRequest: Answer(HTTPStatus.BAD_REQUEST, grpc.StatusCode.INVALID_ARGUMENT, False, "invalid_request_error"),
+    Unauthenticated: Answer(HTTPStatus.UNAUTHORIZED, grpc.StatusCode.UNAUTHENTICATED, False, "authentication_error"),
+    Forbidden: Answer(HTTPStatus.FORBIDDEN, grpc.StatusCode.PERMISSION_DENIED, False, "permission_error"),
     UnknownModel: Answer(HTTPStatus.NOT_FOUND, grpc.StatusCode.NOT_FOUND, False, "invalid_request_error"),
     Overloaded: Answer(HTTPStatus.SERVICE_UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, True, "overloaded_error"),
     TenantLimited: Answer(HTTPStatus.TOO_MANY_REQUESTS, grpc.StatusCode.RESOURCE_EXHAUSTED, True, "rate_limit_error"),

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from cluster.clock import Clock
-from cluster.config import EngineConfig, PoolConfig
+from cluster.config import Config, PoolConfig
 from cluster.engine import Engine, Role
 from cluster.errors import DeadlineExceeded, WorkerLost
 from cluster.membership import WORKER_TTL_S, Directory, announce_until_cancelled
@@ -28,7 +28,7 @@ _WITHDRAW_S = 5.0
 BuildEngine = Callable[[WorkerSpec, Path], Awaitable[Engine]]
 
 
-def worker_spec(role: Role, pool: PoolConfig, engine: EngineConfig, node_address: str) -> WorkerSpec:
+def worker_spec(role: Role, pool: PoolConfig, config: Config, node_address: str) -> WorkerSpec:
     """A new worker with a new epoch. A wildcard listens everywhere and is announced as the address of its machine."""
     return WorkerSpec(
         worker_id=f"{role.value}-{secrets.token_hex(4)}",
@@ -36,7 +36,8 @@ def worker_spec(role: Role, pool: PoolConfig, engine: EngineConfig, node_address
         epoch=time.time_ns(),
         listen_host=pool.listen_host,
         advertise_host=node_address if pool.listen_host in _WILDCARDS else pool.listen_host,
-        stall_after_s=engine.stall_after_s,
+        stall_after_s=config.engine.stall_after_s,
+        tls=config.security.cluster_tls,
     )
 
 

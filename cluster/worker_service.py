@@ -8,7 +8,9 @@ import grpc
 
 from cluster.errors import StartFailed
 from cluster.rpc_options import SERVER_OPTIONS
+from cluster.tls import cluster_channels
 from cluster.worker_session import Session, SessionHost
+from cluster.worker_spec import WorkerSpec
 from cluster.worker_watch import WatchFeed, serve_watch
 from protos.baton.v1 import worker_pb2 as pb
 from protos.baton.v1 import worker_pb2_grpc
@@ -17,18 +19,20 @@ _GRACE_S = 1.0
 
 
 class WorkerServer:
-    """`outgoing_limit`: steps that a router may be behind before its session is ended."""
+    """Raises `ConfigError` for certificates that cannot be used."""
 
-    def __init__(self, host: SessionHost, feed: WatchFeed, outgoing_limit: int) -> None:
+    def __init__(self, host: SessionHost, feed: WatchFeed, spec: WorkerSpec) -> None:
+        self._address = f"{spec.listen_host}:{spec.port}"
+        self._channels = cluster_channels(spec.tls)
         self._server = grpc.aio.server(options=SERVER_OPTIONS)
-        worker_pb2_grpc.add_WorkerServicer_to_server(_Service(host, feed, outgoing_limit), self._server)
+        worker_pb2_grpc.add_WorkerServicer_to_server(_Service(host, feed, spec.outgoing_limit), self._server)
 
-    async def start(self, host: str, port: int) -> int:
+    async def start(self) -> int:
         """Returns the port it listens on. Raises `StartFailed`: the address cannot be used."""
         try:
-            bound = self._server.add_insecure_port(f"{host}:{port}")
+            bound = self._channels.open_port(self._server, self._address)
         except RuntimeError as error:
-            raise StartFailed(f"cannot listen on {host}:{port}: {error}") from error
+            raise StartFailed(f"cannot listen on {self._address}: {error}") from error
         await self._server.start()
         return bound
 

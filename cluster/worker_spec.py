@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from cluster.config_security import ClusterTlsConfig
 from cluster.engine import Role
 from cluster.worker_session import OUTGOING_LIMIT
 from cluster.worker_watch import WATCH_EVERY_S
@@ -24,7 +25,7 @@ class WorkerSpec:
     """`epoch` is new with every engine start and grows. `listen_host` may be a wildcard, `advertise_host` is what
     others dial. Port 0 takes a free one. `look_every_s`: how often progress and counters are looked at.
     `outgoing_limit`: steps that a router may be behind. `watch_every_s`: how often, at most, routers that watch are
-    told what changed."""
+    told what changed. `tls`: with whom it speaks encrypted; None: with all in plain text."""
 
     worker_id: str
     role: Role
@@ -36,3 +37,4 @@ class WorkerSpec:
     look_every_s: float = 1.0
     outgoing_limit: int = OUTGOING_LIMIT
     watch_every_s: float = WATCH_EVERY_S
+    tls: ClusterTlsConfig | None = None

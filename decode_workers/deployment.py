@@ -28,7 +28,7 @@ class DecodeWorker:
     async def __init__(self, config: Config) -> None:  # type: ignore[misc]  # Serve awaits it
         pool, clock = config.decode, RealClock()
         self._bounds = pool.autoscale or AutoscaleBounds()
-        spec = worker_spec(Role.DECODE, pool, config.engine, ray.util.get_node_ip_address())
+        spec = worker_spec(Role.DECODE, pool, config, ray.util.get_node_ip_address())
         build = functools.partial(build_engine, config, pool, clock)
         self._replica = WorkerReplica(spec, build, RayDirectory(config.name), clock, pool.drain_s)
         await self._replica.start()

@@ -5,11 +5,11 @@ Pure: a configuration in, sentences out. Knows nothing of how a manifest is writ
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from cluster.config import Config, RouterConfig
+from cluster.config_security import is_loopback
 
 
 def kuberay_mistakes(config: Config) -> Iterator[str]:
@@ -37,15 +37,8 @@ def _loopback_mistakes(config: Config) -> Iterator[str]:
         "router.grpc_host": config.router.grpc_host,
     }
     for key, host in hosts.items():
-        if _is_loopback(host):
+        if is_loopback(host):
             yield f"{key}: {host} is reached from its own pod only; use 0.0.0.0 to listen on the pod's address"
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _port_mistakes(router: RouterConfig) -> Iterator[str]:

@@ -103,9 +103,10 @@ def _end(record: ClusterRecord) -> int:
 
 def _welcome(config: Config, record: ClusterRecord) -> None:
     body = json.dumps({"model": config.model.served_name, "messages": [{"role": "user", "content": "Hello!"}]})
+    key = ' \\\n    -H "authorization: Bearer $BATON_TOKEN"' if config.security.guarded else ""
     print(
         f"\nBaton is ready.\n\n  HTTP  {record.http}/v1\n  gRPC  {record.grpc}\n\n"
-        f"  curl {record.http}/v1/chat/completions -H 'content-type: application/json' \\\n    -d '{body}'\n\n"
+        f"  curl {record.http}/v1/chat/completions -H 'content-type: application/json'{key} \\\n    -d '{body}'\n\n"
         "Ctrl-C stops it.",
         flush=True,
     )

@@ -19,6 +19,7 @@ import grpc
 
 from cluster.errors import InvalidRequest, Overloaded
 from cluster.rpc_options import SERVER_OPTIONS
+from cluster.tls import PLAIN, Channels
 from kv_transfer.block_frames import FRAME_SLACK, FRAMES_A_STREAM, MOST_FRAME_BYTES, StreamLimits, encode
 from kv_transfer.block_memory import memory_of
 from kv_transfer.block_permit import ReadPermit, ReadRefused, TicketRule, permit
@@ -46,7 +47,13 @@ class BlockServer:
     Raises `ConfigError` where it cannot listen."""
 
     def __init__(
-        self, layout: Layout, rule: TicketRule, limits: StreamLimits, listen_host: str, advertise_host: str
+        self,
+        layout: Layout,
+        rule: TicketRule,
+        limits: StreamLimits,
+        listen_host: str,
+        advertise_host: str,
+        channels: Channels = PLAIN,
     ) -> None:
         self._layout = layout
         self._rule = rule
@@ -62,7 +69,7 @@ class BlockServer:
         # Bytes in, bytes out: requests are parsed where a refusal can be counted, frames are ready as they are.
         method: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_stream_rpc_method_handler(self._answer)
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {METHOD: method}),))
-        self.address = listen(self._server, "KvBlocks", listen_host, advertise_host)
+        self.address = listen(self._server, "KvBlocks", channels, listen_host, advertise_host)
         self._server.start()
 
     def __repr__(self) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.errors import LeaseLost, TicketRefused, TransferFailed
+from cluster.tls import PLAIN, Channels
 from kv_transfer.fingerprint import Fingerprint
 from kv_transfer.source_client import SourceClient
 from kv_transfer.ticket import Ticket
@@ -29,12 +30,13 @@ Origin = tuple[str, int]
 @dataclass(frozen=True, slots=True)
 class Reader:
     """Who reads. `id` names this engine start to sources; `rank` says which part of each block is ours, `block_bytes`
-    how large that part is over all layers."""
+    how large that part is over all layers. `channels`: how sources are dialled."""
 
     id: str
     rank: int
     fingerprint: Fingerprint
     block_bytes: int
+    channels: Channels = PLAIN
 
 
 @dataclass(slots=True, eq=False)
@@ -141,7 +143,7 @@ class Connections:
 
     def client(self, source: str) -> SourceClient:
         """For a single call, without connecting; the caller closes it."""
-        return SourceClient(source, self._reader.id, self._connect_s)
+        return SourceClient(source, self._reader.id, self._connect_s, self._reader.channels)
 
     async def close(self) -> None:
         for connection in list(self._kept.values()):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cluster.errors import EngineFailed, TransferFailed
 from cluster.kv_link import KvStats
+from cluster.tls import PLAIN, Channels
 from kv_transfer.announcement import Announcement, read_announcement
 from kv_transfer.source_client import SourceClient
 
@@ -20,12 +21,15 @@ _LOOK_EVERY_S = 0.02
 
 class EngineLink:
     """`announce_path`: the same as in the connector's settings. `start_s`: how long `address` waits; `call_s`: how
-    long a call may take, seconds."""
+    long a call may take, seconds. `channels`: how the connector is dialled."""
 
-    def __init__(self, announce_path: Path, start_s: float = 10.0, call_s: float = 5.0) -> None:
+    def __init__(
+        self, announce_path: Path, start_s: float = 10.0, call_s: float = 5.0, channels: Channels = PLAIN
+    ) -> None:
         self._path = announce_path
         self._start_s = start_s
         self._call_s = call_s
+        self._channels = channels
         self._told: Announcement | None = None
         self._client: SourceClient | None = None
 
@@ -68,5 +72,5 @@ class EngineLink:
     async def _connected(self) -> SourceClient:
         if self._client is None:
             # Without a reader id: an owner reads nothing, and must not end a lease that someone reads.
-            self._client = SourceClient((await self._announcement()).address, "", self._call_s)
+            self._client = SourceClient(await self.address(), "", self._call_s, self._channels)
         return self._client

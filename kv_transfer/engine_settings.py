@@ -14,8 +14,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from cluster.config import KvTransferConfig
+from cluster.config_security import ClusterTlsConfig
 from cluster.engine import Role
 from cluster.errors import ConfigError
+from cluster.tls import Channels, cluster_channels
 
 CONNECTOR = "BatonConnector"
 MODULE = "kv_transfer.connector.baton_connector"
@@ -27,7 +29,7 @@ _ROLES = {Role.PREFILL: "kv_producer", Role.DECODE: "kv_consumer"}
 class ConnectorSettings:
     """`listen_host` is where KvSource listens, `advertise_host` where peers reach it. `announce_path`: the file in
     which the connector tells its owner where it listens. `secret_env`: the environment variable that holds the
-    tickets' key. `transfer` is the section of our configuration."""
+    tickets' key. `transfer` and `tls` are sections of our configuration."""
 
     worker_id: str
     epoch: int
@@ -36,6 +38,7 @@ class ConnectorSettings:
     announce_path: str
     secret_env: str
     transfer: KvTransferConfig
+    tls: ClusterTlsConfig | None = None
 
     @property
     def lease_s(self) -> float:
@@ -52,6 +55,10 @@ class ConnectorSettings:
         """Names this engine start to the sources it reads from."""
         return f"{self.worker_id}/{self.epoch}"
 
+    def channels(self) -> Channels:
+        """How this engine and its peers reach each other. Raises `ConfigError`."""
+        return cluster_channels(self.tls)
+
     @classmethod
     def from_extra_config(cls, extra: Mapping[str, Any]) -> ConnectorSettings:
         """Raises `ConfigError` for anything but the values that `kv_transfer_config` wrote."""
@@ -61,9 +68,10 @@ class ConnectorSettings:
             raise ConfigError(f"kv_connector_extra_config: missing or unknown: {differ}; it is written by Baton only")
         try:
             transfer = KvTransferConfig.model_validate(extra["transfer"])
+            tls = None if extra["tls"] is None else ClusterTlsConfig.model_validate(extra["tls"])
         except ValidationError as error:
-            raise ConfigError(f"kv_connector_extra_config: transfer: {error}; it is written by Baton only") from error
-        return cls(**{**extra, "transfer": transfer})
+            raise ConfigError(f"kv_connector_extra_config: {error}; it is written by Baton only") from error
+        return cls(**{**extra, "transfer": transfer, "tls": tls})
 
 
 def kv_transfer_config(settings: ConnectorSettings, role: Role) -> dict[str, Any]:
@@ -77,6 +85,7 @@ def kv_transfer_config(settings: ConnectorSettings, role: Role) -> dict[str, Any
         "kv_connector_extra_config": {
             **{field.name: getattr(settings, field.name) for field in fields(settings)},
             "transfer": settings.transfer.model_dump(mode="json"),
+            "tls": None if settings.tls is None else settings.tls.model_dump(mode="json"),
         },
     }
 
@@ -91,7 +100,7 @@ def connector_settings(
     announce_path: str,
     secret_env: str,
 ) -> ConnectorSettings:
-    """`config` made concrete for one engine start."""
+    """`config` made concrete for one engine start, in plain text."""
     return ConnectorSettings(
         worker_id=worker_id,
         epoch=epoch,

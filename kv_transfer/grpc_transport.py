@@ -15,6 +15,7 @@ import grpc.aio
 
 from cluster.errors import BatonError, InvalidRequest, LeaseLost, Overloaded, TicketRefused, TransferFailed
 from cluster.rpc_options import CHANNEL_OPTIONS
+from cluster.tls import PLAIN, Channels
 from kv_transfer.block_frames import FRAME_SLACK, BadFrame, StreamLimits, decode
 from kv_transfer.block_memory import BlockBytes, memory_of
 from kv_transfer.block_server import METHOD, PROBE_BYTES, SERVICE, BlockServer
@@ -39,14 +40,15 @@ class GrpcPeer:
 
 class GrpcTransport:
     """Reads into the memory that `layout` describes; it must stay where it is until `close`. `server` serves the same
-    memory and is closed with the transport."""
+    memory and is closed with the transport. `channels`: how peers are dialled."""
 
     name = "grpc"
 
-    def __init__(self, layout: Layout, limits: StreamLimits, server: BlockServer) -> None:
+    def __init__(self, layout: Layout, limits: StreamLimits, server: BlockServer, channels: Channels = PLAIN) -> None:
         self._layout = layout
         self._memory = memory_of(layout)
         self._server = server
+        self._channels = channels
         self._frame_bytes = limits.frame()
         self._turns = asyncio.Semaphore(limits.streams)
         self._peers: set[GrpcPeer] = set()
@@ -63,7 +65,7 @@ class GrpcTransport:
         if endpoint.layout.block_sizes != self._layout.block_sizes:
             raise TransferFailed("the peer's blocks have other sizes than ours")
         address = _address(endpoint.offers.get(self.name, b""))
-        channel = grpc.aio.insecure_channel(address, options=channel_options(self._frame_bytes))
+        channel = self._channels.dial(address, channel_options(self._frame_bytes))
         peer = GrpcPeer(address, channel, _read_blocks(channel))
         self._peers.add(peer)
         return peer

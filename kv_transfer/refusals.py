@@ -9,6 +9,7 @@ import grpc
 import grpc.aio
 
 from cluster.errors import BatonError, ConfigError
+from cluster.tls import Channels
 
 ERROR_KEY = "baton-error"
 """The trailing metadata that names the class."""
@@ -31,11 +32,11 @@ def refusal_kind(error: grpc.aio.AioRpcError, known: Mapping[str, type[BatonErro
     return known.get(str(dict(trailer).get(ERROR_KEY)))
 
 
-def listen(server: grpc.Server, service: str, listen_host: str, advertise_host: str) -> str:
+def listen(server: grpc.Server, service: str, channels: Channels, listen_host: str, advertise_host: str) -> str:
     """Opens a free port. What peers dial: the advertised host with that port. Raises `ConfigError` where it cannot
     listen."""
     try:
-        port = server.add_insecure_port(f"{listen_host}:0")
+        port = channels.open_port(server, f"{listen_host}:0")
     except RuntimeError as error:
         raise ConfigError(f"{service} cannot listen on {listen_host}: {error}; set listen_host") from error
     return f"{advertise_host}:{port}"

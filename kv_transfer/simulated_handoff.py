@@ -16,6 +16,7 @@ from cluster.clock import Clock
 from cluster.config import KvTransferConfig, RungConfig
 from cluster.errors import LeaseLost, TicketRefused, TransferFailed
 from cluster.kv_link import KvStats
+from cluster.tls import PLAIN, Channels
 from kv_transfer.connections import Reader
 from kv_transfer.fingerprint import Fingerprint
 from kv_transfer.ladder import LadderRules
@@ -47,6 +48,7 @@ class SimulatedLink:
     num_blocks: int
     transfer: KvTransferConfig
     block_s: float
+    channels: Channels = PLAIN
 
 
 class PretendedTransport:
@@ -92,11 +94,11 @@ class SimulatedHandoff:
         link = self._link
         self._freed = freed
         self._loop = asyncio.get_running_loop()
-        reader = Reader(f"{link.worker_id}/{link.epoch}", 0, self._fingerprint, _BLOCK_BYTES)
+        reader = Reader(f"{link.worker_id}/{link.epoch}", 0, self._fingerprint, _BLOCK_BYTES, link.channels)
         self._mover = Mover([self._transport], reader, _rules(link.transfer))
         layout = Layout((Region(0, _BLOCK_BYTES, _BLOCK_BYTES, link.num_blocks),))
         endpoint = Endpoint({self._transport.name: self._transport.offer()}, layout)
-        self._server = KvSourceServer(link.listen_host, link.advertise_host)
+        self._server = KvSourceServer(link.listen_host, link.advertise_host, link.channels)
         self._server.start(KvSource(self._book, link.epoch, self._fingerprint, (endpoint,), self._count))
         self._writer = TicketWriter(
             link.worker_id,

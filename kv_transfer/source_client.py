@@ -10,6 +10,7 @@ import grpc.aio
 
 from cluster.errors import FingerprintMismatch, LeaseLost, TransferFailed
 from cluster.kv_link import KvStats
+from cluster.tls import PLAIN, Channels
 from kv_transfer.fingerprint import Fingerprint
 from kv_transfer.growing_exports import Followed
 from kv_transfer.kv_wire import endpoint_from_wire, stats_from_wire
@@ -29,11 +30,11 @@ class SourceClient:
     Every method raises `TransferFailed` when the source does not answer in time.
     """
 
-    def __init__(self, address: str, reader_id: str, call_s: float) -> None:
+    def __init__(self, address: str, reader_id: str, call_s: float, channels: Channels = PLAIN) -> None:
         self.address = address
         self._reader_id = reader_id
         self._call_s = call_s
-        self._channel = grpc.aio.insecure_channel(address)
+        self._channel = channels.dial(address)
         self._stub = KvSourceStub(self._channel)
 
     async def connect(self, epoch: int, fingerprint: Fingerprint) -> tuple[Endpoint, ...]:

@@ -15,6 +15,7 @@ import grpc
 
 from cluster.errors import BatonError, LeaseLost, answer_for
 from cluster.kv_link import KvStats
+from cluster.tls import PLAIN, Channels
 from kv_transfer.fingerprint import Fingerprint, require_equal
 from kv_transfer.growing_exports import GrowingExports
 from kv_transfer.kv_wire import endpoint_to_wire, stats_to_wire
@@ -90,10 +91,10 @@ class KvSource(KvSourceServicer):
 class KvSourceServer:
     """A listening KvSource. `address` is what peers dial: the advertised host with the port found at start."""
 
-    def __init__(self, listen_host: str, advertise_host: str) -> None:
+    def __init__(self, listen_host: str, advertise_host: str, channels: Channels = PLAIN) -> None:
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="kv-source")
         self._server = grpc.server(self._pool)
-        self.address = listen(self._server, "KvSource", listen_host, advertise_host)
+        self.address = listen(self._server, "KvSource", channels, listen_host, advertise_host)
 
     def start(self, source: KvSource) -> None:
         add_KvSourceServicer_to_server(source, self._server)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from pathlib import Path
 
 from cluster.clock import Clock
 from cluster.config import Config, PoolConfig, secret
 from cluster.engine import Engine, Role
 from cluster.simulated_engine import SimulatedEngine
+from cluster.tls import cluster_channels
 from cluster.vllm_environment import prepare_environment
 from cluster.worker import WorkerSpec
 from kv_transfer.engine_link import EngineLink
@@ -44,6 +46,7 @@ def _vllm_engine(config: Config, pool: PoolConfig, spec: WorkerSpec, folder: Pat
         announce_path=str(announce_path),
         secret_env=config.security.ticket_secret_env,
     )
+    settings = dataclasses.replace(settings, tls=spec.tls)
     vllm_spec = VllmSpec(
         model=config.model,
         engine=config.engine,
@@ -52,7 +55,7 @@ def _vllm_engine(config: Config, pool: PoolConfig, spec: WorkerSpec, folder: Pat
         kv_transfer=kv_transfer_config(settings, spec.role),
         events=EventSockets(folder),
     )
-    return VllmEngine(vllm_spec, EngineLink(announce_path))
+    return VllmEngine(vllm_spec, EngineLink(announce_path, channels=settings.channels()))
 
 
 def _stock_engine(config: Config, pool: PoolConfig, spec: WorkerSpec, key: bytes, folder: Path) -> Engine:
@@ -100,5 +103,6 @@ def _simulated_handoff(config: Config, spec: WorkerSpec, key: bytes, clock: Cloc
         num_blocks=timing.num_blocks,
         transfer=transfer,
         block_s=timing.transfer_block_s,
+        channels=cluster_channels(spec.tls),
     )
     return SimulatedHandoff(link, config.model.served_name, clock)

@@ -11,11 +11,12 @@ from collections.abc import Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass
 
+from cluster.cache_salt import mixed
+from cluster.config_security import NO_TENANT
 from cluster.errors import InvalidRequest, retry_after_s
 
 TENANT_HEADER = "x-tenant-id"
 PRIORITY_HEADER = "x-priority-class"
-NO_TENANT = "anonymous"
 
 _NAME = re.compile(r"[A-Za-z0-9][-A-Za-z0-9_.]{0,63}")
 
@@ -24,12 +25,18 @@ _NAME = re.compile(r"[A-Za-z0-9][-A-Za-z0-9_.]{0,63}")
 class Caller:
     """One for each request at an edge; all choices of that request share it. `priority` empty: the default class.
 
-    `retry_after_s`: whole seconds after which to come back, once a refusal has said so.
+    `retry_after_s`: whole seconds after which to come back, once a refusal has said so. `cache_salt` keeps cached
+    prefixes apart: who has the same one shares them.
     """
 
     tenant: str = NO_TENANT
     priority: str = ""
     retry_after_s: int | None = None
+    cache_salt: str = ""
+
+    def salted(self, wished: str) -> str:
+        """The salt of a request whose client asks for the salt `wished`, empty for none."""
+        return mixed(self.cache_salt, wished)
 
     def hear(self, error: BaseException) -> None:
         """The request, or a choice of it, is refused: the longest time to come back counts."""
@@ -42,14 +49,15 @@ _caller: ContextVar[Caller] = ContextVar("caller")
 
 
 def caller_of(headers: Iterable[tuple[str | bytes, str | bytes]]) -> Caller:
-    """Raises `InvalidRequest` for a name that is none, or given twice."""
+    """Who the headers say it is: for `guard` to believe or not. Raises `InvalidRequest` for a name that is none, or
+    given twice."""
     found: dict[str, str] = {}
     for key, value in headers:
-        name = _text(key).lower()
+        name = text_of(key).lower()
         if name in (TENANT_HEADER, PRIORITY_HEADER):
             if name in found:
                 raise InvalidRequest(f"{name} is given twice: send it once")
-            found[name] = _checked(name, _text(value).strip())
+            found[name] = _checked(name, text_of(value).strip())
     return Caller(found.get(TENANT_HEADER, NO_TENANT), found.get(PRIORITY_HEADER, ""))
 
 
@@ -69,5 +77,6 @@ def _checked(name: str, value: str) -> str:
     return value
 
 
-def _text(value: str | bytes) -> str:
+def text_of(value: str | bytes) -> str:
+    """Of a header's name or value."""
     return value.decode("latin-1") if isinstance(value, bytes) else value

@@ -16,6 +16,7 @@ from router.dry_run import dry_run
 from router.explanation import explanation_of
 from router.generation import GenerationRequest
 from router.grpc_messages import prompt_of
+from router.guard import Guard
 from router.handover_rules import HandoverRules
 from router.journal import Journal
 from router.placing import Placing
@@ -24,7 +25,7 @@ from router.text_generation import TextGeneration, TextSampling
 
 
 class Explainer:
-    """`now`: the clock that placement uses."""
+    """`now`: the clock that placement uses. `guard` says which prefixes a tenant shares."""
 
     def __init__(
         self,
@@ -34,6 +35,7 @@ class Explainer:
         placing: Placing,
         now: Callable[[], float],
         rules: HandoverRules,
+        guard: Guard | None = None,
     ) -> None:
         self._router_id = router_id
         self._journal = journal
@@ -41,6 +43,7 @@ class Explainer:
         self._placing = placing
         self._now = now
         self._rules = rules
+        self._guard = guard or Guard()
 
     async def recorded(self, request_id: str) -> admin_pb2.Explanation | None:
         """None: it is in no journal. Raises `InvalidRequest`, `StoreUnavailable`, `BadRecord`."""
@@ -51,7 +54,8 @@ class Explainer:
 
     async def tried(self, asked: admin_pb2.DryRun) -> admin_pb2.Explanation:
         """Raises what a request with this prompt would be refused with."""
-        caller = caller_of((name, value) for name, value in _names(asked) if value)
+        said = caller_of((name, value) for name, value in _names(asked) if value)
+        caller = self._guard.named(said.tenant, said.priority)
         session_id = checked_session(asked.session_id)
         sampling = TextSampling(max_tokens=asked.max_tokens or None)
         rendered = await self._text.render("", prompt_of(asked), sampling)
@@ -59,6 +63,7 @@ class Explainer:
             request_id=f"dry-{secrets.token_hex(4)}",
             prompt_token_ids=rendered.token_ids,
             sampling=Sampling(rendered.max_tokens),
+            cache_salt=caller.salted(""),
             session_id=session_id,
             caller=caller,
         )

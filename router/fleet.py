@@ -20,6 +20,7 @@ from cluster.engine import Role
 from cluster.errors import BatonError, EngineFailed, NoWorker, WorkerLost, WorkerStalled
 from cluster.membership import Directory, Membership, WorkerRecord
 from cluster.store import DrainMark
+from cluster.tls import PLAIN, Channels
 from protos.baton.v1 import worker_pb2
 from router.dispatch import Dispatch, DispatchParts
 from router.silence import SilenceWatch
@@ -62,9 +63,9 @@ class WorkerReport:
 
 class Fleet:
     """`dispatch` is where requests go in; `start` and `close` are called once each, on the loop that serves. `blocks`
-    is told which worker holds what, by default the index that places."""
+    is told which worker holds what, by default the index that places. `channels`: how workers are dialled."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  what a router is made of
         self,
         config: RouterConfig,
         directory: Directory,
@@ -73,11 +74,14 @@ class Fleet:
         seed: int,
         parts: DispatchParts,
         blocks: BlockSink | None = None,
+        *,
+        channels: Channels = PLAIN,
     ) -> None:
         self._config = config
         self._directory = directory
         self._clock = clock
         self._router_id = router_id
+        self._channels = channels
         self._members: dict[str, _Member] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._changed = asyncio.Event()
@@ -219,7 +223,7 @@ class Fleet:
     async def _link(self, record: WorkerRecord) -> None:
         """One session from its first message to its end."""
         beat_s = self._config.silent_after_s / _BEATS
-        link = WorkerLink(record, self._router_id, self._config.worker_deadline_s, beat_s)
+        link = WorkerLink(record, self._router_id, self._config.worker_deadline_s, beat_s, self._channels)
         cause: BatonError = WorkerLost(f"worker {record.worker_id} left the cluster")
         try:
             worker = await link.open()
@@ -277,7 +281,8 @@ class Fleet:
         return member is not None and member.link is not None and member.link.send(message)
 
     async def _describe(self, member: _Member) -> WorkerReport:
-        link = member.link or WorkerLink(member.record, self._router_id, self._config.worker_deadline_s)
+        deadline_s = self._config.worker_deadline_s
+        link = member.link or WorkerLink(member.record, self._router_id, deadline_s, channels=self._channels)
         try:
             return WorkerReport(member.record, await link.describe())
         except WorkerLost as error:

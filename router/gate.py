@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
-from cluster.config_admission import AdmissionConfig
-from cluster.errors import BatonError, ConfigError, InvalidRequest
+from cluster.config_admission import AdmissionConfig, TenantConfig
+from cluster.errors import BatonError, ConfigError, InvalidRequest, RequestTooLarge
 from cluster.quota import Claim, Limits, Returned, Verdict, limits_of
 from router.admission import Admission
 from router.admission_events import Action, Admit, Arrival, GiveBack, Occupancy, Refuse
@@ -76,6 +76,7 @@ class Gate:
         limits = limits_of(self._config.tenant(caller.tenant))
         try:
             self._admission.rank_of(caller.tenant, caller.priority)
+            _check_length(request, self._config.tenant(caller.tenant))
         except InvalidRequest as error:
             return [Refuse(request_id, error)]
         tokens = _tokens(request, known() if self._admission.crowded else 0)
@@ -152,6 +153,13 @@ class Gate:
                 case GiveBack(returned) if self._quota is not None:
                     self._quota.give_back(returned)
         return decisions
+
+
+def _check_length(request: GenerationRequest, tenant: TenantConfig) -> None:
+    """Raises `RequestTooLarge`."""
+    length, most = len(request.prompt_token_ids), tenant.max_prompt_tokens
+    if most is not None and length > most:
+        raise RequestTooLarge(f"the prompt has {length} tokens, your limit is {most}")
 
 
 def _tokens(request: GenerationRequest, known: int) -> tuple[int, int, int]:

@@ -19,8 +19,11 @@ from grpc_reflection.v1alpha import reflection
 from cluster.config import RouterConfig
 from cluster.errors import BatonError, ClientLost, StartFailed, answer_for, retry_after_s
 from protos.baton.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc
-from router.caller import Caller, caller_of, name_caller
+from router.caller import Caller, name_caller
+from router.defence import OPEN, Defence
+from router.grpc_guard import GrpcGuard
 from router.grpc_messages import prompt_of, response_of, sampling_of
+from router.guard import Guard
 from router.session_id import HEADER, enter_session
 from router.text_generation import TextGeneration
 
@@ -34,10 +37,11 @@ _Context = grpc.aio.ServicerContext[inference_pb2.GenerateRequest, inference_pb2
 
 
 class InferenceService(inference_pb2_grpc.InferenceServicer):
-    def __init__(self, text: TextGeneration, config: RouterConfig, leave: Leave) -> None:
+    def __init__(self, text: TextGeneration, config: RouterConfig, leave: Leave, guard: Guard) -> None:
         self._text = text
         self._config = config
         self._leave = leave
+        self._guard = guard
 
     async def Generate(  # type: ignore[override]  # besides a generator, grpc.aio takes a coroutine that writes
         self, request: inference_pb2.GenerateRequest, context: _Context
@@ -56,7 +60,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             await context.abort(grpc.StatusCode.INTERNAL, "internal error; the router's log has the details")
 
     async def _generate(self, request: inference_pb2.GenerateRequest, request_id: str, context: _Context) -> None:
-        caller, complete = caller_of(context.invocation_metadata() or ()), False
+        caller, complete = self._guard.caller(context.invocation_metadata() or ()), False
         name_caller(caller)
         prompt, sampling = prompt_of(request), sampling_of(request.sampling, self._config.max_choices)
         enter_session(_session_of(context))
@@ -88,7 +92,8 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
 
 class GrpcEdge:
     """The server with all its services. Several routers of one machine share the port. `waiting`: calls that may wait
-    for admission beside those that run. `leave` ends what a caller still has running, once nobody waits for it."""
+    for admission beside those that run. `leave` ends what a caller still has running, once nobody waits for it.
+    `defence` is who gets in, and how connections are encrypted."""
 
     def __init__(
         self,
@@ -97,9 +102,11 @@ class GrpcEdge:
         admin: admin_pb2_grpc.AdminServicer,
         waiting: int = 0,
         leave: Leave = lambda caller, cause: None,
+        defence: Defence = OPEN,
     ) -> None:
         self._config = config
         self._leave = leave
+        self._defence = defence
         self._most_calls = 2 * (config.max_in_flight + waiting)
         self._text = text
         self._admin = admin
@@ -115,17 +122,18 @@ class GrpcEdge:
                 ("grpc.max_receive_message_length", self._config.max_body_bytes),
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
             ],
+            interceptors=[GrpcGuard(self._defence.guard)] if self._defence.guard.asks else [],
             maximum_concurrent_rpcs=self._most_calls,
         )
         inference_pb2_grpc.add_InferenceServicer_to_server(
-            InferenceService(self._text, self._config, self._leave), server
+            InferenceService(self._text, self._config, self._leave, self._defence.guard), server
         )
         admin_pb2_grpc.add_AdminServicer_to_server(self._admin, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = (_INFERENCE, _ADMIN, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
         try:
-            port = server.add_insecure_port(address)
+            port = self._defence.channels.open_port(server, address)
         except RuntimeError as error:
             raise StartFailed(f"router.grpc_port: cannot listen on {address}: {error}") from error
         await server.start()

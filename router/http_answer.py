@@ -104,6 +104,8 @@ class SafeSend:
         headers = list(start.get("headers", ()))
         if start["status"] in _RETRY_LATER and not any(name.lower() == b"retry-after" for name, _ in headers):
             headers.append((b"retry-after", str(self.caller.retry_after_s or RETRY_AFTER_S).encode()))
+        if start["status"] == HTTPStatus.UNAUTHORIZED:
+            headers.append((b"www-authenticate", b"Bearer"))
         await self._send({**start, "headers": headers})
 
     async def _answer_event(self, event: bytes) -> None:

@@ -18,7 +18,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cluster.config import RouterConfig
 from cluster.errors import Answer, BatonError, ClientLost, InvalidRequest, RequestTooLarge
-from router.caller import Caller, caller_of, name_caller
+from router.caller import Caller, name_caller
+from router.guard import HTTP_ACCESS, Access, Guard
 from router.http_answer import SafeSend, error_body
 from router.http_body import checked_body
 from router.session_id import HEADER, enter_session
@@ -30,15 +31,16 @@ READING = frozenset({"/tokenize", "/detokenize", "/v1/messages/count_tokens"})
 ROUTES: dict[str, frozenset[str]] = {"POST": GENERATING | READING, "GET": frozenset({"/v1/models", "/version"})}
 """What users need. Everything else that the frontend would answer acts on one local engine, or hands out internals."""
 
-DROPPED_HEADERS = frozenset({b"x-data-parallel-rank", b"x-vllm-priority"})
-"""They would steer the engine past the router."""
+DROPPED_HEADERS = frozenset({b"x-data-parallel-rank", b"x-vllm-priority", b"authorization", b"x-api-key"})
+"""They would steer the engine past the router, or show keys to what needs none."""
 
 _NO_ROUTE = Answer(HTTPStatus.NOT_FOUND, grpc.StatusCode.UNIMPLEMENTED, False, "invalid_request_error")
 
 
 class HttpEdge:
-    """`admit` raises when a caller's generating request cannot be taken now; `ready` tells whether any could; `leave`
-    ends what a caller still has running, once nobody waits for it."""
+    """`guard` refuses who has no key for a path first. `admit` raises when a caller's generating request
+    cannot be taken now; `ready` tells whether any could; `leave` ends what a caller still has running, once nobody
+    waits for it."""
 
     def __init__(
         self,
@@ -47,12 +49,14 @@ class HttpEdge:
         admit: Callable[[Caller], None],
         ready: Callable[[], bool],
         leave: Callable[[Caller, ClientLost], None] = lambda caller, cause: None,
+        guard: Guard | None = None,
     ) -> None:
         self._app = app
         self._config = config
         self._admit = admit
         self._ready = ready
         self._leave = leave
+        self._guard = guard or Guard()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -64,6 +68,7 @@ class HttpEdge:
 
     async def _http(self, scope: Scope, receive: Receive, send: SafeSend) -> None:
         try:
+            self._guard.check(HTTP_ACCESS.get(scope["path"], Access.USER), scope["headers"])
             if scope["path"] == "/health" and scope["method"] in ("GET", "HEAD"):
                 return await self._health(send)
             if scope["path"] not in ROUTES.get(scope["method"], frozenset()):
@@ -99,7 +104,7 @@ class HttpEdge:
         body = await self._read(scope, receive)
         checked_body(body, self._config)
         if scope["path"] in GENERATING:
-            send.caller = caller_of(scope["headers"])
+            send.caller = self._guard.caller(scope["headers"])
             name_caller(send.caller)
             self._admit(send.caller)
         return _replayed(body, receive)

@@ -19,8 +19,10 @@ from cluster.clock import Clock
 from cluster.config import Config, RouterConfig
 from cluster.errors import EngineFailed
 from cluster.membership import Directory
+from cluster.tls import cluster_channels
 from cluster.vllm_environment import prepare_environment
 from router.admin_service import AdminService
+from router.defence import Defence, defence_of
 from router.dispatch import DispatchParts
 from router.drains import Drains, drain_seconds
 from router.explainer import Explainer
@@ -52,6 +54,7 @@ class RouterReplica:
         shared: SharedState,
         edge: GrpcEdge,
         grpc_port: int,
+        defence: Defence,
     ) -> None:
         dispatch = fleet.dispatch
         self.app: ASGIApp = HttpEdge(
@@ -60,6 +63,7 @@ class RouterReplica:
             lambda caller: dispatch.admit(caller=caller),
             lambda: fleet.ready,
             dispatch.leave,
+            defence.guard,
         )
         self.grpc_port = grpc_port
         self.fleet = fleet
@@ -99,6 +103,7 @@ async def start_replica(config: Config, directory: Directory, clock: Clock) -> R
     prepare_environment(config.model, config.engine)
     router_id = f"router-{secrets.token_hex(4)}"
     rules = HandoverRules.of(config.kv_transfer)
+    defence, channels = defence_of(config, clock.now), cluster_channels(config.security.cluster_tls)
     shared = open_shared_state(config, router_id, clock)
     seed = secrets.randbits(32)
     pins = SharedPins(shared.mirror) if config.store.shared else None
@@ -108,13 +113,13 @@ async def start_replica(config: Config, directory: Directory, clock: Clock) -> R
     written = RequestJournal(journal, clock.now, time.time, rules.first_token_from_prefill)
     gate = Gate(config.admission, config.router.max_in_flight, clock.now, shared.claims)
     parts = DispatchParts(placing, written, rules, gate, lambda: shared.mirror.marks)
-    fleet = Fleet(config.router, directory, clock, router_id, seed, parts)
+    fleet = Fleet(config.router, directory, clock, router_id, seed, parts, channels=channels)
     frontend = await _frontend(config, fleet)
-    explainer = Explainer(router_id, journal, frontend.text, placing, clock.now, rules)
+    explainer = Explainer(router_id, journal, frontend.text, placing, clock.now, rules, defence.guard)
     drains = Drains(fleet, shared.mirror, drain_seconds(config))
     admin = AdminService(fleet, router_id, config.model.served_name, explainer, shared, drains)
     waiting = config.admission.queue.max_requests
-    edge = GrpcEdge(config.router, frontend.text, admin, waiting, fleet.dispatch.leave)
+    edge = GrpcEdge(config.router, frontend.text, admin, waiting, fleet.dispatch.leave, defence)
     try:
         await shared.start()
         port = await edge.start()
@@ -127,7 +132,7 @@ async def start_replica(config: Config, directory: Directory, clock: Clock) -> R
     gc.collect()
     gc.freeze()
     logger.info("%s serves %s; gRPC on port %d", router_id, config.model.served_name, port)
-    return RouterReplica(config.router, frontend, fleet, shared, edge, port)
+    return RouterReplica(config.router, frontend, fleet, shared, edge, port, defence)
 
 
 async def _frontend(config: Config, fleet: Fleet) -> Frontend:

@@ -171,7 +171,7 @@ def to_generation(request: EngineCoreRequest, custom_logits: bool, caller: Calle
         sampling=sampling,
         facts=sampling_facts(params, custom_logits),
         engine_params=encode_params(params),
-        cache_salt=request.cache_salt or "",
+        cache_salt=caller.salted(request.cache_salt or ""),
         priority=request.priority,
         trace_headers=request.trace_headers or {},
         client_id=_client_id(request),

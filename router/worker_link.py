@@ -15,6 +15,7 @@ import grpc
 from cluster.errors import WorkerLost
 from cluster.membership import WorkerRecord
 from cluster.rpc_options import CHANNEL_OPTIONS
+from cluster.tls import PLAIN, Channels
 from protos.baton.v1 import worker_pb2, worker_pb2_grpc
 
 OUTGOING_LIMIT = 8_192
@@ -56,12 +57,19 @@ class WorkerLink:
     """`deadline_s` bounds the connect and every unary call; `beat_s`: how often, at least, the worker is to say on its
     Watch stream that it is there, with 0 only when there is news."""
 
-    def __init__(self, record: WorkerRecord, router_id: str, deadline_s: float, beat_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        record: WorkerRecord,
+        router_id: str,
+        deadline_s: float,
+        beat_s: float = 0.0,
+        channels: Channels = PLAIN,
+    ) -> None:
         self.record = record
         self._router_id = router_id
         self._deadline_s = deadline_s
         self._beat_s = beat_s
-        self._channel = grpc.aio.insecure_channel(record.address, options=CHANNEL_OPTIONS)
+        self._channel = channels.dial(record.address, CHANNEL_OPTIONS)
         self._stub = worker_pb2_grpc.WorkerStub(self._channel)
         self._outgoing = _Outgoing()
         self._call: grpc.aio.StreamStreamCall[worker_pb2.SessionRequest, worker_pb2.SessionReply] | None = None

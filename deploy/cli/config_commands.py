@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -29,7 +30,10 @@ def validate(file: ConfigFile) -> int:
     """Check a configuration file; exits 2 and names each mistake, its key and what is valid there."""
     from cluster.config import load_config
 
-    print(_summary(load_config(file)))
+    config = load_config(file)
+    print(_summary(config))
+    for edge in config.open_edges:
+        print(f"baton: open, as security.allow_open accepts: {edge}", file=sys.stderr)
     return Exit.OK
 
 

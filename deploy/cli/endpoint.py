@@ -9,6 +9,8 @@ from typing import TypeVar
 
 import grpc
 
+from deploy.cli.bearer import Bearer
+from deploy.cli.credentials import Credentials, current_credentials
 from deploy.cli.outcome import Exit, Stop, rpc_stop
 from protos.baton.v1.admin_pb2_grpc import AdminStub
 
@@ -19,13 +21,28 @@ _DIRECT = [("grpc.enable_http_proxy", 0)]  # what the check below reached is wha
 
 @contextmanager
 def connected(endpoint: str, timeout_s: float) -> Iterator[grpc.Channel]:
-    """A channel to `endpoint` (host:port). Raises `Stop` when nothing answers there within `timeout_s` seconds."""
+    """A channel to `endpoint` (host:port), with the command's credentials. Raises `Stop` when nothing answers there
+    within `timeout_s` seconds, or the credentials cannot be read."""
     host, _, port = endpoint.rpartition(":")
     if not host or not port.isdecimal() or int(port) > 65535:
         raise Stop(f"--endpoint {endpoint}: expected HOST:PORT, such as 127.0.0.1:9000", Exit.USAGE)
     _check_reachable(host.strip("[]"), int(port), endpoint, timeout_s)
-    with grpc.insecure_channel(endpoint, _DIRECT) as channel:
-        yield channel
+    credentials = current_credentials()
+    try:
+        token, opened = credentials.token(), _open(endpoint, credentials)
+    except (OSError, UnicodeDecodeError) as error:
+        raise Stop(f"credentials: {error}", Exit.USAGE) from error
+    with opened as channel:
+        yield grpc.intercept_channel(channel, Bearer(token)) if token else channel
+
+
+def _open(endpoint: str, credentials: Credentials) -> grpc.Channel:
+    """Raises OSError for certificates that cannot be read."""
+    if credentials.ca is None:
+        return grpc.insecure_channel(endpoint, _DIRECT)
+    named = [("grpc.ssl_target_name_override", credentials.name)] if credentials.name else []
+    encrypted = grpc.ssl_channel_credentials(*credentials.certificates())
+    return grpc.secure_channel(endpoint, encrypted, [*_DIRECT, *named])
 
 
 def ask_admin(endpoint: str, timeout_s: float, call: Callable[[AdminStub], Answer]) -> Answer:

@@ -10,6 +10,7 @@ from deploy.cli import (
     config_commands,
     drain_command,
     explain_command,
+    key_command,
     model_commands,
     plan_command,
     status_command,
@@ -33,6 +34,7 @@ app.command("undrain")(drain_command.undrain)
 app.command("chat")(chat_command.chat)
 app.command("plan")(plan_command.plan)
 app.add_typer(config_commands.app, name="config")
+app.add_typer(key_command.app, name="key")
 app.add_typer(model_commands.app, name="model")
 
 

@@ -7,5 +7,8 @@ from typing import Annotated
 
 import typer
 
-Endpoint = Annotated[str, typer.Option("--endpoint", "-e", metavar="HOST:PORT", help="A router's gRPC address.")]
+Endpoint = Annotated[
+    str,
+    typer.Option("--endpoint", "-e", metavar="HOST:PORT", envvar="BATON_ENDPOINT", help="A router's gRPC address."),
+]
 ConfigFile = Annotated[Path, typer.Argument(metavar="FILE", help="The configuration file.", show_default=False)]

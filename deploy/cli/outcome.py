@@ -7,12 +7,15 @@ the way of `baton --help`.
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
 from collections.abc import Callable
 from enum import IntEnum
 from typing import TYPE_CHECKING, ParamSpec
 
 import typer
+
+from deploy.cli.credentials import TOKEN, current_credentials, taking_credentials
 
 if TYPE_CHECKING:
     import grpc
@@ -43,7 +46,8 @@ class Stop(Exception):
 
 
 def command(run: Callable[Arguments, int | None]) -> Callable[Arguments, None]:
-    """Makes a function a command: its return value is the exit code, its errors are messages."""
+    """Makes a function a command: its return value is the exit code, its errors are messages. One that takes an
+    endpoint takes credentials for it."""
 
     @functools.wraps(run)
     def guarded(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
@@ -57,7 +61,7 @@ def command(run: Callable[Arguments, int | None]) -> Callable[Arguments, None]:
             code = _of_the_tree(error)
         raise typer.Exit(code or Exit.OK)
 
-    return guarded
+    return taking_credentials(guarded) if "endpoint" in inspect.signature(run).parameters else guarded
 
 
 def fail(message: str, code: Exit) -> Exit:
@@ -72,7 +76,7 @@ def rpc_stop(error: grpc.RpcError, endpoint: str, timeout_s: float) -> Stop:
     code, detail = error.code(), error.details() or "no reason given"
     match code:
         case grpc.StatusCode.UNAVAILABLE:
-            return Stop(f"{endpoint}: unavailable: {detail}", Exit.UNREACHABLE)
+            return Stop(f"{endpoint}: unavailable: {detail}{_perhaps_tls(detail)}", Exit.UNREACHABLE)
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             return Stop(f"{endpoint}: no answer within {timeout_s:g} s; --timeout allows more", Exit.TIMED_OUT)
         case grpc.StatusCode.UNIMPLEMENTED:
@@ -80,9 +84,20 @@ def rpc_stop(error: grpc.RpcError, endpoint: str, timeout_s: float) -> Stop:
         case grpc.StatusCode.NOT_FOUND:
             return Stop(f"{endpoint}: {detail}", Exit.NOT_FOUND)
         case grpc.StatusCode.UNAUTHENTICATED | grpc.StatusCode.PERMISSION_DENIED:
-            return Stop(f"{endpoint}: not allowed: {detail}", Exit.UNAUTHORISED)
+            return Stop(
+                f"{endpoint}: not allowed: {detail}; your key comes from {TOKEN} or --token-file", Exit.UNAUTHORISED
+            )
         case _:
             return Stop(f"{endpoint}: {code.name}: {detail}", Exit.FAILED)
+
+
+def _perhaps_tls(detail: str) -> str:
+    """Something listens there, or it would not have come to a call."""
+    if "failed to connect" not in detail:
+        return ""
+    if current_credentials().ca is None:
+        return "; where it speaks TLS, --tls-ca names who signs its certificate"
+    return "; does it speak TLS, and with a certificate for this endpoint? BATON_TLS_NAME says for whom else"
 
 
 def _of_the_tree(error: Exception) -> Exit:

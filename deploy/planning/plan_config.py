@@ -47,6 +47,7 @@ def plan_config(plan: Plan, model_path: str) -> Config:
         **pools,
         "router": _router(plan),
         "placement": _placement(plan),
+        "security": {"allow_open": True},  # a plan knows neither keys nor certificates
     }
     if isinstance(chosen, Apart) and chosen.hand_over.stock:
         raw["kv_transfer"] = {"connector": "vllm-nixl"}

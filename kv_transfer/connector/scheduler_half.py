@@ -53,7 +53,7 @@ class SchedulerHalf:
         self._growing: GrowingExports
         self._writer: TicketWriter
         self._step = 0
-        self._server = KvSourceServer(settings.listen_host, settings.advertise_host)
+        self._server = KvSourceServer(settings.listen_host, settings.advertise_host, settings.channels())
         self._exporting: set[str] = set()
         self._serving = False
 

@@ -13,6 +13,7 @@ from vllm.config import VllmConfig
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorTransferResults
 
 from cluster.config import secret
+from cluster.tls import Channels
 from kv_transfer.block_frames import StreamLimits
 from kv_transfer.block_permit import TicketRule
 from kv_transfer.block_server import BlockServer
@@ -46,10 +47,11 @@ class WorkerHalf:
         layout = layout_of(kv_caches, self._num_blocks)
         fingerprint = fingerprint_of(self._config, kv_caches)
         self._on_cpu = layout.memory == "DRAM"
-        self.transports = transports = self._build_transports(layout)
+        channels = self._settings.channels()
+        self.transports = transports = self._build_transports(layout, channels)
         offers = {transport.name: transport.offer() for transport in transports}
         self.endpoint = RankEndpoint(Endpoint(offers, layout), fingerprint)
-        reader = Reader(self._settings.reader_id, self._rank, fingerprint, layout.block_bytes)
+        reader = Reader(self._settings.reader_id, self._rank, fingerprint, layout.block_bytes, channels)
         rules = LadderRules.of(self._settings.transfer)
         key, block_size = secret(self._settings.secret_env), self._config.cache_config.block_size
         self._mover = MoverThread(
@@ -94,7 +96,7 @@ class WorkerHalf:
         if hasattr(self, "_mover"):
             self._mover.close()
 
-    def _build_transports(self, layout: Layout) -> tuple[Transport[Any], ...]:
+    def _build_transports(self, layout: Layout, channels: Channels) -> tuple[Transport[Any], ...]:
         settings, transfer = self._settings, self._settings.transfer
         transports: list[Transport[Any]] = []
         if "nixl" not in transfer.forbid:
@@ -102,8 +104,8 @@ class WorkerHalf:
         if "grpc" not in transfer.forbid:
             rule = TicketRule(secret(settings.secret_env), settings.epoch, self._config.cache_config.block_size)
             limits = StreamLimits(transfer.frame_kib << 10, transfer.in_flight_mib << 20)
-            server = BlockServer(layout, rule, limits, settings.listen_host, settings.advertise_host)
-            transports.append(GrpcTransport(layout, limits, server))
+            server = BlockServer(layout, rule, limits, settings.listen_host, settings.advertise_host, channels)
+            transports.append(GrpcTransport(layout, limits, server, channels))
         return tuple(transports)
 
     def _serve(self) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import grpc
 import numpy as np
 
+from cluster.tls import PLAIN, Channels
 from kv_transfer.block_frames import LEAST_FRAME_BYTES, StreamLimits
 from kv_transfer.block_server import BlockServer
 from kv_transfer.grpc_transport import GrpcPeer, GrpcTransport
@@ -73,25 +74,25 @@ class End:
 
 
 @asynccontextmanager
-async def reading_end() -> AsyncIterator[End]:
+async def reading_end(channels: Channels = PLAIN) -> AsyncIterator[End]:
     """Proves at its end that no peer, stream, task or thread of any end is left."""
     threads = set(threading.enumerate())
-    async with _end(empty_cache(LAYERS, BLOCKS, BLOCK_BYTES), LIMITS) as end:
+    async with _end(empty_cache(LAYERS, BLOCKS, BLOCK_BYTES), LIMITS, channels) as end:
         yield end
     await eventually(lambda: asyncio.all_tasks() == {asyncio.current_task()})
     await eventually(lambda: not [t for t in set(threading.enumerate()) - threads if t.name.startswith("kv-blocks")])
 
 
 @asynccontextmanager
-async def writing_end(limits: StreamLimits = LIMITS) -> AsyncIterator[End]:
-    async with _end(filled_cache(LAYERS, BLOCKS, BLOCK_BYTES), limits) as end:
+async def writing_end(limits: StreamLimits = LIMITS, channels: Channels = PLAIN) -> AsyncIterator[End]:
+    async with _end(filled_cache(LAYERS, BLOCKS, BLOCK_BYTES), limits, channels) as end:
         yield end
 
 
 @asynccontextmanager
-async def _end(cache: Cache, limits: StreamLimits) -> AsyncIterator[End]:
-    server = BlockServer(layout_of(cache), RULE, limits, "127.0.0.1", "127.0.0.1")
-    end = End(cache, server, GrpcTransport(layout_of(cache), limits, server))
+async def _end(cache: Cache, limits: StreamLimits, channels: Channels) -> AsyncIterator[End]:
+    server = BlockServer(layout_of(cache), RULE, limits, "127.0.0.1", "127.0.0.1", channels)
+    end = End(cache, server, GrpcTransport(layout_of(cache), limits, server, channels))
     try:
         yield end
         await eventually(lambda: server.streams == 0)

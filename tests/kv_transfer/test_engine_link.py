@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from cluster.config import KvTransferConfig
+from cluster.config_security import ClusterTlsConfig
 from cluster.engine import Role
 from cluster.errors import ConfigError, EngineFailed
 from cluster.kv_link import KvLink
+from cluster.tls import PLAIN
 from kv_transfer.announcement import Announcement, announce
 from kv_transfer.engine_link import EngineLink
 from kv_transfer.engine_settings import ConnectorSettings, connector_settings, kv_transfer_config
@@ -36,6 +38,16 @@ def test_settings_survive_the_way_through_the_engines_configuration(settings: Co
     assert ConnectorSettings.from_extra_config(config["kv_connector_extra_config"]) == settings
     assert (config["kv_role"], config["kv_load_failure_policy"]) == ("kv_producer", "recompute")
     assert kv_transfer_config(settings, Role.DECODE)["kv_role"] == "kv_consumer"
+
+
+def test_certificates_are_named_on_the_way_into_the_engine(settings: ConnectorSettings) -> None:
+    encrypted = replace(settings, tls=ClusterTlsConfig(cert="a.pem", key="a.key", ca="ca.pem"))
+    config = json.loads(json.dumps(kv_transfer_config(encrypted, Role.PREFILL)))
+    told = ConnectorSettings.from_extra_config(config["kv_connector_extra_config"])
+    assert told == encrypted
+    with pytest.raises(ConfigError, match=r"a\.pem: cannot be read"):
+        told.channels()
+    assert settings.channels() is PLAIN
 
 
 def test_the_secret_is_named_but_never_written(settings: ConnectorSettings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,7 +76,7 @@ async def test_a_stop_during_the_start_ends_the_engine_and_announces_nothing(mon
 
 
 async def test_a_wildcard_is_announced_as_the_address_of_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = simulated_config(prefill={"listen_host": "0.0.0.0"})
+    config = simulated_config(prefill={"listen_host": "0.0.0.0"}, security={"allow_open": True})
     monkeypatch.setattr("ray.util.get_node_ip_address", lambda: "127.0.0.2")
     async with replica_of(deployment, "PrefillWorker", config, monkeypatch) as (_, directory):
         record = await announced_one(directory)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import grpc
 import httpx
@@ -21,6 +23,7 @@ from cluster.membership import MemoryDirectory
 from protos.baton.v1 import admin_pb2_grpc, inference_pb2, inference_pb2_grpc, worker_pb2
 from router.replica import RouterReplica, start_replica
 from tests.router.scripted_worker import LeaseBook, ScriptedWorker
+from tests.router.simulated_cluster import SECRET
 from tests.waiting import eventually
 
 PLACES = 32
@@ -76,7 +79,9 @@ async def deployed(model: Path) -> AsyncIterator[Deployment]:
     prefill, decode = ScriptedWorker("p", Role.PREFILL, leases), ScriptedWorker("d", Role.DECODE, leases)
     for worker in (prefill, decode):
         await directory.announce(await worker.start(), 1000.0)
-    replica = await start_replica(config_for(model), directory, RealClock())
+    config = config_for(model)
+    with patch.dict(os.environ, {config.security.ticket_secret_env: SECRET}):
+        replica = await start_replica(config, directory, RealClock())
     server = uvicorn.Server(uvicorn.Config(replica.app, port=0, log_level="warning"))
     serving = asyncio.create_task(server.serve())
     async with asyncio.timeout(30):

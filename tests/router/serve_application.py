@@ -37,6 +37,7 @@ def set_environment(scratch: Path) -> None:
             "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_ENABLE_AUTO_CONNECT": "0",
+            "BATON_TICKET_SECRET": "a secret that only the tests know",
         }
     )
 

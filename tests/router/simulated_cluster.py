@@ -68,8 +68,9 @@ class SimulatedCluster:
 
     async def add(self, worker_id: str, role: Role, port: int = 0) -> None:
         """Always with a new epoch. Port 0 takes a free one."""
-        spec = WorkerSpec(worker_id, role, next(self._epochs), port=port, look_every_s=0.2)
         config = self._configs[role]
+        tls = config.security.cluster_tls
+        spec = WorkerSpec(worker_id, role, next(self._epochs), port=port, look_every_s=0.2, tls=tls)
         engine = await build_engine(config, config.prefill, RealClock(), spec, Path("unused"))
         assert isinstance(engine, SimulatedEngine)
         worker = Worker(spec, engine, RealClock())

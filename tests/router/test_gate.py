@@ -18,6 +18,7 @@ from cluster.errors import (
     InvalidRequest,
     NoWorker,
     Overloaded,
+    RequestTooLarge,
     StoreUnavailable,
     TenantLimited,
 )
@@ -225,6 +226,16 @@ def test_an_unknown_class_is_the_clients_mistake(bench: Bench) -> None:
     bench.ask("r1", priority="vip")
     assert isinstance(bench.error_of("r1"), InvalidRequest)
     assert bench.running == []
+
+
+@pytest.mark.parametrize("bench", [{"tenants": {"a": {"max_prompt_tokens": 8}}}], indirect=True)
+def test_a_prompt_longer_than_its_tenant_may_send_is_refused_before_it_waits(bench: Bench) -> None:
+    bench.ask("r1", prompt=9)
+    assert isinstance(error := bench.error_of("r1"), RequestTooLarge)
+    assert "9 tokens, your limit is 8" in str(error)
+    bench.ask("r2", prompt=8)
+    bench.ask("r3", prompt=9, tenant="b")
+    assert bench.running == ["r2", "r3"]
 
 
 def test_a_long_queue_that_finds_no_worker_is_refused_without_depth(bench: Bench) -> None:

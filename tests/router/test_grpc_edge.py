@@ -14,10 +14,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from cluster.config import RouterConfig
+from cluster.config_security import NO_TENANT
 from cluster.engine import TokenLogprobs
 from cluster.errors import DeadlineExceeded, InvalidRequest, NoWorker, Overloaded, TenantLimited, UnknownModel
 from protos.baton.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc
-from router.caller import NO_TENANT, Caller, current_caller
+from router.caller import Caller, current_caller
 from router.grpc_edge import GrpcEdge
 from router.text_generation import (
     ChatMessage,

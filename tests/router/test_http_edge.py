@@ -14,8 +14,9 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from cluster.config import RouterConfig
+from cluster.config_security import NO_TENANT
 from cluster.errors import DeadlineExceeded, NoWorker, Overloaded, TenantLimited
-from router.caller import NO_TENANT, Caller, current_caller
+from router.caller import Caller, current_caller
 from router.http_edge import GENERATING, READING, HttpEdge
 from router.session_id import current_session
 

@@ -42,7 +42,7 @@ async def test_wrong_usage_exits_2(baton: Baton, arguments: list[str]) -> None:
 
 async def test_help_names_every_command(baton: Baton) -> None:
     ended = await baton("--help")
-    commands = ("up", "down", "status", "chat", "version", "config", "model")
+    commands = ("up", "down", "status", "chat", "version", "config", "key", "model")
     assert [name for name in commands if f"\n  {name} " not in ended.stdout] == []
 
 
@@ -52,6 +52,22 @@ async def test_a_good_configuration_is_summed_up(baton: Baton) -> None:
     assert ended.stdout == (
         "valid: local: demo (.baton/demo-model), vllm engine on cpu; prefill 1, decode 1, router 1\n"
     )
+
+
+async def test_an_edge_that_stands_open_because_it_was_accepted_is_named(baton: Baton) -> None:
+    ended = await baton("config", "validate", str(EXAMPLES / "kuberay.yaml"))
+    assert ended.code == 0
+    lines = ended.stderr.splitlines()
+    assert len(lines) == 5
+    assert all(line.startswith("baton: open, as security.allow_open accepts: ") for line in lines)
+
+
+async def test_an_edge_that_stands_open_unasked_is_a_mistake_with_its_reason(baton: Baton, tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("model: {path: m}\nrouter: {http_host: 0.0.0.0}\n")
+    ended = await baton("config", "validate", str(file))
+    assert (ended.code, ended.stdout) == (2, "")
+    assert "router.http_host is 0.0.0.0, and nobody is asked for a key: set security.keys" in ended.stderr
 
 
 async def test_every_mistake_of_a_configuration_is_a_line(baton: Baton, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@
 {{- $mistakes := concat
       (include "baton.nameMistakes" . | fromYamlArray)
       (include "baton.networkMistakes" . | fromYamlArray)
+      (include "baton.securityMistakes" . | fromYamlArray)
       (include "baton.storeMistakes" . | fromYamlArray) -}}
 {{- $unset := list -}}
 {{- range $part := list "router" "prefill" "decode" -}}
@@ -59,6 +60,25 @@
 {{- end -}}
 {{- if eq (int $config.router.http_port) (int $config.router.grpc_port) -}}
 {{- $mistakes = append $mistakes (printf "config.router.grpc_port: %d is also config.router.http_port" (int $config.router.grpc_port)) -}}
+{{- end -}}
+{{- toYaml $mistakes -}}
+{{- end -}}
+
+{{/* Pods are reached from other pods, so every edge is guarded, or accepted as it is. */}}
+{{- define "baton.securityMistakes" -}}
+{{- $security := .Values.config.security -}}
+{{- $mistakes := list -}}
+{{- if not (dig "allow_open" false $security) -}}
+{{- $keys := list (dig "keys" nil $security) (dig "keys_file" nil $security) -}}
+{{- $missing := dict
+      "keys or keys_file" (list (or (index $keys 0) (index $keys 1)) "nobody is asked for a key")
+      "tls" (list (dig "tls" nil $security) "keys and prompts would go to the gRPC port unencrypted")
+      "cluster_tls" (list (dig "cluster_tls" nil $security) "any pod that reaches a worker could order work there") -}}
+{{- range $key, $found := $missing -}}
+{{- if not (index $found 0) -}}
+{{- $mistakes = append $mistakes (printf "config.security: %s; set %s, or accept it with allow_open: true" (index $found 1) $key) -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 {{- toYaml $mistakes -}}
 {{- end -}}

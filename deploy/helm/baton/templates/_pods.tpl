@@ -65,6 +65,10 @@ failureThreshold: 24
   emptyDir: {medium: Memory, sizeLimit: {{ .sharedMemory }}}
 - name: config
   configMap: {name: {{ include "baton.name" .root }}-config}
+{{- with .root.Values.secrets.security.name }}
+- name: security
+  secret: {secretName: {{ . }}, defaultMode: 0440}
+{{- end }}
 {{- with .root.Values.modelVolume }}
 - name: model
   {{- toYaml . | nindent 2 }}
@@ -74,6 +78,9 @@ failureThreshold: 24
 {{- define "baton.mounts" -}}
 - {name: shm, mountPath: /dev/shm}
 - {name: config, mountPath: /etc/baton, readOnly: true}
+{{- if .Values.secrets.security.name }}
+- {name: security, mountPath: {{ .Values.secrets.security.mountPath }}, readOnly: true}
+{{- end }}
 {{- if .Values.modelVolume }}
 - {name: model, mountPath: {{ .Values.modelMountPath }}, readOnly: true}
 {{- end }}

@@ -72,9 +72,11 @@ template:
 {{- end -}}
 
 {{/* A router is ready when it sees workers: only then may a new cluster's routers take calls over gRPC. A pool's pod takes
-traffic through Serve's HTTP proxy alone. Arguments: config, part. */}}
+traffic through Serve's HTTP proxy alone. Kubernetes' own gRPC probe cannot speak TLS. Arguments: config, part. */}}
 {{- define "baton.readiness" -}}
-{{- if eq .part "router" -}}
+{{- if and (eq .part "router") (dig "tls" nil .config.security) -}}
+httpGet: {path: /health, port: serve}
+{{- else if eq .part "router" -}}
 grpc: {port: {{ int .config.router.grpc_port }}}
 {{- else -}}
 httpGet: {path: /-/healthz, port: serve}
