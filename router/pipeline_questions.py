@@ -24,6 +24,9 @@ Follow = Callable[[str, EngineRequest], PrefillInProgress | None]
 Retry = Callable[[int], float | None]
 """How many seconds to wait before the retry after so many errors of this request; None: there is to be none."""
 
+Patience = Callable[[], float | None]
+"""In how many seconds to look again for a worker, where there is none and one is going to come; None: none is."""
+
 
 @dataclass(frozen=True, slots=True)
 class PipelineRules:
@@ -42,6 +45,7 @@ class Questions:
     follow: Follow = lambda *_: None
     whole_pays: WholePays = lambda _: False
     retry: Retry = lambda _: 0.0
+    patience: Patience = lambda: None
 
 
 DEFAULT_PIPELINE_RULES = PipelineRules()
