@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping
 
 from cluster.clock import Clock
 from cluster.engine import Role
-from cluster.errors import BatonError, EngineFailed
-from cluster.scaling.autoscaler import Standing
-from cluster.scaling.frame import Bounds, ScalingOrders, ScalingSetup, effective_bounds
+from cluster.errors import BatonError, EngineFailed, InvalidRequest
+from cluster.scaling.autoscaler import Account, Standing, fixed_account
+from cluster.scaling.frame import Bounds, ScalingOrders, ScalingSetup, checked_order, effective_bounds
 from cluster.scaling.reports import RouterReport
 from cluster.scaling.seat import ScalingSeat
 
@@ -54,8 +54,24 @@ class ScalingLink:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
 
-    def heard(self, standing: Standing) -> None:
-        """From a report or from an order of this router's operator."""
+    # Operators' orders. All raise `DeadlineExceeded`
+
+    async def order(self, bounds: Mapping[Role, Bounds | None]) -> None:
+        """None: as configured. Raises `InvalidRequest`, `RetryLater`."""
+        checked_order(self._setup, self._orders, bounds)  # a mistake is told even where nothing scales
+        self._heard(await self._seat.order(bounds))
+
+    async def pause(self, reason: str | None) -> None:
+        """None: no longer. Raises `InvalidRequest`, `RetryLater`."""
+        if not self._setup.scales:
+            raise InvalidRequest("no pool scales by itself: set prefill.autoscale or decode.autoscale")
+        self._heard(await self._seat.pause(reason))
+
+    async def account(self) -> Account:
+        """Raises `RetryLater`."""
+        return await self._seat.account() if self._setup.scales else fixed_account(self._setup)
+
+    def _heard(self, standing: Standing) -> None:
         self._orders, self._bounds = standing.orders, standing.bounds
 
     def _sleeps(self, role: Role, bounds: Bounds) -> bool:
@@ -66,7 +82,7 @@ class ScalingLink:
         while True:
             try:
                 if standing := await self._seat.hear(report(), self._orders):
-                    self.heard(standing)
+                    self._heard(standing)
                 away = False
             except BatonError as error:
                 if not away:

@@ -176,3 +176,13 @@ class Autoscaler:
             if decision.size != decision.before:
                 change = Change(now.unix_s, decision.before, decision.size, decision.because)
                 self._changes[role].appendleft(change)
+
+
+def fixed_account(setup: ScalingSetup) -> Account:
+    """Of pools that nobody scales."""
+    pools = {
+        role: PoolAccount(frame.scales, False, frame.configured, frame.configured.least, None, ())
+        for role, frame in setup.pools.items()
+    }
+    sizes = {role: pool.running for role, pool in pools.items()}
+    return Account(pools, ScalingOrders(), None, {}, setup.cost(sizes), setup.rule.budget)
