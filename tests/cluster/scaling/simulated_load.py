@@ -1,4 +1,4 @@
-"""An autoscaler under a load that a test chooses: workers that are there one period after they are wanted, time by hand."""
+"""The rule under a load that a test chooses: workers are there as soon as they are wanted, time goes by hand."""
 
 from __future__ import annotations
 

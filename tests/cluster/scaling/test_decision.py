@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -98,7 +99,7 @@ def test_load_that_swings_around_a_boundary_makes_no_pool_flap(workers: int, swi
 
     run.run(SETTLING_S, swinging)
     seen = [sizes[PREFILL] for sizes in run.run(600, swinging)]
-    changes = sum(before != after for before, after in zip(seen, seen[1:], strict=False))
+    changes = sum(before != after for before, after in itertools.pairwise(seen))
     assert changes <= 1
 
 
@@ -163,7 +164,7 @@ def test_it_shrinks_late_and_one_by_one() -> None:
     seen = [sizes[PREFILL] for sizes in run.run(200, constant(tokens=500))]
     assert seen[:60] == [6] * 60
     assert seen[-1] == 1
-    assert all(before - after <= 1 for before, after in zip(seen, seen[1:], strict=False))
+    assert all(before - after <= 1 for before, after in itertools.pairwise(seen))
 
 
 # Zero
