@@ -59,13 +59,13 @@ def queue_seconds(demand: PrefillDemand, workers: int) -> float:
 
 def prefill_needs(demand: PrefillDemand, config: AutoscalingConfig) -> tuple[Need, ...]:
     speed = demand.tokens_per_s
-    flow = demand.tokens_per_s_ahead / (speed * config.utilisation)
+    flow = _share(demand.tokens_per_s_ahead, speed * config.utilisation)
     ahead = f"{demand.tokens_per_s_ahead:.0f} tokens/s expected, {speed:.0f} tokens/s each at {config.utilisation:.0%}"
     prompt_s = demand.prompt_tokens / speed
-    waiting_s = max(config.ttft_target_s - prompt_s, _LEAST_QUEUE_SHARE * config.ttft_target_s)
-    queue = demand.backlog_tokens / (speed * waiting_s)
+    waiting_s = max(_LEAST_QUEUE_SHARE * config.ttft_target_s, config.ttft_target_s - prompt_s)
+    queue = _share(demand.backlog_tokens, speed * waiting_s)
     behind = f"{demand.backlog_tokens:.0f} tokens wait, to be computed within {waiting_s:.2f} s"
-    return Need("flow", _known(flow), ahead), Need("queue", _known(queue), behind)
+    return Need("flow", flow, ahead), Need("queue", queue, behind)
 
 
 def decode_needs(demand: DecodeDemand, config: AutoscalingConfig) -> tuple[Need, ...]:
@@ -87,6 +87,11 @@ def _pace(demand: DecodeDemand, config: AutoscalingConfig) -> Need:
     each = max(1.0, (target - demand.step_s) / demand.sequence_s)
     wanted = demand.sequences * demand.growth / each
     return Need("pace", _known(wanted), f"{demand.sequences * demand.growth:.1f} sequences, {each:.1f} to a worker")
+
+
+def _share(amount: float, of_one: float) -> float:
+    """Nothing needs nobody, however fast he would be."""
+    return 0.0 if amount == 0 else _known(amount / of_one)
 
 
 def _known(workers: float) -> float:

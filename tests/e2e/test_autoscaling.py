@@ -81,9 +81,10 @@ async def cluster(demo_model: Path) -> AsyncIterator[Cluster]:
     config = local_config(
         demo_model,
         "autoscaling",
-        engine={"kind": "simulated", "options": {}, "start_deadline_s": 60.0, "simulated": ENGINE},
+        engine={"kind": "simulated", "options": {}, "simulated": ENGINE},
         prefill=dict(POOL),
         decode=dict(POOL),
+        admission={"queue": {"most_wait_s": 240.0}},
         autoscaling={"pace": PACE},
     )
     for pool in ("prefill", "decode"):
