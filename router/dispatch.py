@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from cluster.config import RouterConfig
 from cluster.config_admission import AdmissionConfig
-from cluster.engine import EngineOutput, EngineRequest, Leg, PrefillInProgress
+from cluster.engine import EngineOutput, EngineRequest, Leg, PrefillInProgress, Role
 from cluster.errors import BatonError, DeadlineExceeded, NoWorker, RetryLater, WorkerLost, WorkerStalled
 from cluster.store import DrainMark
 from cluster.wire import request_to_wire, role_from_wire
@@ -41,7 +41,6 @@ from router.worker_output import decoded
 logger = logging.getLogger(__name__)
 
 _LOOK_S = 0.25  # for a worker that has begun
-
 Post = Callable[[str, worker_pb2.SessionRequest], bool]
 """Sends to a worker without waiting; False when it cannot be reached."""
 
@@ -50,14 +49,14 @@ Post = Callable[[str, worker_pb2.SessionRequest], bool]
 class DispatchParts:
     """What a dispatch decides by and writes to. Without a `gate` the default admission applies, and nobody has limits.
     `drained`: workers that get nothing new because an operator wants it so; answers from memory. `wall`: seconds since
-    1970. `may_begin`: a pool without workers gets one for a request that waits."""
+    1970. `may_begin`: such a pool without workers gets one for a request that waits."""
 
     placing: Placing
     journal: RequestJournal
     rules: HandoverRules = DEFAULT_RULES
     gate: Gate | None = None
     drained: Callable[[], Mapping[str, DrainMark]] = dict
-    may_begin: Callable[[], bool] = lambda: False
+    may_begin: Callable[[Role], bool] = lambda _: False
     wall: Callable[[], float] = time.time
 
 
@@ -117,12 +116,12 @@ class Dispatch:
     @property
     def can_take(self) -> bool:
         """Whether a request would be served, now or once a worker has begun for it."""
-        return self.view.can_serve or self._may_begin()
+        return self.view.can_serve or any(map(self._may_begin, Role))
 
     def waiting_prompts(self) -> list[int]:
         """Tokens of each prompt that no worker has."""
-        waiting = (live.pipeline for live in self._live.values() if not live.started or live.pipeline.waits)
-        return [pipeline.prompt_tokens for pipeline in waiting]
+        waits = (live.pipeline for live in self._live.values() if not live.started or live.pipeline.waits)
+        return [pipeline.prompt_tokens for pipeline in waits]
 
     def admit(self, requests: int = 1, caller: Caller | None = None) -> None:
         """A quick look at whether so many more requests make sense now; `submit` decides.
@@ -146,7 +145,7 @@ class Dispatch:
         self._live[request.request_id] = live
         self._journal.begin(request)
         self.placing.arrivals.came(pipeline.prompt_tokens)
-        self._gate.hold(not self.view.can_serve and self._may_begin())
+        self._gate.hold(not self.view.can_serve and self.can_take)
         self._decide(self._gate.submit(request, live.deadline, self._decide, choices.cached_tokens))
 
     def cancel(self, request_ids: Iterable[str], outcome: Outcome = Outcome.CANCELLED) -> None:
@@ -216,7 +215,7 @@ class Dispatch:
 
     def on_time(self) -> None:
         """Ends what is past its deadline, and lets in whom time has moved up. To be called a few times a second."""
-        self._gate.hold(not self.view.can_serve and self._may_begin())
+        self._gate.hold(not self.view.can_serve and self.can_take)
         self._decide(self._gate.on_time(self.placing.tokens_within))
         now = self._now()
         for attempt_id in due(self._prefill_deadlines, now):
@@ -299,8 +298,9 @@ class Dispatch:
     def _retry(self, errors: int) -> float | None:
         return self._retries.take(errors, self._now())
 
-    def _patience(self) -> float | None:
-        return _LOOK_S if self._may_begin() else None
+    def _patience(self, roles: Iterable[Role]) -> float | None:
+        begins = any(self._may_begin(role) and not self.view.ready(role) for role in roles)
+        return _LOOK_S if begins else None
 
     def _move_off(self, worker: WorkerView, cause: BatonError) -> None:
         ending = Ending.STALLED if isinstance(cause, WorkerStalled) else Ending.LOST

@@ -32,9 +32,10 @@ class ScalingLink:
         self._bounds: Mapping[Role, Bounds] = effective_bounds(setup, self._orders)
         self._task: asyncio.Task[None] | None = None
 
-    def may_begin(self) -> bool:
-        """Whether a pool that is at zero begins again for a request that waits."""
-        return any(self._sleeps(role, bounds) for role, bounds in self._bounds.items())
+    def may_begin(self, role: Role) -> bool:
+        """Whether the pool may be at zero, and begins again for a request that waits."""
+        bounds = self._bounds[role]
+        return self._setup.pools[role].scales and bounds.least == 0 < bounds.most
 
     def start(self, report: Callable[[], RouterReport]) -> None:
         """Where every pool has a fixed size, there is nobody to report to."""
@@ -73,9 +74,6 @@ class ScalingLink:
 
     def _heard(self, standing: Standing) -> None:
         self._orders, self._bounds = standing.orders, standing.bounds
-
-    def _sleeps(self, role: Role, bounds: Bounds) -> bool:
-        return self._setup.pools[role].scales and bounds.least == 0 < bounds.most
 
     async def _keep_reporting(self, report: Callable[[], RouterReport]) -> None:
         away = False
