@@ -77,8 +77,6 @@ def rpc_stop(error: grpc.RpcError, endpoint: str, timeout_s: float) -> Stop:
             return Stop(f"{endpoint}: no answer within {timeout_s:g} s; --timeout allows more", Exit.TIMED_OUT)
         case grpc.StatusCode.UNIMPLEMENTED:
             return Stop(f"{endpoint}: answers, but is not a Baton router; name its gRPC port", Exit.NOT_FOUND)
-        case grpc.StatusCode.INVALID_ARGUMENT:
-            return Stop(detail, Exit.USAGE)
         case grpc.StatusCode.NOT_FOUND:
             return Stop(f"{endpoint}: {detail}", Exit.NOT_FOUND)
         case grpc.StatusCode.UNAUTHENTICATED | grpc.StatusCode.PERMISSION_DENIED:

@@ -32,8 +32,8 @@ def scale(
     output: Annotated[Format, typer.Option("--output", "-o", help="How to print what holds then.")] = Format.TABLE,
     timeout: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Longest wait for an answer.")] = 5.0,
 ) -> int:
-    """Bound or pin the sizes of pools until the next order; exits 2 for sizes that cannot be, 7 when no router
-    answers."""
+    """Bound or pin the sizes of pools until the next order; exits 1 for sizes that there is no room for, 7 when no
+    router answers."""
     from deploy.cli.autoscale_command import print_summary
     from deploy.cli.endpoint import ask_admin
 

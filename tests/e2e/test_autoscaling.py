@@ -77,7 +77,7 @@ class Cluster:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def cluster(demo_model: Path) -> AsyncIterator[Cluster]:
+async def scaled(demo_model: Path) -> AsyncIterator[Cluster]:
     config = local_config(
         demo_model,
         "autoscaling",
@@ -94,39 +94,39 @@ async def cluster(demo_model: Path) -> AsyncIterator[Cluster]:
             yield Cluster(live.http, channel, live.grpc)
 
 
-async def test_each_pool_follows_its_own_load_up_and_down_to_zero_and_back(cluster: Cluster) -> None:
-    load = PacedLoad(cluster.http, VOCABULARY)
+async def test_each_pool_follows_its_own_load_up_and_down_to_zero_and_back(scaled: Cluster) -> None:
+    load = PacedLoad(scaled.http, VOCABULARY)
     async with load.pace(**LONG_PROMPTS):
-        await cluster.becomes(prefill=2, decode=1)
+        await scaled.becomes(prefill=2, decode=1)
         await asyncio.sleep(PACE["down_after_s"])  # what came while workers started has been computed
-        before = await cluster.changes()
+        before = await scaled.changes()
         await asyncio.sleep(STEADY_S)
-        assert await cluster.changes() == before, "constant load, and a pool changed"
+        assert await scaled.changes() == before, "constant load, and a pool changed"
     async with load.pace(**LONG_ANSWERS):
-        await cluster.becomes(prefill=1, decode=2)
-    await cluster.becomes(prefill=0, decode=0)
+        await scaled.becomes(prefill=1, decode=2)
+    await scaled.becomes(prefill=0, decode=0)
     await load.ask(prompt_tokens=50, max_tokens=5)
-    assert await cluster.running() == (1, 1)
+    assert await scaled.running() == (1, 1)
     assert load.failed == []
     assert load.answered > 20
 
 
-async def test_orders_hold_against_the_load_until_they_are_taken_back(cluster: Cluster) -> None:
-    load = PacedLoad(cluster.http, VOCABULARY)
+async def test_orders_hold_against_the_load_until_they_are_taken_back(scaled: Cluster) -> None:
+    load = PacedLoad(scaled.http, VOCABULARY)
     async with load.pace(per_s=1.0, prompt_tokens=50, max_tokens=5):
-        told = await cluster.baton("scale", "prefill=2", "decode=1..3")
+        told = await scaled.baton("scale", "prefill=2", "decode=1..3")
         assert [(pool["least"], pool["most"], pool["ordered"]) for pool in told["pools"]] == [
             (2, 2, True),
             (1, 3, True),
         ]
-        await cluster.becomes(prefill=2, decode=1)
-        assert (await cluster.baton("autoscale", "pause", "--reason", "audit"))["pauseReason"] == "audit"
-        await cluster.baton("scale", "prefill=auto")
-        explained = await cluster.baton("autoscale", "explain")
+        await scaled.becomes(prefill=2, decode=1)
+        assert (await scaled.baton("autoscale", "pause", "--reason", "audit"))["pauseReason"] == "audit"
+        await scaled.baton("scale", "prefill=auto")
+        explained = await scaled.baton("autoscale", "explain")
         prefill = explained["pools"][0]
         assert (prefill["size"], prefill["because"]) == (2, "paused: audit")
         assert prefill["inputs"]["tokens/s of a worker"] > 0
         assert prefill["changes"][0]["after"] == 2
-        await cluster.baton("autoscale", "resume")
-        await cluster.becomes(prefill=1, decode=1)
+        await scaled.baton("autoscale", "resume")
+        await scaled.becomes(prefill=1, decode=1)
     assert load.failed == []
