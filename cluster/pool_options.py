@@ -63,10 +63,9 @@ def _bundle(pool: PoolConfig) -> dict[str, float]:
 
 
 def _scaling(bounds: PoolBounds) -> dict[str, Any]:
-    """Serve's own bounds are as wide as an operator may go, and its delays are off: the autoscaler has its own."""
+    """Serve's delays are off: the autoscaler has its own. A new deployment keeps the size that the pool has."""
     return {
-        "min_replicas": 0,
-        "initial_replicas": max(1, bounds.min_replicas),
+        "min_replicas": bounds.min_replicas,
         "max_replicas": bounds.max_replicas,
         "upscale_delay_s": 0.0,
         "downscale_delay_s": 0.0,

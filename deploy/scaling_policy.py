@@ -81,9 +81,13 @@ class PoolSizePolicy:
         asyncio.run(self._keep_fetching())
 
     async def _keep_fetching(self) -> None:
+        away = False
         while self._now() - self._asked_at < _FORGOTTEN_S:
             try:
                 await self.fetch()
+                away = False
             except BatonError as error:
-                logger.warning("the %s pool keeps its size: %s", self._pool.value, error)
+                if not away:
+                    logger.warning("the %s pool keeps its size: %s", self._pool.value, error)
+                away = True
             await asyncio.sleep(_ASK_S)

@@ -40,18 +40,15 @@ class PoolFrame:
 
 @dataclass(frozen=True, slots=True)
 class ScalingSetup:
-    """All that the autoscaler must know of a configuration. `may_sleep`: requests wait for long enough in a router for
-    a pool to begin again."""
+    """All that the autoscaler must know of a configuration."""
 
     pools: Mapping[Role, PoolFrame]
     rule: AutoscalingConfig
-    may_sleep: bool = False
 
     @classmethod
     def of(cls, config: Config) -> ScalingSetup:
         pools = {Role.PREFILL: _frame(config.prefill), Role.DECODE: _frame(config.decode)}
-        may_sleep = config.admission.queue.most_wait_s >= config.engine.start_deadline_s
-        return cls(pools, config.autoscaling, may_sleep)
+        return cls(pools, config.autoscaling)
 
     @classmethod
     def parsed(cls, document: Mapping[str, Any]) -> ScalingSetup:
@@ -86,10 +83,8 @@ def effective_bounds(setup: ScalingSetup, orders: ScalingOrders) -> dict[Role, B
     """Orders that were given under another configuration count as far as this one allows."""
     bounds = {}
     for role, pool in setup.pools.items():
-        ordered = orders.bounds.get(role)
-        most = pool.configured.most
-        allowed = None if ordered is None else Bounds(min(ordered.least, most), min(ordered.most, most))
-        bounds[role] = allowed if pool.scales and allowed is not None else pool.configured
+        frame, ordered = pool.configured, orders.bounds.get(role)
+        bounds[role] = frame if ordered is None else Bounds(frame.clamp(ordered.least), frame.clamp(ordered.most))
     least = {role: each.least for role, each in bounds.items()}
     if setup.rule.budget is not None and setup.cost(least) > setup.rule.budget:
         return {role: pool.configured for role, pool in setup.pools.items()}
@@ -108,15 +103,11 @@ def checked_order(setup: ScalingSetup, orders: ScalingOrders, wanted: Mapping[Ro
         if ordered is None:
             bounds.pop(role, None)
             continue
-        if not 0 <= ordered.least <= ordered.most <= pool.configured.most:
+        least, most = pool.configured.least, pool.configured.most
+        if not least <= ordered.least <= ordered.most <= most:
             raise InvalidRequest(
-                f"{name}={ordered.least}..{ordered.most} is not within 0..{pool.configured.most}: there are resources "
-                f"for {name}.autoscale.max_replicas"
-            )
-        if ordered.least == 0 < ordered.most and not setup.may_sleep:
-            raise InvalidRequest(
-                f"{name}={ordered.least}..{ordered.most} lets the pool end, but requests do not wait until a worker "
-                "has started: set admission.queue.most_wait_s to engine.start_deadline_s or more"
+                f"{name}={ordered.least}..{ordered.most} is not within {least}..{most}, what {name}.autoscale of the "
+                "configuration allows"
             )
         bounds[role] = ordered
     _check_budget(setup, bounds)

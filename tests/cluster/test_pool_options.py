@@ -53,9 +53,10 @@ def test_a_scaling_pool_tells_the_policy_all_it_needs() -> None:
     )
 
 
-def test_serve_adds_no_bound_and_no_delay_to_the_autoscalers_word() -> None:
+def test_serve_adds_no_delay_to_the_autoscalers_word_and_keeps_sizes_in_a_new_deployment() -> None:
     made = options(autoscale={"min_replicas": 2, "max_replicas": 6})["autoscaling_config"]
-    assert (made["min_replicas"], made["initial_replicas"], made["max_replicas"]) == (0, 2, 6)
+    assert (made["min_replicas"], made["max_replicas"]) == (2, 6)
+    assert "initial_replicas" not in made  # or every new deployment would begin with that
     assert (made["upscale_delay_s"], made["downscale_delay_s"]) == (0.0, 0.0)
 
 

@@ -25,7 +25,7 @@ WIRE = {PREFILL: worker_pb2.ROLE_PREFILL, DECODE: worker_pb2.ROLE_DECODE}
 
 
 def setup_of(**sections: Any) -> ScalingSetup:
-    both = {"autoscale": {"max_replicas": 6}}
+    both = {"autoscale": {"min_replicas": 1, "max_replicas": 6}}
     patient = {"queue": {"most_wait_s": 300.0}}
     raw = {"model": {"path": "m"}, "prefill": both, "decode": both, "admission": patient}
     return ScalingSetup.of(parse_config(raw | sections))
@@ -94,7 +94,11 @@ async def test_every_report_brings_the_orders_that_this_router_knows(bench: Benc
     assert (await bench.seat.account()).orders.bounds == {DECODE: Bounds(3, 3)}
 
 
-async def test_a_pool_that_may_end_begins_again_for_a_request_that_waits(bench: Bench) -> None:
+async def test_a_pool_that_may_end_begins_again_for_a_request_that_waits() -> None:
+    bench = Bench(setup_of(prefill={"autoscale": {"min_replicas": 0, "max_replicas": 6}}))
+    await bench.stand()
+    assert bench.link.may_begin(PREFILL)
+    await bench.scale(prefill=(1, 4))
     assert not bench.link.may_begin(PREFILL)
     await bench.scale(prefill=(0, 4))
     assert bench.link.may_begin(PREFILL)
@@ -104,10 +108,12 @@ async def test_a_pool_that_may_end_begins_again_for_a_request_that_waits(bench: 
 
 
 async def test_another_routers_order_is_heard_with_the_next_report(bench: Bench) -> None:
-    await bench.seat.order({PREFILL: Bounds(0, 4)})
-    assert not bench.link.may_begin(PREFILL)
+    await bench.seat.order({PREFILL: Bounds(2, 4)})
     await bench.clock.advance(1.0)
-    assert bench.link.may_begin(PREFILL)
+    bench.seat.autoscaler = Autoscaler()
+    await bench.clock.advance(1.0)
+    await bench.stand()
+    assert (await bench.seat.account()).orders.bounds == {PREFILL: Bounds(2, 4)}
 
 
 async def test_a_pause_and_its_end_are_told_with_the_reason(bench: Bench) -> None:
@@ -130,7 +136,7 @@ async def test_what_is_shown_has_inputs_needs_and_the_routers_that_report(bench:
     ("pools", "says"),
     [
         ({}, "name a pool"),
-        ({"prefill": (2, 9)}, "not within 0..6"),
+        ({"prefill": (2, 9)}, "not within 1..6"),
     ],
 )
 async def test_an_order_that_cannot_be_is_refused(bench: Bench, pools: Any, says: str) -> None:
@@ -160,15 +166,12 @@ async def test_pools_of_fixed_size_are_shown_and_nothing_of_them_can_be_ordered(
 async def test_an_autoscaler_that_is_away_is_tried_again_and_its_last_word_holds(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await bench.scale(prefill=(0, 4))
-
     async def away(*_: Any) -> Any:
         raise DeadlineExceeded("no answer")
 
     with monkeypatch.context() as patched:
         patched.setattr(bench.seat, "hear", away)
         await bench.clock.advance(3.0)
-    assert bench.link.may_begin(PREFILL)
     before = bench.reports
     await bench.clock.advance(2.0)
     assert bench.reports > before

@@ -279,3 +279,13 @@ def test_a_pool_of_fixed_size_stays() -> None:
     run = Course(setup_of(decode={"replicas": 2}), {PREFILL: 1, DECODE: 2})
     run.run(60, constant(tokens=3_400, sequences=500))
     assert run.sizes == {PREFILL: 5, DECODE: 2}
+
+
+@pytest.mark.parametrize(("budget", "sizes"), [(None, {PREFILL: 5, DECODE: 3}), (6, {PREFILL: 4, DECODE: 2})])
+def test_the_worked_example_of_the_documentation(budget: float | None, sizes: dict[Role, int]) -> None:
+    run = Course(setup_of(budget=budget))
+    run.run(40, lambda there: sight(there, 3_000, 900, 90, 1.9, arrived_requests=6))
+    flow, queue = run.decided[PREFILL].needs
+    room, pace = run.decided[DECODE].needs
+    assert [round(need.workers, 1) for need in (flow, queue, room, pace)] == [4.3, 1.8, 2.4, 2.2]
+    assert run.sizes == sizes

@@ -26,7 +26,8 @@ def test_an_order_takes_the_place_of_the_configured_bounds_until_it_is_taken_bac
 @pytest.mark.parametrize(
     ("pools", "order", "says"),
     [
-        ({}, {PREFILL: Bounds(2, 11)}, "prefill=2..11 is not within 0..10"),
+        ({}, {PREFILL: Bounds(2, 11)}, "prefill=2..11 is not within 1..10"),
+        ({}, {PREFILL: Bounds(0, 0)}, "prefill=0..0 is not within 1..10"),
         ({"decode": {"replicas": 3}}, {DECODE: Bounds(2, 2)}, "decode has a fixed size, 3: set decode.autoscale"),
         ({"budget": 6}, {PREFILL: Bounds(5, 6), DECODE: Bounds(2, 3)}, "prefill 5, decode 2 cost 7, more than .* 6"),
     ],
@@ -34,13 +35,6 @@ def test_an_order_takes_the_place_of_the_configured_bounds_until_it_is_taken_bac
 def test_what_cannot_be_is_refused_with_what_can(pools: Any, order: Any, says: str) -> None:
     with pytest.raises(InvalidRequest, match=says):
         checked_order(setup_of(**pools), ScalingOrders(), order)
-
-
-def test_a_pool_may_only_end_where_requests_wait_long_enough_for_it_to_begin_again() -> None:
-    impatient = ScalingSetup.of(parse_config({"model": {"path": "m"}, "prefill": {"autoscale": {"max_replicas": 3}}}))
-    with pytest.raises(InvalidRequest, match="most_wait_s"):
-        checked_order(impatient, ScalingOrders(), {PREFILL: Bounds(0, 3)})
-    assert checked_order(impatient, ScalingOrders(), {PREFILL: Bounds(0, 0)}).bounds == {PREFILL: Bounds(0, 0)}
 
 
 def test_orders_from_before_a_new_configuration_count_as_far_as_it_allows() -> None:
