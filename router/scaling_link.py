@@ -35,7 +35,7 @@ class ScalingLink:
     def may_begin(self, role: Role) -> bool:
         """Whether the pool may be at zero, and begins again for a request that waits."""
         bounds = self._bounds[role]
-        return self._setup.pools[role].scales and bounds.least == 0 < bounds.most
+        return self._setup.pools[role].scales and bounds.least == 0 < bounds.most and self._orders.paused is None
 
     def start(self, report: Callable[[], RouterReport]) -> None:
         """Where every pool has a fixed size, there is nobody to report to."""

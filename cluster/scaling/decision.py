@@ -133,7 +133,7 @@ def _limited(
 def _resized(memory: PoolMemory, size: int, now: float) -> PoolMemory:
     if size == memory.size:
         return memory
-    return replace(memory, size=size, pace=memory.pace.changed(size > memory.size, now))
+    return replace(memory, size=size, pace=memory.pace.changed(memory.size, size, now))
 
 
 # The wish of one pool

@@ -25,9 +25,16 @@ class Pace:
     under_since: float | None = None
     under_most: int = 0
 
-    def changed(self, grown: bool, now: float) -> Pace:
-        """The size has just changed, whatever the reason."""
-        return replace(self, changed_at=now, grown_at=now if grown else self.grown_at, over_since=None)
+    def changed(self, before: int, after: int, now: float) -> Pace:
+        """The size has just changed, whatever the reason. Who has come down to the most that was needed begins to count
+        anew: it may be less by now."""
+        return replace(
+            self,
+            changed_at=now,
+            grown_at=now if after > before else self.grown_at,
+            over_since=None,
+            under_since=self.under_since if self.under_most < after else None,
+        )
 
 
 @dataclass(frozen=True, slots=True)

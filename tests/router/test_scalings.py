@@ -105,6 +105,10 @@ async def test_a_pool_that_may_end_begins_again_for_a_request_that_waits() -> No
     assert not bench.link.may_begin(DECODE)
     await bench.scale(prefill=(0, 0))
     assert not bench.link.may_begin(PREFILL)
+    await bench.scale(prefill=None)
+    assert bench.link.may_begin(PREFILL)
+    await bench.change("PAUSE")
+    assert not bench.link.may_begin(PREFILL)
 
 
 async def test_another_routers_order_is_heard_with_the_next_report(bench: Bench) -> None:

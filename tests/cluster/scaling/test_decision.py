@@ -167,6 +167,23 @@ def test_it_shrinks_late_and_one_by_one() -> None:
     assert all(before - after <= 1 for before, after in itertools.pairwise(seen))
 
 
+def test_a_load_that_falls_in_two_steps_is_followed_all_the_way() -> None:
+    run = Course(setup_of(), {PREFILL: 6, DECODE: 1})
+    run.run(30, constant(tokens=1_800))
+    run.run(400, constant(tokens=100))
+    assert run.sizes[PREFILL] == 1
+
+
+@few
+@given(st.lists(st.floats(min_value=0, max_value=9_000), max_size=6), st.integers(1, 90))
+def test_however_the_load_came_to_be_small_the_pools_become_small(past: list[float], each_s: int) -> None:
+    run = Course(setup_of())
+    for tokens in past:
+        run.run(each_s, constant(tokens, tokens / 30))
+    run.run(1_200, constant(tokens=100, sequences=3))
+    assert run.sizes == {PREFILL: 1, DECODE: 1}
+
+
 # Zero
 
 
