@@ -13,6 +13,15 @@ import httpx
 LONGEST_S = 90.0
 
 
+@dataclass(frozen=True)
+class Kind:
+    """Requests that come `per_s` times a second."""
+
+    per_s: float
+    prompt_tokens: int
+    max_tokens: int
+
+
 @dataclass
 class PacedLoad:
     """`vocabulary` of the simulated engine. Every prompt is new, so that nothing of it is cached."""
@@ -27,9 +36,9 @@ class PacedLoad:
         self._asking: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
-    async def pace(self, per_s: float, prompt_tokens: int, max_tokens: int) -> AsyncIterator[None]:
-        """So many requests a second until the block ends; then every answer is waited for."""
-        pacing = asyncio.create_task(self._pace(per_s, prompt_tokens, max_tokens))
+    async def pace(self, kind: Kind) -> AsyncIterator[None]:
+        """Such requests until the block ends; then every answer is waited for."""
+        pacing = asyncio.create_task(self._pace(kind))
         try:
             yield
         finally:
@@ -50,12 +59,12 @@ class PacedLoad:
             self.failed.append(f"{type(error).__name__}: {error}")
         self.answered += 1
 
-    async def _pace(self, per_s: float, prompt_tokens: int, max_tokens: int) -> None:
+    async def _pace(self, kind: Kind) -> None:
         loop = asyncio.get_running_loop()
         due = loop.time()
         while True:
-            task = asyncio.create_task(self.ask(prompt_tokens, max_tokens))
+            task = asyncio.create_task(self.ask(kind.prompt_tokens, kind.max_tokens))
             self._asking.add(task)
             task.add_done_callback(self._asking.discard)
-            due += 1 / per_s
+            due += 1 / kind.per_s
             await asyncio.sleep(max(0.0, due - loop.time()))

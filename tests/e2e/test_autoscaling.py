@@ -15,7 +15,7 @@ import pytest
 import pytest_asyncio
 
 from protos.baton.v1 import admin_pb2, admin_pb2_grpc
-from tests.e2e.paced_load import PacedLoad
+from tests.e2e.paced_load import Kind, PacedLoad
 from tests.live_cluster import BATON, live_cluster, local_config
 from tests.waiting import eventually
 
@@ -33,9 +33,9 @@ ENGINE = {"step_s": 0.02, "prefill_token_s": 0.001, "num_blocks": 100, "vocabula
 POOL = {"autoscale": {"min_replicas": 0, "max_replicas": 4}, "drain_s": 5.0, "cpus_per_replica": 0.1}
 PACE = {"down_after_s": 6.0, "down_cooldown_s": 2.0, "idle_s": 5.0}
 
-LONG_PROMPTS = {"per_s": 2.0, "prompt_tokens": 500, "max_tokens": 2}
+LONG_PROMPTS = Kind(per_s=2.0, prompt_tokens=500, max_tokens=2)
 """1,000 prompt tokens a second, of which a worker computes about as many: at 70 % busy that is work for two."""
-LONG_ANSWERS = {"per_s": 2.5, "prompt_tokens": 50, "max_tokens": 250}
+LONG_ANSWERS = Kind(per_s=2.5, prompt_tokens=50, max_tokens=250)
 """Each 5 s and 10 of the 100 blocks: 1.25 caches' worth, to be filled to 80 %, is more than one and less than two."""
 
 
@@ -113,13 +113,13 @@ async def test_each_pool_follows_its_own_load_up_and_down_to_zero_and_back(scale
     load = PacedLoad(scaled.http, VOCABULARY)
     await load.ask(prompt_tokens=50, max_tokens=5)  # both pools begin with it
     await scaled.becomes((1, 1))
-    async with load.pace(**LONG_PROMPTS):
+    async with load.pace(LONG_PROMPTS):
         await scaled.becomes((2, 1), (3, 1))
         await scaled.settles()
         before = await scaled.changes()
         await asyncio.sleep(STEADY_S)
         assert await scaled.changes() == before, "constant load, and a pool changed"
-    async with load.pace(**LONG_ANSWERS):
+    async with load.pace(LONG_ANSWERS):
         await scaled.becomes((1, 2), (1, 3))
     await scaled.becomes((0, 0))
     await load.ask(prompt_tokens=50, max_tokens=5)
@@ -130,7 +130,7 @@ async def test_each_pool_follows_its_own_load_up_and_down_to_zero_and_back(scale
 
 async def test_orders_hold_against_the_load_until_they_are_taken_back(scaled: Cluster) -> None:
     load = PacedLoad(scaled.http, VOCABULARY)
-    async with load.pace(per_s=1.0, prompt_tokens=50, max_tokens=5):
+    async with load.pace(Kind(per_s=1.0, prompt_tokens=50, max_tokens=5)):
         told = await scaled.baton("scale", "prefill=2", "decode=1..3")
         assert [(pool["least"], pool["most"], pool["ordered"]) for pool in told["pools"]] == [
             (2, 2, True),
