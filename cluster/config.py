@@ -17,6 +17,7 @@ from pydantic_core import ErrorDetails
 
 from cluster.config_admission import AdmissionConfig
 from cluster.config_placement import PlacementConfig
+from cluster.config_scaling import AutoscalingConfig, PoolBounds
 from cluster.config_section import Count, Port, Seconds, Section, Share
 from cluster.config_security import SecurityConfig, open_edges
 from cluster.config_store import StoreConfig
@@ -70,28 +71,6 @@ _OWNED_OPTIONS = {
 }  # fmt: skip
 
 
-class AutoscaleBounds(Section):
-    """Serve scales the pool between `min_replicas` and `max_replicas` to hold each replica's own load at `target_load`.
-
-    Load of a prefill replica: queued prompt tokens / `tokens_per_unit`. Of a decode replica: the larger of running
-    sequences / `sequences_per_unit` and the share of KV blocks in use.
-    """
-
-    min_replicas: Count = 1  # a pool without replicas has no load to report, so nothing could wake it
-    max_replicas: Count = 1
-    target_load: Annotated[float, Field(gt=0)] = 0.7
-    tokens_per_unit: Count = 8_192
-    sequences_per_unit: Count = 64
-    upscale_delay_s: Annotated[float, Field(ge=0)] = 5.0
-    downscale_delay_s: Annotated[float, Field(ge=0)] = 60.0
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.min_replicas > self.max_replicas:
-            raise ValueError(f"min_replicas {self.min_replicas} is above max_replicas {self.max_replicas}")
-        return self
-
-
 Surge = Annotated[int, Field(ge=0, le=100)]
 """Per cent of a part's replicas, rounded up, that a rolling update starts before it stops old ones."""
 
@@ -103,7 +82,7 @@ class PoolConfig(Section):
     """
 
     replicas: Count = 1
-    autoscale: AutoscaleBounds | None = None
+    autoscale: PoolBounds | None = None
     cpus_per_replica: Annotated[float, Field(ge=0)] = 1.0
     gpus_per_replica: Annotated[int, Field(ge=0)] = 0
     accelerator_type: str | None = None
@@ -118,6 +97,12 @@ class PoolConfig(Section):
         """The pool at its largest."""
         most = self.replicas if self.autoscale is None else self.autoscale.max_replicas
         return with_surge(most, self.surge_percent)
+
+    @property
+    def replica_cost(self) -> float:
+        """In units of `autoscaling.budget`."""
+        given = None if self.autoscale is None else self.autoscale.cost
+        return float(self.gpus_per_replica or 1) if given is None else given
 
     @model_validator(mode="after")
     def _options_do_not_overrule(self) -> Self:
@@ -259,6 +244,7 @@ class Config(Section):
     placement: PlacementConfig = PlacementConfig()
     kv_transfer: KvTransferConfig = KvTransferConfig()
     admission: AdmissionConfig = AdmissionConfig()
+    autoscaling: AutoscalingConfig = AutoscalingConfig()
     store: StoreConfig = StoreConfig()
     security: SecurityConfig = SecurityConfig()
     observability: ObservabilityConfig = ObservabilityConfig()
@@ -273,6 +259,7 @@ class Config(Section):
                 )
             if self.engine.device == "cpu" and gpus > 0:
                 raise ValueError(f"{pool}.gpus_per_replica is {gpus}, but engine.device is cpu: set engine.device: gpu")
+        self._check_scaling()
         if self.engine.kind == "simulated" and self.kv_transfer.connector != "baton":
             raise ValueError("kv_transfer.connector is vLLM's, but engine.kind is simulated: use connector: baton")
         if self.router.replicas > 1 and not self.store.shared:
@@ -289,6 +276,21 @@ class Config(Section):
         """A sentence for each edge that others reach although nothing guards it; valid only where that is accepted."""
         workers = {f"{pool}.listen_host": getattr(self, pool).listen_host for pool in ("prefill", "decode")}
         return list(open_edges(self.security, self.router.http_host, self.router.grpc_host, workers))
+
+    def _check_scaling(self) -> None:
+        pools = {"prefill": self.prefill, "decode": self.decode}
+        least = {name: p.replicas if p.autoscale is None else p.autoscale.min_replicas for name, p in pools.items()}
+        cost, budget = sum(least[name] * p.replica_cost for name, p in pools.items()), self.autoscaling.budget
+        if budget is not None and cost > budget:
+            sizes = ", ".join(f"{name} {count}" for name, count in least.items())
+            raise ValueError(f"autoscaling.budget is {budget:g}, but the smallest pools ({sizes}) cost {cost:g}")
+        waits_s, starts_s = self.admission.queue.most_wait_s, self.engine.start_deadline_s
+        for name, count in least.items():
+            if count == 0 and waits_s < starts_s:
+                raise ValueError(
+                    f"{name}.autoscale.min_replicas is 0, but requests do not wait until a worker has started: set "
+                    f"admission.queue.most_wait_s ({waits_s:g}) to engine.start_deadline_s ({starts_s:g}) or more"
+                )
 
 
 def with_surge(replicas: int, surge_percent: int) -> int:

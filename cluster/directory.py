@@ -1,7 +1,7 @@
 """The directory of workers in a detached, named Ray actor. Its state is a `MembershipTable` in memory: workers announce
 themselves again and again, so a lost actor costs nothing but the time of one announcement.
 
-Every call creates the actor when it is not there, and has a deadline.
+Every call creates the actor when it is not there, and has a deadline. It must not know Ray.
 """
 
 from __future__ import annotations
@@ -12,29 +12,16 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncIterator
-from typing import Any
-
-import ray
-from ray.exceptions import RayError
 
 from cluster.continuity import Continuity, View
 from cluster.errors import DeadlineExceeded
 from cluster.membership import WORKER_TTL_S, Membership, MembershipTable, WorkerRecord
+from cluster.named_actor import CALL_S, NamedActor
 
 logger = logging.getLogger(__name__)
 
 ACTOR_NAME = "directory"
-_CALL_S = 10.0
 _POLL_S = 20.0
-_AGAIN_S = 0.2
-# What Ray raises while an actor dies, its name is given up, or its control store is away.
-_AWAY = (RayError, ValueError, RuntimeError, OSError)
-_CONCURRENCY = 10_000  # every watcher holds one call open
-
-
-def namespace(cluster_name: str) -> str:
-    """The Ray namespace of a cluster's named actors."""
-    return f"baton-{cluster_name}"
 
 
 class DirectoryActor:
@@ -88,59 +75,25 @@ class RayDirectory:
     """Implements `membership.Directory` for any process that is connected to the Ray cluster."""
 
     def __init__(self, cluster_name: str, warm_s: float = WORKER_TTL_S) -> None:
-        self._namespace = namespace(cluster_name)
-        self._warm_s = warm_s
-        self._actor: Any = None
+        self._actor = NamedActor(ACTOR_NAME, cluster_name, DirectoryActor, warm_s)
 
     async def announce(self, record: WorkerRecord, ttl_s: float) -> None:
         """Raises `DeadlineExceeded` when the directory cannot be reached."""
-        await self._call("announce", record, ttl_s)
+        await self._actor.call("announce", record, ttl_s)
 
     async def withdraw(self, worker_id: str, epoch: int) -> None:
         """Raises `DeadlineExceeded` when the directory cannot be reached."""
-        await self._call("withdraw", worker_id, epoch)
+        await self._actor.call("withdraw", worker_id, epoch)
 
     async def watch(self) -> AsyncIterator[Membership]:
         """While the directory is away the last membership holds."""
         continuity, seen = Continuity(), None
         while True:
             try:
-                seen = await self._call("watch", seen, _POLL_S, deadline_s=_POLL_S + _CALL_S)
+                seen = await self._actor.call("watch", seen, _POLL_S, deadline_s=_POLL_S + CALL_S)
             except DeadlineExceeded as error:
                 logger.warning("%s; the last known workers stay", error)
                 continue
             membership = continuity.update(seen)
             if membership is not None:
                 yield membership
-
-    async def _call(self, method: str, *args: Any, deadline_s: float = _CALL_S) -> Any:
-        last: Exception | None = None
-        try:
-            async with asyncio.timeout(deadline_s):
-                while True:
-                    try:
-                        actor = await self._connected()
-                        return await getattr(actor, method).remote(*args)
-                    except _AWAY as error:
-                        self._actor, last = None, error
-                        await asyncio.sleep(_AGAIN_S)
-        except TimeoutError:
-            self._actor = None
-            raise DeadlineExceeded(f"the directory did not answer within {deadline_s:g} s: {last or method}") from last
-
-    async def _connected(self) -> Any:
-        if self._actor is None:
-            self._actor = await asyncio.to_thread(self._get_or_create)  # talks to Ray's control store, and blocks
-        return self._actor
-
-    def _get_or_create(self) -> Any:
-        options = {
-            "name": ACTOR_NAME,
-            "namespace": self._namespace,
-            "lifetime": "detached",
-            "get_if_exists": True,
-            "num_cpus": 0,
-            "max_restarts": -1,
-            "max_concurrency": _CONCURRENCY,
-        }
-        return ray.remote(DirectoryActor).options(**options).remote(self._warm_s)

@@ -5,7 +5,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from cluster.config import AutoscaleBounds, Config, PoolConfig
+from cluster.config import Config, PoolConfig
+from cluster.config_scaling import PoolBounds
+from cluster.engine import Role
+from cluster.scaling.frame import ScalingSetup
 
 _HEALTH_PERIOD_S = 5.0
 _HEALTH_TIMEOUT_S = 10.0
@@ -15,8 +18,9 @@ _DRAIN_LOOK_S = 0.5
 _ENVIRONMENT = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
 
 
-def serve_options(config: Config, pool: PoolConfig, policy: str) -> dict[str, Any]:
+def serve_options(config: Config, role: Role, policy: str) -> dict[str, Any]:
     """Arguments of Serve's `Deployment.options`. `policy` is the import path of the scaling policy's class."""
+    pool = config.prefill if role is Role.PREFILL else config.decode
     options: dict[str, Any] = {
         "ray_actor_options": _actor_options(pool),
         "graceful_shutdown_timeout_s": pool.drain_s + _CLOSE_S,
@@ -30,7 +34,11 @@ def serve_options(config: Config, pool: PoolConfig, policy: str) -> dict[str, An
     if pool.autoscale is None:
         options["num_replicas"] = pool.replicas
     else:
-        options["autoscaling_config"] = _autoscaling(pool.autoscale, policy)
+        kwargs = {"cluster": config.name, "pool": role.value, "setup": ScalingSetup.of(config).document}
+        options["autoscaling_config"] = {
+            **_scaling(pool.autoscale),
+            "policy": {"policy_function": policy, "policy_kwargs": kwargs},
+        }
     return options
 
 
@@ -54,12 +62,11 @@ def _bundle(pool: PoolConfig) -> dict[str, float]:
     return bundle
 
 
-def _autoscaling(bounds: AutoscaleBounds, policy: str) -> dict[str, Any]:
+def _scaling(bounds: PoolBounds) -> dict[str, Any]:
+    """Serve's delays are off: the autoscaler has its own. A new deployment keeps the size that the pool has."""
     return {
         "min_replicas": bounds.min_replicas,
         "max_replicas": bounds.max_replicas,
-        "upscale_delay_s": bounds.upscale_delay_s,
-        "downscale_delay_s": bounds.downscale_delay_s,
-        "look_back_period_s": 10.0,
-        "policy": {"policy_function": policy, "policy_kwargs": {"bounds": bounds.model_dump()}},
+        "upscale_delay_s": 0.0,
+        "downscale_delay_s": 0.0,
     }

@@ -10,9 +10,8 @@ import functools
 import ray
 from ray import serve
 
-from cluster.autoscaling import LOAD_METRIC, decode_load
 from cluster.clock import RealClock
-from cluster.config import AutoscaleBounds, Config
+from cluster.config import Config
 from cluster.directory import RayDirectory
 from cluster.engine import Role
 from cluster.pool_options import serve_options
@@ -21,13 +20,12 @@ from kv_transfer.worker_engine import build_engine
 
 
 class DecodeWorker:
-    """One replica. Serve awaits the constructor, asks for health and load, and awaits the destructor to stop it."""
+    """One replica. Serve awaits the constructor, asks for health, and awaits the destructor to stop it."""
 
     _replica: WorkerReplica | None = None
 
     async def __init__(self, config: Config) -> None:  # type: ignore[misc]  # Serve awaits it
         pool, clock = config.decode, RealClock()
-        self._bounds = pool.autoscale or AutoscaleBounds()
         spec = worker_spec(Role.DECODE, pool, config, ray.util.get_node_ip_address())
         build = functools.partial(build_engine, config, pool, clock)
         self._replica = WorkerReplica(spec, build, RayDirectory(config.name), clock, pool.drain_s)
@@ -36,11 +34,6 @@ class DecodeWorker:
     async def check_health(self) -> None:
         if self._replica is not None:
             self._replica.check_health()
-
-    async def record_autoscaling_stats(self) -> dict[str, float]:
-        assert self._replica is not None  # asked for only after the constructor
-        load = self._replica.worker.load()
-        return {LOAD_METRIC: decode_load(load.running + load.waiting, load.kv_usage, self._bounds)}
 
     async def stop(self) -> None:
         """Leaves the directory, drains and ends the engine. May be called twice, and while the constructor runs."""
@@ -53,5 +46,5 @@ class DecodeWorker:
 
 def deployment(config: Config, scaling_policy: str) -> serve.Application:
     """`scaling_policy`: import path of the class that sizes the pool when it scales by itself."""
-    options = serve_options(config, config.decode, scaling_policy)
+    options = serve_options(config, Role.DECODE, scaling_policy)
     return serve.deployment(DecodeWorker, name="decode", **options).bind(config)

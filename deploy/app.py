@@ -15,7 +15,7 @@ import prefill_workers.deployment
 import router.deployment
 from cluster.config import Config, parse_config
 
-POOL_LOAD_POLICY = "deploy.scaling_policy:PoolLoadPolicy"
+POOL_SIZE_POLICY = "deploy.scaling_policy:PoolSizePolicy"
 
 
 class AppArgs(BaseModel):
@@ -31,8 +31,8 @@ def build(args: AppArgs) -> serve.Application:
 
 def compose(config: Config) -> serve.Application:
     """Router on top, the two pools below it; Serve starts, checks, scales and drains the three of them."""
-    prefill = prefill_workers.deployment.deployment(config, POOL_LOAD_POLICY)
-    decode = decode_workers.deployment.deployment(config, POOL_LOAD_POLICY)
+    prefill = prefill_workers.deployment.deployment(config, POOL_SIZE_POLICY)
+    decode = decode_workers.deployment.deployment(config, POOL_SIZE_POLICY)
     return router.deployment.deployment(config, prefill, decode)
 
 

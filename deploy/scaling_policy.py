@@ -1,33 +1,93 @@
-"""The policy that Serve's controller asks for the size of one pool: reads reported loads, applies the pure rule.
+"""What Serve's controller asks for the size of a pool: the autoscaler's last word, fetched beside the control loop.
 
-Serve copies this module into its controller, builds the class once a deployment and calls it about ten times a second:
-it must neither block nor keep state. Serve's own delays and bounds apply around the answer.
+Serve copies this module into its controller, builds the class once a deployment and calls it several times a second: it
+must not block. The decision, for both pools at once, is the autoscaler's; this only says how things stand and passes
+the answer on. Its threads are the only part of Baton in Serve's controller.
 """
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-from cluster.autoscaling import LOAD_METRIC, desired_replicas
-from cluster.config import AutoscaleBounds
+from cluster.engine import Role
+from cluster.errors import BatonError
+from cluster.scaling.frame import ScalingOrders, ScalingSetup
+from cluster.scaling.seat import RaySeat, ScalingSeat
 
 if TYPE_CHECKING:
     from ray.serve.config import AutoscalingContext
 
+logger = logging.getLogger(__name__)
 
-class PoolLoadPolicy:
-    """`AutoscalingPolicy(policy_function="deploy.scaling_policy:PoolLoadPolicy", policy_kwargs={"bounds": ...})`.
+_ASK_S = 0.5
+_TRUSTED_S = 15.0
+"""An answer that is older says nothing any more: the size stays as it is."""
+_FORGOTTEN_S = 30.0
+"""Serve does not say when it is done with a policy: one that was not asked for so long stops asking itself."""
 
-    `bounds` is `AutoscaleBounds.model_dump()`. A replica reports its load through `record_autoscaling_stats`, as
-    `{LOAD_METRIC: load}`.
+
+class PoolSizePolicy:
+    """`AutoscalingPolicy(policy_function="deploy.scaling_policy:PoolSizePolicy", policy_kwargs=...)`.
+
+    `cluster`: its name; `pool`: "prefill" or "decode"; `setup`: `ScalingSetup.document`.
     """
 
-    def __init__(self, bounds: dict[str, int | float]) -> None:
-        self._bounds = AutoscaleBounds.model_validate(bounds)
+    def __init__(
+        self,
+        cluster: str,
+        pool: str,
+        setup: dict[str, Any],
+        seat: Callable[[str], ScalingSeat] = RaySeat,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._seat = seat(cluster)
+        self._pool = Role(pool)
+        self._setup = ScalingSetup.parsed(setup)
+        self._now = now
+        self._orders = ScalingOrders()
+        self._found = (0, 0)  # the size that Serve wants, and how many run
+        self._asked_at = now()
+        self._answer: tuple[int, float] | None = None
+        self._thread: threading.Thread | None = None
 
     def __call__(self, context: AutoscalingContext) -> tuple[int, dict[str, object]]:
-        """The replicas wanted, and no state to keep."""
-        reported = (context.aggregated_metrics or {}).get(LOAD_METRIC, {})
-        loads = [reported.get(replica, math.nan) for replica in context.running_replicas]
-        return desired_replicas(loads, self._bounds, context.target_num_replicas), {}
+        """The replicas wanted, and no state for Serve to keep."""
+        self._found = context.target_num_replicas, context.current_num_replicas
+        self._asked_at = self._now()
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._fetch, name=f"size of {self._pool.value}", daemon=True)
+            self._thread.start()
+        return self.size(context.target_num_replicas), {}
+
+    def size(self, current: int) -> int:
+        """The last answer, or the current size where there is none that can be trusted."""
+        if self._answer is None or self._now() - self._answer[1] > _TRUSTED_S:
+            return current
+        return self._answer[0]
+
+    async def fetch(self) -> None:
+        """Says how things stand and keeps the answer. Raises `BatonError` where the autoscaler has none."""
+        standing = await self._seat.stand(self._setup, self._pool, *self._found, self._orders)
+        self._orders = standing.orders
+        if standing.sizes is not None:
+            self._answer = standing.sizes[self._pool], self._now()
+
+    def _fetch(self) -> None:
+        asyncio.run(self._keep_fetching())
+
+    async def _keep_fetching(self) -> None:
+        away = False
+        while self._now() - self._asked_at < _FORGOTTEN_S:
+            try:
+                await self.fetch()
+                away = False
+            except BatonError as error:
+                if not away:
+                    logger.warning("the %s pool keeps its size: %s", self._pool.value, error)
+                away = True
+            await asyncio.sleep(_ASK_S)

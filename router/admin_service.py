@@ -14,15 +14,18 @@ from protos.baton.v1 import admin_pb2, admin_pb2_grpc, worker_pb2
 from router.drains import Drains
 from router.explainer import Explainer
 from router.fleet import Fleet, WorkerReport
+from router.scalings import Scalings
 from router.shared_state import SharedState
 
 _DrainContext = grpc.aio.ServicerContext[admin_pb2.DrainRequest, admin_pb2.DrainResponse]
+_ScaleContext = grpc.aio.ServicerContext[admin_pb2.ScaleRequest, admin_pb2.AutoscaleReport]
+_AutoscaleContext = grpc.aio.ServicerContext[admin_pb2.AutoscaleRequest, admin_pb2.AutoscaleReport]
 _ExplainContext = grpc.aio.ServicerContext[admin_pb2.ExplainRequest, admin_pb2.Explanation]
 
 
 class AdminService(admin_pb2_grpc.AdminServicer):
     """`model`: the name that clients use. Without an `explainer` nothing can be explained; without `shared` this router
-    is alone, without `drains` nothing can be drained."""
+    is alone, without `drains` nothing can be drained, without `scalings` nothing scaled."""
 
     def __init__(
         self,
@@ -32,6 +35,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         explainer: Explainer | None = None,
         shared: SharedState | None = None,
         drains: Drains | None = None,
+        scalings: Scalings | None = None,
     ) -> None:
         self._fleet = fleet
         self._router_id = router_id
@@ -39,6 +43,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         self._explainer = explainer
         self._shared = shared
         self._drains = drains
+        self._scalings = scalings
 
     async def Status(self, request: admin_pb2.StatusRequest, context: object) -> admin_pb2.StatusResponse:
         reports = await self._fleet.describe()
@@ -81,6 +86,24 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         if applied_s is None:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"no worker {request.worker_id}: `baton status` lists them")
         return admin_pb2.DrainResponse(deadline_s=applied_s)
+
+    async def Scale(self, request: admin_pb2.ScaleRequest, context: _ScaleContext) -> admin_pb2.AutoscaleReport:
+        if self._scalings is None:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this router knows no autoscaler")
+        try:
+            return await self._scalings.scale(request)
+        except BatonError as error:
+            await context.abort(answer_for(error).grpc, str(error))
+
+    async def Autoscale(
+        self, request: admin_pb2.AutoscaleRequest, context: _AutoscaleContext
+    ) -> admin_pb2.AutoscaleReport:
+        if self._scalings is None:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this router knows no autoscaler")
+        try:
+            return await self._scalings.autoscale(request)
+        except BatonError as error:
+            await context.abort(answer_for(error).grpc, str(error))
 
     @property
     def _marks(self) -> Mapping[str, DrainMark]:

@@ -98,7 +98,7 @@ class Admission:
 
     def on_time(self, now: float) -> list[Action]:
         """Ends what has waited too long, moves up what has waited long, and admits what has room."""
-        if self._room:
+        if self._room and self._most_requests:  # how fast it moves is not learnt while nothing may
             self._rate.waited(max(0.0, now - self._seen))
         self._seen = now
         self._room.promote(now)

@@ -14,14 +14,15 @@ from dataclasses import dataclass
 
 from cluster.config import RouterConfig
 from cluster.config_admission import AdmissionConfig
-from cluster.engine import EngineOutput, EngineRequest, FinishReason, Leg, PrefillInProgress
-from cluster.errors import BatonError, DeadlineExceeded, InvalidRequest, NoWorker, RetryLater, WorkerLost, WorkerStalled
+from cluster.engine import EngineOutput, EngineRequest, Leg, PrefillInProgress, Role
+from cluster.errors import BatonError, DeadlineExceeded, NoWorker, RetryLater, WorkerLost, WorkerStalled
 from cluster.store import DrainMark
-from cluster.wire import output_from_wire, request_to_wire, role_from_wire
+from cluster.wire import request_to_wire, role_from_wire
 from protos.baton.v1 import admin_pb2, worker_pb2
 from router.actions import Action, Cancel, Emit, End, Ending, Later, Release, Settle, Submit
 from router.admission_events import Admit, Refuse
 from router.caller import Caller
+from router.deadlines import due
 from router.fleet_view import FleetView, WorkerView
 from router.gate import Decision, Gate
 from router.generation import Emission, GenerationRequest, Outcome, Sink
@@ -35,9 +36,11 @@ from router.request_counts import RequestCounts
 from router.request_journal import RequestJournal
 from router.retry_budget import RetryBudget
 from router.strays import stray_ticket
+from router.worker_output import decoded
 
 logger = logging.getLogger(__name__)
 
+_LOOK_S = 0.25  # for a worker that has begun
 Post = Callable[[str, worker_pb2.SessionRequest], bool]
 """Sends to a worker without waiting; False when it cannot be reached."""
 
@@ -46,13 +49,14 @@ Post = Callable[[str, worker_pb2.SessionRequest], bool]
 class DispatchParts:
     """What a dispatch decides by and writes to. Without a `gate` the default admission applies, and nobody has limits.
     `drained`: workers that get nothing new because an operator wants it so; answers from memory. `wall`: seconds since
-    1970."""
+    1970. `may_begin`: such a pool without workers gets one for a request that waits."""
 
     placing: Placing
     journal: RequestJournal
     rules: HandoverRules = DEFAULT_RULES
     gate: Gate | None = None
     drained: Callable[[], Mapping[str, DrainMark]] = dict
+    may_begin: Callable[[Role], bool] = lambda _: False
     wall: Callable[[], float] = time.time
 
 
@@ -96,6 +100,7 @@ class Dispatch:
         self._counts = RequestCounts()
         self._gate = parts.gate or Gate(AdmissionConfig(), config.max_in_flight, now)
         self._decided: deque[Decision] = deque()  # not carried out yet: one may lead to the next
+        self._may_begin = parts.may_begin
         self.view = FleetView()
 
     def connect(self, sink: Sink) -> None:
@@ -108,6 +113,16 @@ class Dispatch:
     def in_flight(self) -> int:
         return len(self._live)
 
+    @property
+    def can_take(self) -> bool:
+        """Whether a request would be served, now or once a worker has begun for it."""
+        return self.view.can_serve or any(map(self._may_begin, Role))
+
+    def waiting_prompts(self) -> list[int]:
+        """Tokens of each prompt that no worker has."""
+        waits = (live.pipeline for live in self._live.values() if not live.started or live.pipeline.waits)
+        return [pipeline.prompt_tokens for pipeline in waits]
+
     def admit(self, requests: int = 1, caller: Caller | None = None) -> None:
         """A quick look at whether so many more requests make sense now; `submit` decides.
 
@@ -115,7 +130,7 @@ class Dispatch:
         """
         try:
             self._gate.check(caller or Caller(), requests)
-            if not self.view.can_serve:
+            if not self.can_take:
                 raise NoWorker("no worker is ready: try again in a moment")
         except (RetryLater, NoWorker):
             self._counts.refused()
@@ -124,11 +139,13 @@ class Dispatch:
     def submit(self, request: GenerationRequest) -> None:
         """Takes the request, which may have to wait; every way it can end comes as an emission."""
         choices = self.placing.choices(request)
-        questions = Questions(choices.choose, self._follow, choices.whole_pays, self._retry)
+        questions = Questions(choices.choose, self._follow, choices.whole_pays, self._retry, self._patience)
         pipeline = RequestPipeline(request, questions, self._pipeline_rules)
         live = _Live(pipeline, choices, self._now() + self._config.request_deadline_s, request.caller)
         self._live[request.request_id] = live
         self._journal.begin(request)
+        self.placing.arrivals.came(pipeline.prompt_tokens)
+        self._gate.hold(not self.view.can_serve and self.can_take)
         self._decide(self._gate.submit(request, live.deadline, self._decide, choices.cached_tokens))
 
     def cancel(self, request_ids: Iterable[str], outcome: Outcome = Outcome.CANCELLED) -> None:
@@ -189,7 +206,7 @@ class Dispatch:
     def on_step(self, worker_id: str, step: worker_pb2.StepOutputs) -> None:
         """One message of a worker: all outputs go to the frontend as one batch."""
         for wire in step.outputs:
-            output = _decoded(wire)
+            output = decoded(wire)
             self.placing.answered(wire.attempt_id, len(output.token_ids), output.origin)
             self._on_output(worker_id, output)
         if step.HasField("load"):
@@ -198,9 +215,10 @@ class Dispatch:
 
     def on_time(self) -> None:
         """Ends what is past its deadline, and lets in whom time has moved up. To be called a few times a second."""
+        self._gate.hold(not self.view.can_serve and self.can_take)
         self._decide(self._gate.on_time(self.placing.tokens_within))
         now = self._now()
-        for attempt_id in _due(self._prefill_deadlines, now):
+        for attempt_id in due(self._prefill_deadlines, now):
             late = DeadlineExceeded(f"prefill took longer than {self._config.prefill_deadline_s:g} s")
             live = self._attempts[attempt_id]
             self._perform(live, live.pipeline.on_attempt_late(attempt_id, late))
@@ -274,8 +292,15 @@ class Dispatch:
                 self._emissions.append(refused)
                 self._journal.end(request_id, Outcome.REFUSED)
 
+    def _follow(self, worker_id: str, request: EngineRequest) -> PrefillInProgress | None:
+        return self._rules.follow(self.view.get(worker_id), request)
+
     def _retry(self, errors: int) -> float | None:
         return self._retries.take(errors, self._now())
+
+    def _patience(self, roles: Iterable[Role]) -> float | None:
+        begins = any(self._may_begin(role) and not self.view.ready(role) for role in roles)
+        return _LOOK_S if begins else None
 
     def _move_off(self, worker: WorkerView, cause: BatonError) -> None:
         ending = Ending.STALLED if isinstance(cause, WorkerStalled) else Ending.LOST
@@ -283,14 +308,6 @@ class Dispatch:
             if live := self._attempts.get(attempt_id):
                 self._perform(live, live.pipeline.on_worker_lost(worker.worker_id, cause, ending))
         self._flush()
-
-    def _follow(self, worker_id: str, request: EngineRequest) -> PrefillInProgress | None:
-        worker = self.view.get(worker_id)
-        if self._rules.pipelining_from is None or worker is None or not worker.source:
-            return None
-        if len(request.prompt_token_ids) < self._rules.pipelining_from:
-            return None
-        return PrefillInProgress(worker.source, worker.epoch, request.attempt_id)
 
     def _on_output(self, worker_id: str, output: EngineOutput) -> None:
         live = self._attempts.get(output.attempt_id)
@@ -381,20 +398,3 @@ class Dispatch:
         if self._emissions and self._sink is not None:
             batch, self._emissions = self._emissions, []
             self._sink.deliver(batch)
-
-
-def _decoded(wire: worker_pb2.Output) -> EngineOutput:
-    try:
-        return output_from_wire(wire)
-    except InvalidRequest as error:
-        return EngineOutput(wire.attempt_id, [], finish_reason=FinishReason.ERROR, error=str(error))
-
-
-def _due(deadlines: dict[str, float], now: float) -> list[str]:
-    """Ids whose time has come; `deadlines` are in their own order, so this reads no further than it must."""
-    due = []
-    for key, deadline in deadlines.items():
-        if deadline > now:
-            break
-        due.append(key)
-    return due

@@ -116,8 +116,8 @@ class Fleet:
 
     @property
     def ready(self) -> bool:
-        """Whether a request could be served now."""
-        return self.dispatch.view.can_serve
+        """Whether a request would be served."""
+        return self.dispatch.can_take
 
     @property
     def next_change(self) -> asyncio.Event:

@@ -62,6 +62,8 @@ class Gate:
         self._admission = Admission(config, running_requests)
         self._now = now
         self._quota = quota
+        self._held = False
+        self._starting_tokens = float("inf")
         self._asking: set[str] = set()
         self._known: dict[str, KnownTokens] = {}  # of requests that wait
 
@@ -101,9 +103,16 @@ class Gate:
         """The request has its first token. Unknown ids, and a second time, are no error."""
         return self._decisions(self._admission.started(request_id, self._now()))
 
+    def hold(self, held: bool) -> None:
+        """Nobody gets in, and nobody is refused for it: workers are going to come. From the next event on."""
+        if held != self._held:
+            self._held = held
+            self._admission.bound(self._most_running, self._starting_tokens)
+
     def on_time(self, tokens_within: Callable[[float], float] = lambda _: float("inf")) -> list[Decision]:
         """`tokens_within`: how many prompt tokens the fleet computes for this router in so many seconds."""
-        self._admission.bound(self._running_requests, tokens_within(self._config.worker_queue_s))
+        self._starting_tokens = tokens_within(self._config.worker_queue_s)
+        self._admission.bound(self._most_running, self._starting_tokens)
         for request_id in self._admission.next_up():
             self._admission.on_cached(request_id, self._known[request_id]())
         return self._decisions(self._admission.on_time(self._now()))
@@ -131,6 +140,10 @@ class Gate:
         assert (occupancy.queued_requests + len(self._asking), occupancy.running_requests) == (waiting, running)
 
     # Inside
+
+    @property
+    def _most_running(self) -> int:
+        return 0 if self._held else self._running_requests
 
     def _ask(self, quota: Quota, arrival: Arrival, limits: Limits, later: Later) -> None:
         def answer(verdict: Verdict | BatonError) -> None:

@@ -42,6 +42,8 @@ GRPC_ACCESS: Mapping[str, Access] = {
     "/baton.v1.Admin/Status": Access.VIEW,
     "/baton.v1.Admin/Explain": Access.VIEW,
     "/baton.v1.Admin/Drain": Access.OPERATE,
+    "/baton.v1.Admin/Scale": Access.OPERATE,
+    "/baton.v1.Admin/Autoscale": Access.OPERATE,
     "/grpc.health.v1.Health/Check": Access.OPEN,
     "/grpc.health.v1.Health/List": Access.OPEN,
     "/grpc.health.v1.Health/Watch": Access.OPEN,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cluster.config import KvTransferConfig
+from cluster.engine import EngineRequest, PrefillInProgress
+from router.fleet_view import WorkerView
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +24,14 @@ class HandoverRules:
             first_token_from_prefill=config.first_token_from_prefill,
             pipelining_from=config.pipelining_least_tokens if config.chunk_pipelining else None,
         )
+
+    def follow(self, worker: WorkerView | None, request: EngineRequest) -> PrefillInProgress | None:
+        """How others can follow this prefill leg on this worker; None: it is not worth it, or cannot be."""
+        if self.pipelining_from is None or worker is None or not worker.source:
+            return None
+        if len(request.prompt_token_ids) < self.pipelining_from:
+            return None
+        return PrefillInProgress(worker.source, worker.epoch, request.attempt_id)
 
 
 DEFAULT_RULES = HandoverRules()

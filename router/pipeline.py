@@ -94,6 +94,10 @@ class RequestPipeline:
         return self._request.sampling.max_tokens - len(self._emitted)
 
     @property
+    def prompt_tokens(self) -> int:
+        return len(self._request.prompt_token_ids)
+
+    @property
     def computed_tokens(self) -> int:
         """What the fleet was made to compute for it: its prompt less what was cached, once, and its output."""
         if not self._attempts:
@@ -256,7 +260,11 @@ class RequestPipeline:
                 worker_id = self._ask.choose(leg, role, avoid, has_blocks)
                 if worker_id is not None:
                     return self._submit(leg, worker_id, avoid)
-        return self._failure(cause)
+        wait_s = self._ask.patience({role for _, role in self._rungs(frozenset())})
+        if wait_s is None:
+            return self._failure(cause)
+        self._waits = cause  # a worker may start for longer than blocks wait for a reader
+        return [*self._drop_handover(), *self._drop_prefetch(), Later(wait_s)]
 
     def _rungs(self, avoid: frozenset[str]) -> tuple[tuple[Leg, Role], ...]:
         """What to try next, best first.

@@ -5,7 +5,7 @@ Answers are somebody else's: `request_choices`, `retry_budget` and `dispatch` gi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from cluster.engine import EngineRequest, Leg, PrefillInProgress, Role
@@ -23,6 +23,9 @@ Follow = Callable[[str, EngineRequest], PrefillInProgress | None]
 
 Retry = Callable[[int], float | None]
 """How many seconds to wait before the retry after so many errors of this request; None: there is to be none."""
+
+Patience = Callable[[Collection[Role]], float | None]
+"""In how many seconds to look again, where one of these pools has no worker and begins again; None: none does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,7 @@ class Questions:
     follow: Follow = lambda *_: None
     whole_pays: WholePays = lambda _: False
     retry: Retry = lambda _: 0.0
+    patience: Patience = lambda _: None
 
 
 DEFAULT_PIPELINE_RULES = PipelineRules()

@@ -15,10 +15,12 @@ import numpy as np
 from cluster.block_hashes import chain_seed, extend_chain
 from cluster.config import Config
 from cluster.config_placement import PlacementConfig
-from cluster.engine import EngineRequest, PromptOrigin, Role
+from cluster.engine import EngineRequest, Leg, PromptOrigin, Role
+from cluster.latency_model import Rows, Seconds
 from cluster.store import Reserved
 from cluster.wire import role_from_wire
 from protos.baton.v1 import worker_pb2
+from router.arrivals import Arrivals
 from router.attempt_timing import AttemptTiming
 from router.decision import Decision
 from router.generation import GenerationRequest
@@ -69,6 +71,7 @@ class Placing:
         self._setup = setup
         self._now = now
         self._draw = random.Random(seed)
+        self.arrivals = Arrivals()
         self.placement = Placement(setup.config, BlockShape(setup.block_tokens, 1), pins)
         config = setup.config
         self._slow = SlowWorkers(config.slow)
@@ -117,6 +120,8 @@ class Placing:
         """The attempt is about to be sent where it was decided."""
         now, chosen = self._now(), decision.chosen
         prompt = len(request.prompt_token_ids)
+        if request.leg in (Leg.PREFILL, Leg.WHOLE):
+            self.arrivals.placed(prompt, chosen.cached_tokens)
         self._timing.submitted(
             request.attempt_id, request.leg, chosen.worker_id, choices.source, prompt, chosen.cached_tokens, now
         )
@@ -156,11 +161,15 @@ class Placing:
         for role in (Role.PREFILL, Role.DECODE):
             rows = loads.usable(role, *everybody, now)
             if len(rows):
-                latency = self.placement.latency
-                typical = np.full(len(rows), _TYPICAL_PROMPT)
-                each_s = (latency.asking_s(rows) + latency.compute_s(rows, typical, typical)) / _TYPICAL_PROMPT
-                return max(0.0, float(np.sum(seconds / np.maximum(each_s, _LEAST_S))) - loads.foreign_tokens(rows))
+                return max(0.0, float(np.sum(seconds / self.prompt_token_s(rows))) - loads.foreign_tokens(rows))
         return float("inf")
+
+    def prompt_token_s(self, rows: Rows) -> Seconds:
+        """What each of these workers takes for a prompt token, in a prompt of usual length."""
+        latency, typical = self.placement.latency, np.full(len(rows), _TYPICAL_PROMPT)
+        each_s = (latency.asking_s(rows) + latency.compute_s(rows, typical, typical)) / _TYPICAL_PROMPT
+        seconds: Seconds = np.maximum(each_s, _LEAST_S)
+        return seconds
 
     @property
     def slow_workers(self) -> int:

@@ -19,6 +19,8 @@ from cluster.clock import Clock
 from cluster.config import Config, RouterConfig
 from cluster.errors import EngineFailed
 from cluster.membership import Directory
+from cluster.scaling.frame import ScalingSetup
+from cluster.scaling.seat import MemorySeat, ScalingSeat, real_moment
 from cluster.tls import cluster_channels
 from cluster.vllm_environment import prepare_environment
 from router.admin_service import AdminService
@@ -27,6 +29,7 @@ from router.dispatch import DispatchParts
 from router.drains import Drains, drain_seconds
 from router.explainer import Explainer
 from router.fleet import Fleet
+from router.fleet_report import report_of
 from router.gate import Gate
 from router.grpc_edge import GrpcEdge
 from router.handover_rules import HandoverRules
@@ -34,6 +37,8 @@ from router.http_edge import HttpEdge
 from router.journal import Journal
 from router.placing import PlacementSetup, Placing
 from router.request_journal import RequestJournal
+from router.scaling_link import ScalingLink
+from router.scalings import Scalings
 from router.session_pins import SharedPins
 from router.shared_state import SharedState, open_shared_state
 
@@ -51,7 +56,7 @@ class RouterReplica:
         config: RouterConfig,
         frontend: Frontend,
         fleet: Fleet,
-        shared: SharedState,
+        ties: tuple[SharedState, ScalingLink],
         edge: GrpcEdge,
         grpc_port: int,
         defence: Defence,
@@ -67,7 +72,7 @@ class RouterReplica:
         )
         self.grpc_port = grpc_port
         self.fleet = fleet
-        self.shared = shared
+        self.shared, self.scaling = ties
         self._grace_s = config.request_deadline_s
         self._frontend = frontend
         self._edge = edge
@@ -77,6 +82,7 @@ class RouterReplica:
         """Raises `EngineFailed` when a background task of the router has died."""
         self.fleet.check()
         self.shared.check()
+        self.scaling.check()
         if self._health.done():
             raise EngineFailed("the router no longer publishes its health")
 
@@ -87,6 +93,7 @@ class RouterReplica:
         with contextlib.suppress(asyncio.CancelledError):
             await self._health
         await self._edge.close(self._grace_s if grace_s is None else grace_s)
+        await self.scaling.close()
         await self.fleet.close()
         await self.shared.close()
         self._frontend.close()
@@ -98,8 +105,12 @@ class RouterReplica:
             await change.wait()
 
 
-async def start_replica(config: Config, directory: Directory, clock: Clock) -> RouterReplica:
-    """Loads the frontend, then joins the fleet. Raises `ConfigError`, `StartFailed`, and then leaves nothing behind."""
+async def start_replica(
+    config: Config, directory: Directory, clock: Clock, seat: ScalingSeat | None = None
+) -> RouterReplica:
+    """Loads the frontend, then joins the fleet. Without a `seat` no pool changes its size.
+
+    Raises `ConfigError`, `StartFailed`, and then leaves nothing behind."""
     prepare_environment(config.model, config.engine)
     router_id = f"router-{secrets.token_hex(4)}"
     rules = HandoverRules.of(config.kv_transfer)
@@ -112,12 +123,14 @@ async def start_replica(config: Config, directory: Directory, clock: Clock) -> R
     journal = Journal(router_id, config.store.journal_records, send, recall)
     written = RequestJournal(journal, clock.now, time.time, rules.first_token_from_prefill)
     gate = Gate(config.admission, config.router.max_in_flight, clock.now, shared.claims)
-    parts = DispatchParts(placing, written, rules, gate, lambda: shared.mirror.marks)
+    scaling = ScalingLink(ScalingSetup.of(config), seat or MemorySeat(real_moment), clock)
+    parts = DispatchParts(placing, written, rules, gate, lambda: shared.mirror.marks, scaling.may_begin)
     fleet = Fleet(config.router, directory, clock, router_id, seed, parts, channels=channels)
     frontend = await _frontend(config, fleet)
     explainer = Explainer(router_id, journal, frontend.text, placing, clock.now, rules, defence.guard)
     drains = Drains(fleet, shared.mirror, drain_seconds(config))
-    admin = AdminService(fleet, router_id, config.model.served_name, explainer, shared, drains)
+    scalings = Scalings(scaling)
+    admin = AdminService(fleet, router_id, config.model.served_name, explainer, shared, drains, scalings)
     waiting = config.admission.queue.max_requests
     edge = GrpcEdge(config.router, frontend.text, admin, waiting, fleet.dispatch.leave, defence)
     try:
@@ -128,11 +141,12 @@ async def start_replica(config: Config, directory: Directory, clock: Clock) -> R
         frontend.close()
         raise
     await fleet.start()
+    scaling.start(lambda: report_of(router_id, fleet.dispatch))
     # A million objects of imported modules live as long as the process: no collection need look at them again.
     gc.collect()
     gc.freeze()
     logger.info("%s serves %s; gRPC on port %d", router_id, config.model.served_name, port)
-    return RouterReplica(config.router, frontend, fleet, shared, edge, port, defence)
+    return RouterReplica(config.router, frontend, fleet, (shared, scaling), edge, port, defence)
 
 
 async def _frontend(config: Config, fleet: Fleet) -> Frontend:

@@ -32,11 +32,6 @@ async def announced_one(directory: MemoryDirectory) -> WorkerRecord:
     raise AssertionError("the directory ended")
 
 
-async def loaded(replica: Any, load: float) -> bool:
-    stats: dict[str, float] = await replica.record_autoscaling_stats()
-    return stats == {"load": load}
-
-
 @asynccontextmanager
 async def replica_of(
     deployment: ModuleType, class_name: str, config: Config, monkeypatch: pytest.MonkeyPatch

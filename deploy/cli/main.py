@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from deploy.cli import (
+    autoscale_command,
     chat_command,
     cluster_commands,
     config_commands,
@@ -13,6 +14,7 @@ from deploy.cli import (
     key_command,
     model_commands,
     plan_command,
+    scale_command,
     status_command,
 )
 from deploy.cli.outcome import Exit, command
@@ -31,8 +33,10 @@ app.command("status")(status_command.status)
 app.command("explain")(explain_command.explain)
 app.command("drain")(drain_command.drain)
 app.command("undrain")(drain_command.undrain)
+app.command("scale")(scale_command.scale)
 app.command("chat")(chat_command.chat)
 app.command("plan")(plan_command.plan)
+app.add_typer(autoscale_command.app, name="autoscale")
 app.add_typer(config_commands.app, name="config")
 app.add_typer(key_command.app, name="key")
 app.add_typer(model_commands.app, name="model")

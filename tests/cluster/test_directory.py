@@ -87,12 +87,11 @@ async def test_a_lost_actor_is_made_anew_and_no_live_worker_disappears() -> None
 async def test_a_directory_that_cannot_be_reached_is_an_error_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     from cluster import directory as module
 
-    monkeypatch.setattr(module, "_CALL_S", 0.5)
     directory = module.RayDirectory("three")
 
     def refuse() -> object:
         raise ValueError("no such cluster")
 
-    monkeypatch.setattr(directory, "_get_or_create", refuse)
+    monkeypatch.setattr(directory._actor, "_get_or_create", refuse)
     with pytest.raises(DeadlineExceeded, match="no such cluster"):
-        await directory._call("announce", record("a"), 1.0, deadline_s=0.5)
+        await directory._actor.call("announce", record("a"), 1.0, deadline_s=0.5)

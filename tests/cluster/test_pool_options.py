@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from cluster.config import Config, parse_config
+from cluster.engine import Role
 from cluster.pool_options import serve_options
+from cluster.scaling.frame import ScalingSetup
 
 
 def config(device: str = "cpu", **pool: Any) -> Config:
@@ -17,7 +19,7 @@ def config(device: str = "cpu", **pool: Any) -> Config:
 
 def options(device: str = "cpu", **pool: Any) -> dict[str, Any]:
     made = config(device, **pool)
-    return serve_options(made, made.prefill, "package.module:Policy")
+    return serve_options(made, Role.PREFILL, "package.module:Policy")
 
 
 def test_a_fixed_pool_has_its_replicas_and_resources() -> None:
@@ -41,11 +43,21 @@ def test_one_gpu_needs_no_placement_group_and_several_are_on_one_machine() -> No
     assert made["placement_group_bundles"] == [{"CPU": 2.0, "GPU": 4, "fast": 1.0, "accelerator_type:H100": 0.001}]
 
 
-def test_a_scaling_pool_hands_its_bounds_to_the_policy() -> None:
-    made = options(autoscale={"min_replicas": 2, "max_replicas": 6, "upscale_delay_s": 1.0})["autoscaling_config"]
-    assert (made["min_replicas"], made["max_replicas"], made["upscale_delay_s"]) == (2, 6, 1.0)
+def test_a_scaling_pool_tells_the_policy_all_it_needs() -> None:
+    made = options(autoscale={"min_replicas": 2, "max_replicas": 6})["autoscaling_config"]
     assert made["policy"]["policy_function"] == "package.module:Policy"
-    assert made["policy"]["policy_kwargs"]["bounds"]["max_replicas"] == 6
+    kwargs = made["policy"]["policy_kwargs"]
+    assert (kwargs["cluster"], kwargs["pool"]) == ("baton", "prefill")
+    assert ScalingSetup.parsed(kwargs["setup"]) == ScalingSetup.of(
+        config(autoscale={"min_replicas": 2, "max_replicas": 6})
+    )
+
+
+def test_serve_adds_no_delay_to_the_autoscalers_word_and_keeps_sizes_in_a_new_deployment() -> None:
+    made = options(autoscale={"min_replicas": 2, "max_replicas": 6})["autoscaling_config"]
+    assert (made["min_replicas"], made["max_replicas"]) == (2, 6)
+    assert "initial_replicas" not in made  # or every new deployment would begin with that
+    assert (made["upscale_delay_s"], made["downscale_delay_s"]) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize("pool", [{}, {"autoscale": {"max_replicas": 2}}])
@@ -55,6 +67,6 @@ def test_serve_accepts_the_options(pool: dict[str, Any]) -> None:
     deployment = serve.deployment(
         type("Pool", (), {}),
         name="prefill",
-        **serve_options(made, made.prefill, "deploy.scaling_policy:PoolLoadPolicy"),
+        **serve_options(made, Role.PREFILL, "deploy.scaling_policy:PoolSizePolicy"),
     )
     assert deployment.name == "prefill"

@@ -1,4 +1,4 @@
-"""One replica of the decode pool: announced, asked for health and load, stopped."""
+"""One replica of the decode pool: announced, asked for health, stopped."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cluster.worker import State
 from decode_workers import deployment
 from protos.baton.v1 import worker_pb2 as pb
 from protos.baton.v1.worker_pb2_grpc import WorkerStub
-from tests.replica_bench import announced, announced_one, loaded, replica_of, simulated_config
+from tests.replica_bench import announced, announced_one, replica_of, simulated_config
 from tests.session import SessionCall, open_session
 from tests.waiting import eventually
 
@@ -32,22 +32,6 @@ async def test_it_is_announced_while_it_runs_and_gone_when_it_is_stopped(monkeyp
         assert (described.worker_id, described.epoch) == (record.worker_id, record.epoch)
         await replica.stop()
         assert await announced(directory) == ()
-
-
-async def test_its_load_is_that_of_its_sequences_and_their_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    slow = {"kind": "simulated", "simulated": {"step_s": 0.05, "num_blocks": 100}}
-    bounds = {"sequences_per_unit": 4, "max_replicas": 2}
-    config = simulated_config(engine=slow, decode={"autoscale": bounds, "drain_s": 0.1})
-    async with replica_of(deployment, "DecodeWorker", config, monkeypatch) as (replica, _):
-        assert await replica.record_autoscaling_stats() == {"load": 0.0}
-        record = replica._replica.worker.record
-        async with grpc.aio.insecure_channel(record.address) as channel:
-            call = await open_session(WorkerStub(channel), record.epoch)
-            for attempt_id in ("a", "b"):
-                request = EngineRequest(attempt_id, Leg.WHOLE, [1] * 32, Sampling(1000))
-                await call.write(pb.SessionRequest(submit=request_to_wire(request)))
-            await eventually(lambda: loaded(replica, 0.5))
-            call.cancel()
 
 
 async def test_a_dead_engine_makes_it_unhealthy_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:

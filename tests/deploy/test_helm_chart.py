@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from cluster.config import PoolConfig, RouterConfig, load_config, parse_config
+from cluster.engine import Role
 from cluster.pool_options import serve_options
 from deploy.helm_chart import CHART, EXAMPLES, PLAIN, SCHEMA, helm, plain_manifests, values_schema
 from deploy.kuberay_render import kuberay_manifests
@@ -175,8 +176,8 @@ def test_every_time_is_longer_than_those_it_stands_on(example: str) -> None:
     config = config_of(manifest)
     shutdown = {
         "router": config.router.drain_s + 35,
-        "prefill": serve_options(config, config.prefill, "")["graceful_shutdown_timeout_s"],
-        "decode": serve_options(config, config.decode, "")["graceful_shutdown_timeout_s"],
+        "prefill": serve_options(config, Role.PREFILL, "")["graceful_shutdown_timeout_s"],
+        "decode": serve_options(config, Role.DECODE, "")["graceful_shutdown_timeout_s"],
     }
     graces = []
     for part in PARTS:

@@ -1,37 +1,16 @@
-"""One replica of the prefill pool: its load, a start that fails, a stop in the middle of the start."""
+"""One replica of the prefill pool: a start that fails, a stop in the middle of the start."""
 
 from __future__ import annotations
 
 import asyncio
 
-import grpc
 import pytest
 
-from cluster.engine import EngineInfo, EngineRequest, Leg, Role, Sampling
+from cluster.engine import EngineInfo
 from cluster.errors import EngineFailed
 from cluster.simulated_engine import SimulatedEngine
-from cluster.wire import request_to_wire
 from prefill_workers import deployment
-from protos.baton.v1 import worker_pb2 as pb
-from protos.baton.v1.worker_pb2_grpc import WorkerStub
-from tests.replica_bench import announced_one, loaded, replica_of, simulated_config
-from tests.session import open_session
-from tests.waiting import eventually
-
-
-async def test_its_load_is_that_of_the_prompt_tokens_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    slow = {"kind": "simulated", "simulated": {"step_s": 0.5}}
-    bounds = {"tokens_per_unit": 1_000, "max_replicas": 2}
-    config = simulated_config(engine=slow, prefill={"autoscale": bounds, "drain_s": 0.1})
-    async with replica_of(deployment, "PrefillWorker", config, monkeypatch) as (replica, _):
-        record = replica._replica.worker.record
-        assert record.role is Role.PREFILL
-        async with grpc.aio.insecure_channel(record.address) as channel:
-            call = await open_session(WorkerStub(channel), record.epoch)
-            request = EngineRequest("a", Leg.PREFILL, [1] * 500, Sampling(10))
-            await call.write(pb.SessionRequest(submit=request_to_wire(request)))
-            await eventually(lambda: loaded(replica, 0.5))
-            call.cancel()
+from tests.replica_bench import announced_one, replica_of, simulated_config
 
 
 async def test_a_start_that_fails_passes_on_the_engines_own_words(monkeypatch: pytest.MonkeyPatch) -> None:

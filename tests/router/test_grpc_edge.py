@@ -79,6 +79,12 @@ class NoAdmin(admin_pb2_grpc.AdminServicer):
     async def Drain(self, request: Any, context: Any) -> Any:
         raise NotImplementedError
 
+    async def Scale(self, request: Any, context: Any) -> Any:
+        raise NotImplementedError
+
+    async def Autoscale(self, request: Any, context: Any) -> Any:
+        raise NotImplementedError
+
 
 class Bench:
     def __init__(self, script: Script, edge: GrpcEdge, channel: grpc.aio.Channel) -> None:

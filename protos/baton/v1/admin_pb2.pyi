@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from protos.baton.v1 import inference_pb2 as _inference_pb2
 from protos.baton.v1 import worker_pb2 as _worker_pb2
 import builtins as _builtins
@@ -670,3 +671,331 @@ class TransferRung(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TransferRung: _TypeAlias = TransferRung  # noqa: Y015
+
+@_typing.final
+class ScaleRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POOLS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def pools(self) -> _containers.RepeatedCompositeFieldContainer[Global___PoolSizeOrder]:
+        """Those that are not named stay as they are."""
+
+    def __init__(
+        self,
+        *,
+        pools: _abc.Iterable[Global___PoolSizeOrder] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pools", b"pools"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScaleRequest: _TypeAlias = ScaleRequest  # noqa: Y015
+
+@_typing.final
+class PoolSizeOrder(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLE_FIELD_NUMBER: _builtins.int
+    LEAST_FIELD_NUMBER: _builtins.int
+    MOST_FIELD_NUMBER: _builtins.int
+    CONFIGURED_FIELD_NUMBER: _builtins.int
+    role: _worker_pb2.Role.ValueType
+    least: _builtins.int
+    most: _builtins.int
+    configured: _builtins.bool
+    """Back to the bounds of the configuration; the sizes count for nothing."""
+    def __init__(
+        self,
+        *,
+        role: _worker_pb2.Role.ValueType = ...,
+        least: _builtins.int = ...,
+        most: _builtins.int = ...,
+        configured: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["configured", b"configured", "least", b"least", "most", b"most", "role", b"role"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PoolSizeOrder: _TypeAlias = PoolSizeOrder  # noqa: Y015
+
+@_typing.final
+class AutoscaleRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Change:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _ChangeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[AutoscaleRequest._Change.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        CHANGE_NONE: AutoscaleRequest._Change.ValueType  # 0
+        CHANGE_PAUSE: AutoscaleRequest._Change.ValueType  # 1
+        """Sizes stay as they are, but for orders."""
+        CHANGE_RESUME: AutoscaleRequest._Change.ValueType  # 2
+
+    class Change(_Change, metaclass=_ChangeEnumTypeWrapper): ...
+    CHANGE_NONE: AutoscaleRequest.Change.ValueType  # 0
+    CHANGE_PAUSE: AutoscaleRequest.Change.ValueType  # 1
+    """Sizes stay as they are, but for orders."""
+    CHANGE_RESUME: AutoscaleRequest.Change.ValueType  # 2
+
+    CHANGE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    change: Global___AutoscaleRequest.Change.ValueType
+    reason: _builtins.str
+    """Of a pause, for whoever reads the report."""
+    def __init__(
+        self,
+        *,
+        change: Global___AutoscaleRequest.Change.ValueType = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AutoscaleRequest: _TypeAlias = AutoscaleRequest  # noqa: Y015
+
+@_typing.final
+class AutoscaleReport(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class RouterAgeSEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    POOLS_FIELD_NUMBER: _builtins.int
+    PAUSED_FIELD_NUMBER: _builtins.int
+    PAUSE_REASON_FIELD_NUMBER: _builtins.int
+    DECIDED_S_FIELD_NUMBER: _builtins.int
+    COST_FIELD_NUMBER: _builtins.int
+    BUDGET_FIELD_NUMBER: _builtins.int
+    ROUTER_AGE_S_FIELD_NUMBER: _builtins.int
+    paused: _builtins.bool
+    pause_reason: _builtins.str
+    decided_s: _builtins.float
+    """Since the last decision; absent before the first."""
+    cost: _builtins.float
+    """In the units of the budget."""
+    budget: _builtins.float
+    @_builtins.property
+    def pools(self) -> _containers.RepeatedCompositeFieldContainer[Global___PoolScaling]: ...
+    @_builtins.property
+    def router_age_s(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Those that report what is asked of them, and how long ago they did."""
+
+    def __init__(
+        self,
+        *,
+        pools: _abc.Iterable[Global___PoolScaling] | None = ...,
+        paused: _builtins.bool = ...,
+        pause_reason: _builtins.str = ...,
+        decided_s: _builtins.float | None = ...,
+        cost: _builtins.float = ...,
+        budget: _builtins.float | None = ...,
+        router_age_s: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_budget", b"_budget", "_decided_s", b"_decided_s", "budget", b"budget", "decided_s", b"decided_s"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_budget", b"_budget", "_decided_s", b"_decided_s", "budget", b"budget", "cost", b"cost", "decided_s", b"decided_s", "pause_reason", b"pause_reason", "paused", b"paused", "pools", b"pools", "router_age_s", b"router_age_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__budget: _TypeAlias = _typing.Literal["budget"]  # noqa: Y015
+    _WhichOneofArgType__budget: _TypeAlias = _typing.Literal["_budget", b"_budget"]  # noqa: Y015
+    _WhichOneofReturnType__decided_s: _TypeAlias = _typing.Literal["decided_s"]  # noqa: Y015
+    _WhichOneofArgType__decided_s: _TypeAlias = _typing.Literal["_decided_s", b"_decided_s"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__budget) -> _WhichOneofReturnType__budget | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__decided_s) -> _WhichOneofReturnType__decided_s | None: ...
+
+Global___AutoscaleReport: _TypeAlias = AutoscaleReport  # noqa: Y015
+
+@_typing.final
+class PoolScaling(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class InputsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ROLE_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    RUNNING_FIELD_NUMBER: _builtins.int
+    LEAST_FIELD_NUMBER: _builtins.int
+    MOST_FIELD_NUMBER: _builtins.int
+    SCALES_FIELD_NUMBER: _builtins.int
+    ORDERED_FIELD_NUMBER: _builtins.int
+    BECAUSE_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
+    NEEDS_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
+    CHANGES_FIELD_NUMBER: _builtins.int
+    role: _worker_pb2.Role.ValueType
+    size: _builtins.int
+    """Wanted now, and running."""
+    running: _builtins.int
+    least: _builtins.int
+    most: _builtins.int
+    scales: _builtins.bool
+    """False: its size is fixed."""
+    ordered: _builtins.bool
+    """The bounds are an operator's."""
+    because: _builtins.str
+    """Of the size, in words."""
+    @_builtins.property
+    def inputs(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """By name; NaN where one is not known."""
+
+    @_builtins.property
+    def needs(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScalingNeed]: ...
+    @_builtins.property
+    def limits(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScalingLimit]:
+        """What has kept the pool from the size that was wanted, in the order in which it was asked."""
+
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScalingChange]:
+        """The newest first."""
+
+    def __init__(
+        self,
+        *,
+        role: _worker_pb2.Role.ValueType = ...,
+        size: _builtins.int = ...,
+        running: _builtins.int = ...,
+        least: _builtins.int = ...,
+        most: _builtins.int = ...,
+        scales: _builtins.bool = ...,
+        ordered: _builtins.bool = ...,
+        because: _builtins.str = ...,
+        inputs: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        needs: _abc.Iterable[Global___ScalingNeed] | None = ...,
+        limits: _abc.Iterable[Global___ScalingLimit] | None = ...,
+        changes: _abc.Iterable[Global___ScalingChange] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["because", b"because", "changes", b"changes", "inputs", b"inputs", "least", b"least", "limits", b"limits", "most", b"most", "needs", b"needs", "ordered", b"ordered", "role", b"role", "running", b"running", "scales", b"scales", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PoolScaling: _TypeAlias = PoolScaling  # noqa: Y015
+
+@_typing.final
+class ScalingNeed(_message.Message):
+    """What one rule wants; NaN: an input of it is not known."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RULE_FIELD_NUMBER: _builtins.int
+    WORKERS_FIELD_NUMBER: _builtins.int
+    BECAUSE_FIELD_NUMBER: _builtins.int
+    rule: _builtins.str
+    workers: _builtins.float
+    because: _builtins.str
+    def __init__(
+        self,
+        *,
+        rule: _builtins.str = ...,
+        workers: _builtins.float = ...,
+        because: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["because", b"because", "rule", b"rule", "workers", b"workers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScalingNeed: _TypeAlias = ScalingNeed  # noqa: Y015
+
+@_typing.final
+class ScalingLimit(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    BECAUSE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"bounds", "ratio" or "budget" """
+    size: _builtins.int
+    because: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        size: _builtins.int = ...,
+        because: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["because", b"because", "name", b"name", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScalingLimit: _TypeAlias = ScalingLimit  # noqa: Y015
+
+@_typing.final
+class ScalingChange(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UNIX_S_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    BECAUSE_FIELD_NUMBER: _builtins.int
+    unix_s: _builtins.float
+    before: _builtins.int
+    after: _builtins.int
+    because: _builtins.str
+    def __init__(
+        self,
+        *,
+        unix_s: _builtins.float = ...,
+        before: _builtins.int = ...,
+        after: _builtins.int = ...,
+        because: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "because", b"because", "before", b"before", "unix_s", b"unix_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScalingChange: _TypeAlias = ScalingChange  # noqa: Y015

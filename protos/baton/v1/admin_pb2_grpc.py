@@ -49,6 +49,16 @@ class AdminStub:
                 request_serializer=protos_dot_baton_dot_v1_dot_admin__pb2.DrainRequest.SerializeToString,
                 response_deserializer=protos_dot_baton_dot_v1_dot_admin__pb2.DrainResponse.FromString,
                 _registered_method=True)
+        self.Scale = channel.unary_unary(
+                '/baton.v1.Admin/Scale',
+                request_serializer=protos_dot_baton_dot_v1_dot_admin__pb2.ScaleRequest.SerializeToString,
+                response_deserializer=protos_dot_baton_dot_v1_dot_admin__pb2.AutoscaleReport.FromString,
+                _registered_method=True)
+        self.Autoscale = channel.unary_unary(
+                '/baton.v1.Admin/Autoscale',
+                request_serializer=protos_dot_baton_dot_v1_dot_admin__pb2.AutoscaleRequest.SerializeToString,
+                response_deserializer=protos_dot_baton_dot_v1_dot_admin__pb2.AutoscaleReport.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
@@ -77,6 +87,21 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Scale(self, request, context):
+        """Between which sizes pools may move from now on; equal ones pin a pool. Holds until the next order, or the end of the
+        cluster. INVALID_ARGUMENT: a pool of fixed size, sizes that there are no resources for, or more than the budget.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Autoscale(self, request, context):
+        """What the sizes of the pools are made of, after a change of whether they change by themselves.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -94,6 +119,16 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Drain,
                     request_deserializer=protos_dot_baton_dot_v1_dot_admin__pb2.DrainRequest.FromString,
                     response_serializer=protos_dot_baton_dot_v1_dot_admin__pb2.DrainResponse.SerializeToString,
+            ),
+            'Scale': grpc.unary_unary_rpc_method_handler(
+                    servicer.Scale,
+                    request_deserializer=protos_dot_baton_dot_v1_dot_admin__pb2.ScaleRequest.FromString,
+                    response_serializer=protos_dot_baton_dot_v1_dot_admin__pb2.AutoscaleReport.SerializeToString,
+            ),
+            'Autoscale': grpc.unary_unary_rpc_method_handler(
+                    servicer.Autoscale,
+                    request_deserializer=protos_dot_baton_dot_v1_dot_admin__pb2.AutoscaleRequest.FromString,
+                    response_serializer=protos_dot_baton_dot_v1_dot_admin__pb2.AutoscaleReport.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -177,6 +212,60 @@ class Admin:
             '/baton.v1.Admin/Drain',
             protos_dot_baton_dot_v1_dot_admin__pb2.DrainRequest.SerializeToString,
             protos_dot_baton_dot_v1_dot_admin__pb2.DrainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Scale(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.v1.Admin/Scale',
+            protos_dot_baton_dot_v1_dot_admin__pb2.ScaleRequest.SerializeToString,
+            protos_dot_baton_dot_v1_dot_admin__pb2.AutoscaleReport.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Autoscale(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.v1.Admin/Autoscale',
+            protos_dot_baton_dot_v1_dot_admin__pb2.AutoscaleRequest.SerializeToString,
+            protos_dot_baton_dot_v1_dot_admin__pb2.AutoscaleReport.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,6 +41,12 @@ class AdminStub:
     to other workers. Until it has ended it can be undone. Said twice, the last deadline counts. NOT_FOUND: this router
     knows no such worker. UNAVAILABLE: the store does not answer, so the other routers would not hear of it.
     """
+    Scale: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ScaleRequest, _admin_pb2.AutoscaleReport]
+    """Between which sizes pools may move from now on; equal ones pin a pool. Holds until the next order, or the end of the
+    cluster. INVALID_ARGUMENT: a pool of fixed size, sizes that there are no resources for, or more than the budget.
+    """
+    Autoscale: _grpc.UnaryUnaryMultiCallable[_admin_pb2.AutoscaleRequest, _admin_pb2.AutoscaleReport]
+    """What the sizes of the pools are made of, after a change of whether they change by themselves."""
 
 @_typing.type_check_only
 class AdminAsyncStub(AdminStub):
@@ -55,6 +61,12 @@ class AdminAsyncStub(AdminStub):
     to other workers. Until it has ended it can be undone. Said twice, the last deadline counts. NOT_FOUND: this router
     knows no such worker. UNAVAILABLE: the store does not answer, so the other routers would not hear of it.
     """
+    Scale: _aio.UnaryUnaryMultiCallable[_admin_pb2.ScaleRequest, _admin_pb2.AutoscaleReport]  # type: ignore[assignment]
+    """Between which sizes pools may move from now on; equal ones pin a pool. Holds until the next order, or the end of the
+    cluster. INVALID_ARGUMENT: a pool of fixed size, sizes that there are no resources for, or more than the budget.
+    """
+    Autoscale: _aio.UnaryUnaryMultiCallable[_admin_pb2.AutoscaleRequest, _admin_pb2.AutoscaleReport]  # type: ignore[assignment]
+    """What the sizes of the pools are made of, after a change of whether they change by themselves."""
 
 class AdminServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -84,5 +96,23 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         to other workers. Until it has ended it can be undone. Said twice, the last deadline counts. NOT_FOUND: this router
         knows no such worker. UNAVAILABLE: the store does not answer, so the other routers would not hear of it.
         """
+
+    @_abc_1.abstractmethod
+    def Scale(
+        self,
+        request: _admin_pb2.ScaleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.AutoscaleReport, _abc.Awaitable[_admin_pb2.AutoscaleReport]]:
+        """Between which sizes pools may move from now on; equal ones pin a pool. Holds until the next order, or the end of the
+        cluster. INVALID_ARGUMENT: a pool of fixed size, sizes that there are no resources for, or more than the budget.
+        """
+
+    @_abc_1.abstractmethod
+    def Autoscale(
+        self,
+        request: _admin_pb2.AutoscaleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.AutoscaleReport, _abc.Awaitable[_admin_pb2.AutoscaleReport]]:
+        """What the sizes of the pools are made of, after a change of whether they change by themselves."""
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

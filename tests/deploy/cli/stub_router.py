@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ class StubRouter(admin_pb2_grpc.AdminServicer, inference_pb2_grpc.InferenceServi
     asked: list[inference_pb2.GenerateRequest] = field(default_factory=list)
     drained: list[admin_pb2.DrainRequest] = field(default_factory=list)
     explained: list[admin_pb2.ExplainRequest] = field(default_factory=list)
+    scaled: list[admin_pb2.ScaleRequest] = field(default_factory=list)
+    autoscaled: list[admin_pb2.AutoscaleRequest] = field(default_factory=list)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     address: str = ""
 
@@ -48,6 +51,17 @@ class StubRouter(admin_pb2_grpc.AdminServicer, inference_pb2_grpc.InferenceServi
         await self._refuse_or_stall(context)
         self.drained.append(request)
         return admin_pb2.DrainResponse(deadline_s=request.deadline_s if request.HasField("deadline_s") else 60.0)
+
+    async def Scale(self, request: admin_pb2.ScaleRequest, context: Any) -> admin_pb2.AutoscaleReport:
+        await self._refuse_or_stall(context)
+        self.scaled.append(request)
+        return sized()
+
+    async def Autoscale(self, request: admin_pb2.AutoscaleRequest, context: Any) -> admin_pb2.AutoscaleReport:
+        await self._refuse_or_stall(context)
+        self.autoscaled.append(request)
+        paused = request.change == admin_pb2.AutoscaleRequest.CHANGE_PAUSE
+        return sized(paused=paused, pause_reason=request.reason)
 
     async def Generate(
         self, request: inference_pb2.GenerateRequest, context: Any
@@ -123,6 +137,28 @@ def explained(request_id: str) -> admin_pb2.Explanation:
         decisions=[decision],
         attempts=[failed, made],
         outcome="completed",
+    )
+
+
+def sized(**more: Any) -> admin_pb2.AutoscaleReport:
+    """A prefill pool that an operator bounded, of which the speed is not known; a decode pool of fixed size."""
+    prefill = admin_pb2.PoolScaling(
+        role=worker_pb2.ROLE_PREFILL,
+        size=3,
+        running=2,
+        least=2,
+        most=6,
+        scales=True,
+        ordered=True,
+        because="2.60 needed: 3 wanted",
+        inputs={"tokens/s of a worker": math.nan, "arriving tokens/s": 1820.5},
+        needs=[admin_pb2.ScalingNeed(rule="flow", workers=2.6, because="1820 tokens/s expected")],
+        limits=[admin_pb2.ScalingLimit(name="budget", size=3, because="the budget of 6 is for both pools")],
+        changes=[admin_pb2.ScalingChange(unix_s=1_700_000_000.0, before=2, after=3, because="2.60 needed")],
+    )
+    decode = admin_pb2.PoolScaling(role=worker_pb2.ROLE_DECODE, size=2, running=2, least=2, most=2, because="fixed")
+    return admin_pb2.AutoscaleReport(
+        pools=[prefill, decode], decided_s=0.5, cost=5.0, budget=6.0, router_age_s={"router-1": 0.2}, **more
     )
 
 

@@ -1,0 +1,98 @@
+"""How many workers each rule wants, as a number that need not be whole, and why.
+
+prefill   flow     prompt tokens expected a second, at the measured speed and the utilisation that leaves no queue
+          queue    tokens that wait now, computed within what the TTFT target leaves for waiting
+decode    room     KV blocks in use, at the share that leaves room
+          pace     sequences, as many to a worker as come in time
+
+Pure. It must not know bounds, or how many workers there are.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from cluster.config_scaling import AutoscalingConfig
+
+_LEAST_QUEUE_SHARE = 0.25
+"""Of the TTFT target is left for waiting, however long a prompt takes: more workers do not make that faster."""
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What one rule wants. NaN: an input of it is not known."""
+
+    rule: str
+    workers: float
+    because: str
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillDemand:
+    """`tokens_per_s_ahead`: expected to arrive; `backlog_tokens`: not computed yet, wherever they are; `tokens_per_s`:
+    of one worker; `prompt_tokens`: of a typical prompt."""
+
+    tokens_per_s_ahead: float
+    backlog_tokens: float
+    tokens_per_s: float
+    prompt_tokens: float
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeDemand:
+    """`growth`: by what factor more sequences are expected. `step_s`, `sequence_s`: as in `WorkerSight`."""
+
+    sequences: float
+    kv_used: float
+    growth: float
+    step_s: float
+    sequence_s: float
+
+
+def queue_seconds(demand: PrefillDemand, workers: int) -> float:
+    """How long a prompt that comes now would wait; inf without workers."""
+    if not workers:
+        return math.inf if demand.backlog_tokens else 0.0
+    return demand.backlog_tokens / (demand.tokens_per_s * workers)
+
+
+def prefill_needs(demand: PrefillDemand, config: AutoscalingConfig) -> tuple[Need, ...]:
+    speed = demand.tokens_per_s
+    flow = _share(demand.tokens_per_s_ahead, speed * config.utilisation)
+    ahead = f"{demand.tokens_per_s_ahead:.0f} tokens/s expected, {speed:.0f} tokens/s each at {config.utilisation:.0%}"
+    prompt_s = demand.prompt_tokens / speed
+    waiting_s = max(_LEAST_QUEUE_SHARE * config.ttft_target_s, config.ttft_target_s - prompt_s)
+    queue = _share(demand.backlog_tokens, speed * waiting_s)
+    behind = f"{demand.backlog_tokens:.0f} tokens wait, to be computed within {waiting_s:.2f} s"
+    return Need("flow", flow, ahead), Need("queue", queue, behind)
+
+
+def decode_needs(demand: DecodeDemand, config: AutoscalingConfig) -> tuple[Need, ...]:
+    room = demand.kv_used * demand.growth / config.kv_share
+    used = (
+        f"{demand.kv_used:.2f} caches in use, {demand.growth:.2f} times that expected, to be {config.kv_share:.0%} full"
+    )
+    return Need("room", _known(room), used), _pace(demand, config)
+
+
+def _pace(demand: DecodeDemand, config: AutoscalingConfig) -> Need:
+    target, alone_s = config.itl_target_s, demand.step_s + demand.sequence_s
+    if not demand.sequences:
+        return Need("pace", 0.0, "no sequences")
+    if alone_s >= target:
+        return Need("pace", 1.0, f"one sequence alone takes {alone_s:.3f} s a token: no size reaches {target:g} s")
+    if not (math.isfinite(alone_s) and demand.sequence_s > 0):
+        return Need("pace", math.nan, "it is not known what a sequence adds to the time between tokens")
+    each = max(1.0, (target - demand.step_s) / demand.sequence_s)
+    wanted = demand.sequences * demand.growth / each
+    return Need("pace", _known(wanted), f"{demand.sequences * demand.growth:.1f} sequences, {each:.1f} to a worker")
+
+
+def _share(amount: float, of_one: float) -> float:
+    """Nothing needs nobody, however fast he would be."""
+    return 0.0 if amount == 0 else _known(amount / of_one)
+
+
+def _known(workers: float) -> float:
+    return workers if math.isfinite(workers) and workers >= 0 else math.nan

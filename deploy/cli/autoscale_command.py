@@ -1,0 +1,89 @@
+"""`baton autoscale`: how large the pools are and why, and whether they change by themselves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deploy.cli.options import Endpoint
+from deploy.cli.outcome import Exit, command
+from deploy.cli.output import Format, Table, print_json, print_tables, print_yaml
+
+if TYPE_CHECKING:
+    from deploy.cli.autoscale_document import Autoscaling
+    from protos.baton.v1 import admin_pb2
+
+app = typer.Typer(help="See and stop what changes the sizes of the pools.", no_args_is_help=True, rich_markup_mode=None)
+
+Output = Annotated[Format, typer.Option("--output", "-o", help="How to print it.")]
+Timeout = Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Longest wait for an answer.")]
+
+
+@app.command()
+@command
+def show(endpoint: Endpoint = "127.0.0.1:9000", output: Output = Format.TABLE, timeout: Timeout = 5.0) -> int:
+    """Show the size of each pool and its reason; exits 7 when no router answers."""
+    print_summary(_ask(endpoint, timeout), output)
+    return Exit.OK
+
+
+@app.command()
+@command
+def explain(endpoint: Endpoint = "127.0.0.1:9000", output: Output = Format.TABLE, timeout: Timeout = 5.0) -> int:
+    """Show what is known, what each rule wants, what bound it and the last changes; exits 7 when no router answers."""
+    from deploy.cli.autoscale_document import autoscaling
+    from deploy.cli.autoscale_tables import explanation
+
+    told = autoscaling(_ask(endpoint, timeout))
+    _print(told, explanation(told), output)
+    return Exit.OK
+
+
+@app.command()
+@command
+def pause(
+    reason: Annotated[str, typer.Option(help="For whoever asks why nothing changes.")] = "",
+    endpoint: Endpoint = "127.0.0.1:9000",
+    output: Output = Format.TABLE,
+    timeout: Timeout = 5.0,
+) -> int:
+    """Leave the sizes as they are, but for orders of `baton scale`; exits 7 when no router answers."""
+    print_summary(_ask(endpoint, timeout, pause=True, reason=reason), output)
+    return Exit.OK
+
+
+@app.command()
+@command
+def resume(endpoint: Endpoint = "127.0.0.1:9000", output: Output = Format.TABLE, timeout: Timeout = 5.0) -> int:
+    """Let the sizes follow the load again; exits 7 when no router answers."""
+    print_summary(_ask(endpoint, timeout, pause=False), output)
+    return Exit.OK
+
+
+def print_summary(answer: admin_pb2.AutoscaleReport, output: Format) -> None:
+    from deploy.cli.autoscale_document import autoscaling
+    from deploy.cli.autoscale_tables import summary
+
+    told = autoscaling(answer)
+    _print(told, summary(told), output)
+
+
+def _print(told: Autoscaling, tables: list[Table], output: Format) -> None:
+    match output:
+        case Format.JSON:
+            print_json(told.model_dump(mode="json", by_alias=True))
+        case Format.YAML:
+            print_yaml([told.model_dump(mode="json", by_alias=True)])
+        case Format.TABLE:
+            print_tables(tables)
+
+
+def _ask(endpoint: str, timeout_s: float, pause: bool | None = None, reason: str = "") -> admin_pb2.AutoscaleReport:
+    from deploy.cli.endpoint import ask_admin
+    from protos.baton.v1 import admin_pb2
+
+    changes = admin_pb2.AutoscaleRequest
+    change = {None: changes.CHANGE_NONE, True: changes.CHANGE_PAUSE, False: changes.CHANGE_RESUME}[pause]
+    asked = admin_pb2.AutoscaleRequest(change=change, reason=reason)
+    return ask_admin(endpoint, timeout_s, lambda admin: admin.Autoscale(asked, timeout=timeout_s))
