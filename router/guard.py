@@ -90,9 +90,9 @@ class Guard:
         given = list(headers)
         entry = self.check(Access.USER, given)
         said = caller_of(given)
-        if entry is None or entry.tenant is None:
+        if entry is None:
             return self.named(said.tenant, said.priority)
-        if said.tenant not in (NO_TENANT, entry.tenant):
+        if entry.tenant is None or said.tenant not in (NO_TENANT, entry.tenant):
             raise Forbidden(f"{TENANT_HEADER} says {said.tenant}; key {entry.id} is {_holder(entry)}")
         return self.named(entry.tenant, said.priority)
 
