@@ -41,6 +41,10 @@ class AdminStub:
     to other workers. Until it has ended it can be undone. Said twice, the last deadline counts. NOT_FOUND: this router
     knows no such worker. UNAVAILABLE: the store does not answer, so the other routers would not hear of it.
     """
+    Trace: _grpc.UnaryUnaryMultiCallable[_admin_pb2.TraceRequest, _admin_pb2.RequestTrace]
+    """What a request did and when, as a tree of spans, from the journal alone: it needs no tracing to be configured. NOT_FOUND
+    and UNAVAILABLE as for Explain.
+    """
 
 @_typing.type_check_only
 class AdminAsyncStub(AdminStub):
@@ -54,6 +58,10 @@ class AdminAsyncStub(AdminStub):
     """A worker gets nothing new, from any router, and ends when it has finished what it has; at the deadline the rest moves
     to other workers. Until it has ended it can be undone. Said twice, the last deadline counts. NOT_FOUND: this router
     knows no such worker. UNAVAILABLE: the store does not answer, so the other routers would not hear of it.
+    """
+    Trace: _aio.UnaryUnaryMultiCallable[_admin_pb2.TraceRequest, _admin_pb2.RequestTrace]  # type: ignore[assignment]
+    """What a request did and when, as a tree of spans, from the journal alone: it needs no tracing to be configured. NOT_FOUND
+    and UNAVAILABLE as for Explain.
     """
 
 class AdminServicer(metaclass=_abc_1.ABCMeta):
@@ -83,6 +91,16 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         """A worker gets nothing new, from any router, and ends when it has finished what it has; at the deadline the rest moves
         to other workers. Until it has ended it can be undone. Said twice, the last deadline counts. NOT_FOUND: this router
         knows no such worker. UNAVAILABLE: the store does not answer, so the other routers would not hear of it.
+        """
+
+    @_abc_1.abstractmethod
+    def Trace(
+        self,
+        request: _admin_pb2.TraceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.RequestTrace, _abc.Awaitable[_admin_pb2.RequestTrace]]:
+        """What a request did and when, as a tree of spans, from the journal alone: it needs no tracing to be configured. NOT_FOUND
+        and UNAVAILABLE as for Explain.
         """
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
