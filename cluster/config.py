@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from cluster.config_admission import AdmissionConfig
+from cluster.config_observability import ObservabilityConfig
 from cluster.config_placement import PlacementConfig
 from cluster.config_section import Count, Port, Seconds, Section, Share
 from cluster.config_store import StoreConfig
@@ -251,10 +252,6 @@ class SecurityConfig(Section):
     """
 
     ticket_secret_env: str = "BATON_TICKET_SECRET"
-
-
-class ObservabilityConfig(Section):
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
 
 
 class Config(Section):

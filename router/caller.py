@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 
 from cluster.errors import InvalidRequest, retry_after_s
+from cluster.tracing import TraceContext
 
 TENANT_HEADER = "x-tenant-id"
 PRIORITY_HEADER = "x-priority-class"
@@ -30,6 +31,10 @@ class Caller:
     tenant: str = NO_TENANT
     priority: str = ""
     retry_after_s: int | None = None
+    trace: TraceContext | None = None
+    """Where requests are traced."""
+    first_token: float | None = None
+    """The router's clock when the first of its tokens came."""
 
     def hear(self, error: BaseException) -> None:
         """The request, or a choice of it, is refused: the longest time to come back counts."""

@@ -10,6 +10,7 @@ from starlette.types import ASGIApp
 from cluster.clock import RealClock
 from cluster.config import Config
 from cluster.directory import RayDirectory
+from cluster.metrics_ray import RayOutlet
 from router.replica import RouterReplica, start_replica
 
 NAME = "router"
@@ -42,7 +43,8 @@ class Router:
         logging.getLogger("router").setLevel(config.observability.log_level.upper())
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
-        self._replica = await start_replica(self._config, RayDirectory(self._config.name), RealClock())
+        directory = RayDirectory(self._config.name)
+        self._replica = await start_replica(self._config, directory, RealClock(), RayOutlet())
         return self._replica.app
 
     def check_health(self) -> None:

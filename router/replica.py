@@ -19,6 +19,7 @@ from cluster.clock import Clock
 from cluster.config import Config, RouterConfig
 from cluster.errors import EngineFailed
 from cluster.membership import Directory
+from cluster.metrics import Outlet
 from cluster.vllm_environment import prepare_environment
 from router.admin_service import AdminService
 from router.dispatch import DispatchParts
@@ -30,6 +31,7 @@ from router.grpc_edge import GrpcEdge
 from router.handover_rules import HandoverRules
 from router.http_edge import HttpEdge
 from router.journal import Journal
+from router.observation import RouterObservation
 from router.placing import PlacementSetup, Placing
 from router.request_journal import RequestJournal
 from router.session_pins import SharedPins
@@ -52,6 +54,7 @@ class RouterReplica:
         shared: SharedState,
         edge: GrpcEdge,
         grpc_port: int,
+        observation: RouterObservation,
     ) -> None:
         dispatch = fleet.dispatch
         self.app: ASGIApp = HttpEdge(
@@ -60,7 +63,10 @@ class RouterReplica:
             lambda caller: dispatch.admit(caller=caller),
             lambda: fleet.ready,
             dispatch.leave,
+            observation.page(fleet, shared),
+            observation.watch,
         )
+        self._observation = observation
         self.grpc_port = grpc_port
         self.fleet = fleet
         self.shared = shared
@@ -85,6 +91,7 @@ class RouterReplica:
         await self._edge.close(self._grace_s if grace_s is None else grace_s)
         await self.fleet.close()
         await self.shared.close()
+        await self._observation.close()
         self._frontend.close()
 
     async def _publish_health(self) -> None:
@@ -94,8 +101,11 @@ class RouterReplica:
             await change.wait()
 
 
-async def start_replica(config: Config, directory: Directory, clock: Clock) -> RouterReplica:
-    """Loads the frontend, then joins the fleet. Raises `ConfigError`, `StartFailed`, and then leaves nothing behind."""
+async def start_replica(
+    config: Config, directory: Directory, clock: Clock, outlet: Outlet | None = None
+) -> RouterReplica:
+    """Loads the frontend, then joins the fleet. `outlet`: where metrics go, beside the page that is asked for. Raises
+    `ConfigError`, `StartFailed`, and then leaves nothing behind."""
     prepare_environment(config.model, config.engine)
     router_id = f"router-{secrets.token_hex(4)}"
     rules = HandoverRules.of(config.kv_transfer)
@@ -105,7 +115,9 @@ async def start_replica(config: Config, directory: Directory, clock: Clock) -> R
     placing = Placing(PlacementSetup.of(config), clock.now, seed, shared.mirror, pins)
     send, recall = (shared.mirror.record, shared.mirror.recall) if config.store.shared else (_keep_here, _nowhere_else)
     journal = Journal(router_id, config.store.journal_records, send, recall)
-    written = RequestJournal(journal, clock.now, time.time, rules.first_token_from_prefill)
+    watched = RouterObservation(config.observability, router_id, clock)
+    told = watched.requests, watched.traced
+    written = RequestJournal(journal, clock.now, time.time, rules.first_token_from_prefill, *told)
     gate = Gate(config.admission, config.router.max_in_flight, clock.now, shared.claims)
     parts = DispatchParts(placing, written, rules, gate, lambda: shared.mirror.marks)
     fleet = Fleet(config.router, directory, clock, router_id, seed, parts)
@@ -114,20 +126,23 @@ async def start_replica(config: Config, directory: Directory, clock: Clock) -> R
     drains = Drains(fleet, shared.mirror, drain_seconds(config))
     admin = AdminService(fleet, router_id, config.model.served_name, explainer, shared, drains)
     waiting = config.admission.queue.max_requests
-    edge = GrpcEdge(config.router, frontend.text, admin, waiting, fleet.dispatch.leave)
+    edge = GrpcEdge(config.router, frontend.text, admin, waiting, fleet.dispatch.leave, watched.watch)
     try:
         await shared.start()
         port = await edge.start()
     except BaseException:
         await shared.close()
+        await watched.close()
         frontend.close()
         raise
     await fleet.start()
+    if outlet is not None:
+        watched.start(fleet, shared, outlet)
     # A million objects of imported modules live as long as the process: no collection need look at them again.
     gc.collect()
     gc.freeze()
     logger.info("%s serves %s; gRPC on port %d", router_id, config.model.served_name, port)
-    return RouterReplica(config.router, frontend, fleet, shared, edge, port)
+    return RouterReplica(config.router, frontend, fleet, shared, edge, port, watched)
 
 
 async def _frontend(config: Config, fleet: Fleet) -> Frontend:

@@ -13,6 +13,7 @@ from deploy.cli import (
     model_commands,
     plan_command,
     status_command,
+    trace_command,
 )
 from deploy.cli.outcome import Exit, command
 
@@ -28,6 +29,7 @@ app.command("up")(cluster_commands.up)
 app.command("down")(cluster_commands.down)
 app.command("status")(status_command.status)
 app.command("explain")(explain_command.explain)
+app.command("trace")(trace_command.trace)
 app.command("drain")(drain_command.drain)
 app.command("undrain")(drain_command.undrain)
 app.command("chat")(chat_command.chat)
