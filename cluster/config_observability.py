@@ -19,7 +19,7 @@ class ObservabilityConfig(Section):
     their metrics to Ray's agent once each `metrics_period_s`, and Ray exports them as often."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    metrics_period_s: Annotated[float, Field(ge=1, le=300)] = 10.0
+    metrics_period_s: Annotated[float, Field(ge=1, le=300)] = 15.0
     otlp_endpoint: str | None = None
     sampling_ratio: Share = 0.01
 

@@ -1,19 +1,16 @@
 """The Grafana dashboard as data: rows of panels over the metrics of `cluster/metrics_table.py`, laid out on the grid.
 
-`python -m deploy.dashboard` writes deploy/observability/dashboard.json, which is committed; a test fails when it is
-stale. What each expression reads is checked against the table, and on a live cluster against Prometheus itself.
+`deploy.monitoring` writes it to a file. What each expression reads is checked against the table, and on a live cluster
+against Prometheus itself.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
+from cluster.metrics_table import METRICS
 from deploy.document import Json
-
-PATH = Path(__file__).parent / "observability/dashboard.json"
 
 _ROUTER, _WORKER = 'job=~"$job",router=~"$router"', 'job=~"$job",pool=~"$pool"'
 _WIDTH, _HEIGHT, _GRID = 8, 8, 24
@@ -39,25 +36,27 @@ class Panel:
     about: str = ""
 
 
+def _series(metric: str) -> str:
+    """The labels that tell series of one metric apart, whoever told of them."""
+    name = metric if metric in METRICS else metric.rpartition("_")[0]
+    return ",".join((*METRICS[name].labels, *(("le",) if metric.endswith("_bucket") else ())))
+
+
+def _sum(over: str, labels: tuple[str, ...]) -> str:
+    return f"{over} by ({','.join(labels)})" if labels else over
+
+
 def _rate(metric: str, where: str, *labels: str) -> str:
-    """Per second, of each series once."""
-    own = "router" if "router" in where else "pool,worker"
-    names = ",".join((own, *(label for label in labels if label not in own.split(","))))
-    total = f" by ({','.join(labels)})" if labels else ""
-    return f"sum{total} (max by ({names}) (rate({metric}{{{where}}}[$__rate_interval])))"
+    """Per second."""
+    return f"{_sum('sum', labels)} (max by ({_series(metric)}) (rate({metric}{{{where}}}[$__rate_interval])))"
 
 
-def _now(metric: str, where: str, *labels: str, over: str = "sum", own: str = "") -> str:
-    own = own or ("router" if "router" in where else "pool,worker")
-    names = ",".join((own, *(label for label in labels if label not in own.split(","))))
-    total = f" by ({','.join(labels)})" if labels else ""
-    return f"{over}{total} (max by ({names}) ({metric}{{{where}}}))"
+def _now(metric: str, where: str, *labels: str, over: str = "sum") -> str:
+    return f"{_sum(over, labels)} (max by ({_series(metric)}) ({metric}{{{where}}}))"
 
 
 def _quantile(share: float, metric: str, *labels: str) -> str:
-    names = ",".join(("le", *labels))
-    rates = f"rate({metric}_bucket{{{_ROUTER}}}[$__rate_interval])"
-    return f"histogram_quantile({share}, sum by ({names}) (max by (router,{names}) ({rates})))"
+    return f"histogram_quantile({share}, {_rate(f'{metric}_bucket', _ROUTER, 'le', *labels)})"
 
 
 def _quantiles(metric: str, *labels: str) -> tuple[Query, ...]:
@@ -66,8 +65,11 @@ def _quantiles(metric: str, *labels: str) -> tuple[Query, ...]:
 
 
 def _mean(metric: str, legend: str) -> Query:
-    total, count = (_rate(f"{metric}_{part}", _ROUTER) for part in ("sum", "count"))
-    return Query(f"{total} / {count}", legend)
+    return _share(f"{metric}_sum", f"{metric}_count", legend)
+
+
+def _share(part: str, whole: str, legend: str) -> Query:
+    return Query(f"{_rate(part, _ROUTER)} / {_rate(whole, _ROUTER)}", legend)
 
 
 def _by(metric: str, where: str, *labels: str) -> tuple[Query, ...]:
@@ -122,7 +124,7 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
             Query(_rate(_REUSE.format("reused"), _ROUTER), "reused"),
         ), "Per second. Reused well below what the chosen worker was believed to hold: the index is wrong."),
         Panel("Share of prompt tokens reused", "percentunit", (
-            Query(f"{_rate(_REUSE.format('reused'), _ROUTER)} / {_rate('baton_prompt_tokens_total', _ROUTER)}", "reused"),
+            _share(_REUSE.format("reused"), "baton_prompt_tokens_total", "reused"),
         )),
     )),
     ("Transfer by rung", (
@@ -208,10 +210,6 @@ def expressions() -> Iterator[tuple[str, str]]:
                 yield panel.title, query.expression
 
 
-def text() -> str:
-    return json.dumps(dashboard(), indent=2) + "\n"
-
-
 def _variables() -> Iterator[Json]:
     yield {"name": "datasource", "label": "Data source", "type": "datasource", "query": "prometheus", "current": {}}
     for name, label, series in (
@@ -282,7 +280,3 @@ def _panel(number: int, panel: Panel, place: Json) -> Json:
 
 def _at(x: int, y: int, width: int, height: int) -> Json:
     return {"x": x, "y": y, "w": width, "h": height}
-
-
-if __name__ == "__main__":
-    PATH.write_text(text(), encoding="utf-8")

@@ -53,7 +53,7 @@ class RequestMetrics:
         self._transfer = Histogram(table.TRANSFER, router_id)
         self._recompute = Histogram(table.RECOMPUTE, router_id)
         self._sums: Counter[Metric] = Counter(dict.fromkeys(_COUNTERS, 0))
-        self._recovered: Counter[str] = Counter()
+        self._recovered: Counter[str] = Counter(dict.fromkeys(("completed", "cancelled", "failed"), 0))
 
     def first_token(self, came: FirstToken) -> None:
         self._ttft.observe(came.ttft_s)

@@ -13,9 +13,13 @@ from cluster.metrics import Metric, Sample
 from cluster.metrics_table import known
 from protos.baton.v1 import admin_pb2
 from router.dispatch import Dispatch
+from router.generation import Outcome
 from router.request_metrics import RequestMetrics
 
 StoreStatus = Callable[[], admin_pb2.StoreStatus]
+
+
+_OUTCOMES = {outcome.value: 0 for outcome in Outcome}
 
 
 class RouterMetrics:
@@ -46,10 +50,10 @@ class RouterMetrics:
         yield from self._by_label(table.TRACE_SPANS, "outcome", self._spans())
 
     def _counters(self, told: admin_pb2.RouterCounters) -> Iterator[Sample]:
-        yield from self._by_label(table.REQUESTS, "outcome", told.requests_by_outcome)
+        yield from self._by_label(table.REQUESTS, "outcome", _OUTCOMES | dict(told.requests_by_outcome))
         yield from self._by_label(table.PLACED, "way", {"disaggregated": told.disaggregated, "whole": told.whole})
-        yield from self._by_label(table.REFUSALS, "reason", self._dispatch.counts.refusals)
-        yield from self._by_label(table.RECOVERIES, "cause", told.recoveries)
+        yield from self._by_label(table.REFUSALS, "reason", _zeros("reason") | self._dispatch.counts.refusals)
+        yield from self._by_label(table.RECOVERIES, "cause", _zeros("cause") | dict(told.recoveries))
         for metric, value in (
             (table.IN_FLIGHT, told.in_flight),
             (table.QUEUED_REQUESTS, told.queued),
@@ -78,3 +82,8 @@ class RouterMetrics:
             sums[known(label, value)] += count
         for value, count in sums.items():
             yield Sample(metric, (self._router, value), float(count))
+
+
+def _zeros(label: str) -> dict[str, int]:
+    """Series are there before they count: else the first of a kind is no rise."""
+    return dict.fromkeys(sorted(table.LABEL_VALUES[label]), 0)
