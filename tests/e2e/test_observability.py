@@ -186,7 +186,7 @@ def _failed_spans(page: str) -> float:
 def server(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     """Scrapes the router's page and Ray's agent while requests go on."""
     config = yaml.safe_load((monitoring.FOLDER / "prometheus.yaml").read_text())
-    config["global"]["scrape_interval"] = f"{SCRAPE_S}s"
+    config["global"] = {"scrape_interval": f"{SCRAPE_S}s", "evaluation_interval": f"{SCRAPE_S}s"}
     config["rule_files"] = [str(monitoring.RULES)]
     (page,) = config["scrape_configs"]
     page["static_configs"] = [{"targets": [scene.cluster.http.removeprefix("http://")]}]
