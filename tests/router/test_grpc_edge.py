@@ -78,6 +78,9 @@ class NoAdmin(admin_pb2_grpc.AdminServicer):
     async def Drain(self, request: Any, context: Any) -> Any:
         raise NotImplementedError
 
+    async def Trace(self, request: Any, context: Any) -> Any:
+        raise NotImplementedError
+
 
 class Bench:
     def __init__(self, script: Script, edge: GrpcEdge, channel: grpc.aio.Channel) -> None:

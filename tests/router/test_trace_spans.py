@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from cluster.engine import Sampling as Tokens
 from cluster.tracing import Sampling, Span, parse_traceparent
 from router.caller import Caller
 from router.edge_watch import EdgeWatch, Tracing
 from router.generation import GenerationRequest
-from router.generation import Sampling as Tokens
 from router.journal_record import Attempt, Decision, RequestRecord, Rung, Timing
 from router.trace_answer import trace_of
 from router.trace_spans import exported, request_spans
