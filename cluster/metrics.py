@@ -50,6 +50,14 @@ class Buckets:
         self.counts[bisect_left(self.bounds, value)] += times
         self.total += value * times
 
+    def cumulative(self) -> list[tuple[str, float]]:
+        """Of each bound as Prometheus writes it, how many observations are not above it."""
+        so_far, told = 0, []
+        for bound, count in zip((*map(repr, self.bounds), "+Inf"), self.counts, strict=True):
+            so_far += count
+            told.append((bound, float(so_far)))
+        return told
+
     @property
     def count(self) -> int:
         return sum(self.counts)

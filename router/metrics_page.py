@@ -77,7 +77,7 @@ def _family(metric: Metric, samples: list[Sample]) -> Family:
             histogram = HistogramMetricFamily(metric.name, metric.help, labels=metric.labels)
             for sample in samples:
                 assert isinstance(sample.value, Buckets)
-                histogram.add_metric(sample.labels, _cumulative(sample.value), sample.value.total)
+                histogram.add_metric(sample.labels, sample.value.cumulative(), sample.value.total)
             return histogram
         case Kind.COUNTER:
             family: CounterMetricFamily | GaugeMetricFamily = CounterMetricFamily(
@@ -89,12 +89,3 @@ def _family(metric: Metric, samples: list[Sample]) -> Family:
         assert not isinstance(sample.value, Buckets)
         family.add_metric(sample.labels, sample.value)
     return family
-
-
-def _cumulative(buckets: Buckets) -> list[tuple[str, float]]:
-    so_far, bounds = 0, [*map(repr, buckets.bounds), "+Inf"]
-    told = []
-    for bound, count in zip(bounds, buckets.counts, strict=True):
-        so_far += count
-        told.append((bound, float(so_far)))
-    return told

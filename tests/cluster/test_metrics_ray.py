@@ -1,4 +1,4 @@
-"""What Ray is told of samples: rises of counters and histograms, values of gauges."""
+"""What Ray is told of samples: rises of counters, values of gauges, and histograms series by series."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from cluster import metrics_ray
 from cluster import metrics_table as table
-from cluster.metrics import Buckets, Sample
+from cluster.metrics import Buckets, Kind, Metric, Sample
 from cluster.metrics_ray import RayOutlet
 
 WHO = {"pool": "decode", "worker": "d1"}
@@ -19,7 +19,7 @@ class FakeRay:
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, float, dict[str, str]]] = []
-        self.Counter = self.Gauge = self.Histogram = self._make
+        self.Counter = self.Gauge = self._make
 
     def _make(self, name: str, text: str, *described: Any) -> Any:
         calls = self.calls
@@ -27,9 +27,10 @@ class FakeRay:
         class Made:
             def inc(self, value: float, tags: dict[str, str]) -> None:
                 assert value > 0, "Ray refuses that"
-                calls.append((name, value, tags))
+                self.set(value, tags)
 
-            set = observe = inc
+            def set(self, value: float, tags: dict[str, str]) -> None:
+                calls.append((name, value, tags))
 
         return Made()
 
@@ -56,13 +57,17 @@ def test_gauges_are_told_every_time(ray: FakeRay) -> None:
     assert ray.calls == [("baton_worker_kv_usage_ratio", 0.25, WHO)] * 2
 
 
-def test_histograms_are_told_by_what_has_come_in_each_bucket(ray: FakeRay) -> None:
-    outlet, buckets = RayOutlet(), Buckets(table.TTFT.buckets)
-    first, last = table.TTFT.buckets[0], table.TTFT.buckets[-1]
-    buckets.observe(first / 2)
-    outlet.put(Sample(table.TTFT, ("r1",), buckets))
-    buckets.observe(last * 5)
-    outlet.put(Sample(table.TTFT, ("r1",), buckets))
-    outlet.put(Sample(table.TTFT, ("r1",), buckets))
+def test_histograms_are_told_as_the_series_that_prometheus_reads(ray: FakeRay) -> None:
+    outlet, buckets = RayOutlet(), Buckets((1.0, 2.5))
+    metric = Metric("baton_x_seconds", Kind.HISTOGRAM, "seconds", "X.", ("router",), buckets.bounds)
+    for value in (0.5, 1.0, 2.0, 9.0):
+        buckets.observe(value)
+    outlet.put(Sample(metric, ("r1",), buckets))
     tags = {"router": "r1"}
-    assert ray.calls == [("baton_ttft_seconds", first / 2, tags), ("baton_ttft_seconds", 2 * last, tags)]
+    assert ray.calls == [
+        ("baton_x_seconds_bucket", 2.0, {"router": "r1", "le": "1.0"}),
+        ("baton_x_seconds_bucket", 3.0, {"router": "r1", "le": "2.5"}),
+        ("baton_x_seconds_bucket", 4.0, {"router": "r1", "le": "+Inf"}),
+        ("baton_x_seconds_count", 4.0, tags),
+        ("baton_x_seconds_sum", 12.5, tags),
+    ]
