@@ -61,7 +61,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             await context.abort(grpc.StatusCode.INTERNAL, "internal error; the router's log has the details")
 
     async def _generate(self, request: inference_pb2.GenerateRequest, request_id: str, context: _Context) -> None:
-        caller, complete = caller_of(context.invocation_metadata() or ()), False
+        caller, cut_short = caller_of(context.invocation_metadata() or ()), "the client left, or its call has failed"
         caller.trace, begun = self._watch.begin(context.invocation_metadata() or ()), False
         if caller.trace is not None:
             await context.send_initial_metadata(((TRACEPARENT, caller.trace.traceparent),))
@@ -75,13 +75,15 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
                     if not begun:
                         begun = True
                         self._watch.answers(caller)
-            complete = True
+            cut_short = ""
+        except BatonError as error:
+            cut_short = str(error)
+            raise
         finally:
             # gRPC may cancel a call again while it ends: what the frontend then leaves open ends here.
-            if not complete:
-                self._leave(caller, ClientLost("the client left, or its call has failed"))
-            failed = "" if complete else "the client left, or its call has failed"
-            self._watch.ended(caller, "Generate", "OK" if complete else "", failed)
+            if cut_short:
+                self._leave(caller, ClientLost(cut_short))
+            self._watch.ended(caller, "Generate", "failed" if cut_short else "OK", cut_short)
 
     async def _write(self, context: _Context, response: inference_pb2.GenerateResponse) -> None:
         """Raises `ClientLost`. Waits while the client has not read enough of what was sent before."""

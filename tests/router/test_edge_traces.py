@@ -149,3 +149,21 @@ async def test_a_call_over_grpc_takes_its_trace_from_metadata_and_names_its_span
     (span,) = watched.spans  # the second call was not sampled
     assert given["traceparent"] == f"00-{TRACE}-{span.span_id}-01"
     assert (span.name, span.parent_id, span.failed) == ("Generate", CLIENT_SPAN, "")
+
+
+async def test_a_call_over_grpc_that_is_refused_says_why_in_its_span() -> None:
+    watched, script = Watched(), Script()
+    edge = GrpcEdge(RouterConfig(grpc_port=0), script, NoAdmin(), watch=watched.watch())
+    port = await edge.start()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            stub = inference_pb2_grpc.InferenceStub(channel)
+            script.error = Overloaded("full")
+            with pytest.raises(grpc.aio.AioRpcError, match="full"):
+                async for _ in stub.Generate(
+                    inference_pb2.GenerateRequest(text="hi"), metadata=(("traceparent", TRACEPARENT),)
+                ):
+                    pass
+    finally:
+        await edge.close(0)
+    assert [span.failed for span in watched.spans] == ["full"]

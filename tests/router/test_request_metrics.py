@@ -9,16 +9,29 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from cluster import metrics_table as table
-from cluster.clock import RealClock
+from cluster.clock import RealClock, VirtualClock
 from cluster.config import RouterConfig
-from cluster.engine import Role, TransferRung
+from cluster.engine import EngineOutput, EngineRequest, Leg, Role, Sampling, TransferRung
+from cluster.errors import (
+    BatonError,
+    DeadlineExceeded,
+    DeadlineUnreachable,
+    InvalidRequest,
+    NoWorker,
+    Overloaded,
+    StoreUnavailable,
+    TenantLimited,
+)
 from cluster.membership import WorkerRecord
 from cluster.metrics import Buckets, Sample
 from protos.baton.v1 import admin_pb2
+from router.actions import Settle
 from router.dispatch import DispatchParts
 from router.fleet import Fleet, WorkerReport
+from router.generation import Emission, GenerationRequest, Outcome
 from router.journal_record import Attempt, RequestRecord
 from router.metrics_page import MetricsPage, page_of
+from router.request_counts import RequestCounts
 from router.request_journal import RequestJournal
 from router.request_metrics import FirstToken, RequestMetrics
 from router.router_metrics import RouterMetrics
@@ -198,3 +211,46 @@ def test_text_in_a_label_cannot_break_the_page() -> None:
     page = page_of([Sample(table.WORKER_UP, ("decode", odd), 1.0)]).decode()
     (family,) = text_string_to_metric_families(page)
     assert family.samples[0].labels["worker"] == odd
+
+
+def test_a_prompt_whose_blocks_did_not_come_is_timed_from_its_last_rung_to_its_first_token() -> None:
+    metrics, clock = RequestMetrics(ME), VirtualClock()
+    journal = RequestJournal(new_journal(), clock.now, lambda: 1_000.0 + clock.now(), metrics=metrics)
+    asyncio.run(_failed_pull(journal, clock))
+    recompute = told(list(metrics.samples()))["baton_recompute_seconds", ME]
+    assert isinstance(recompute, Buckets)
+    assert recompute.count == 1
+    assert recompute.total == pytest.approx(2.0)
+
+
+async def _failed_pull(journal: RequestJournal, clock: VirtualClock) -> None:
+    """Sent at 1 s, its only rung fails from 2 to 3 s, its first token comes at 5 s."""
+    request = GenerationRequest("r1", [1, 2, 3], Sampling(4))
+    journal.begin(request)
+    await clock.advance(1.0)
+    journal.submitted("r1", EngineRequest("r1/decode1", Leg.DECODE, [1, 2, 3], Sampling(4)))
+    await clock.advance(4.0)
+    journal.emitted(Emission("r1", [7]))
+    rung = TransferRung("nixl", "failed", began_unix_s=1_002.0, seconds=1.0)
+    journal.moved("r1", EngineOutput("r1/decode1", [8], rungs=(rung,)))
+    journal.settled("r1", Settle("d1", "r1/decode1", Leg.DECODE))
+    journal.end("r1", Outcome.COMPLETED)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (Overloaded("full"), "queue_full"),
+        (DeadlineUnreachable("too late", 1.0), "deadline"),
+        (DeadlineExceeded("too late"), "deadline"),
+        (TenantLimited("yours", 1.0), "tenant_limit"),
+        (NoWorker("nobody"), "no_worker"),
+        (StoreUnavailable("away"), "store"),
+        (InvalidRequest("not yours"), "not_allowed"),
+    ],
+)
+def test_a_refusal_counts_by_its_reason(error: BatonError, reason: str) -> None:
+    counts = RequestCounts()
+    counts.refused(error)
+    assert (dict(counts.refusals), counts.outcomes["refused"]) == ({reason: 1}, 1)
+    assert reason in table.LABEL_VALUES["reason"]
