@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from cluster.config_admission import AdmissionConfig
+from cluster.config_observability import ObservabilityConfig
 from cluster.config_placement import PlacementConfig
 from cluster.config_scaling import AutoscalingConfig, PoolBounds
 from cluster.config_section import Count, Port, Seconds, Section, Share
@@ -228,10 +229,6 @@ class KvTransferConfig(Section):
             if refused := ", ".join(key for key, is_set in wanted.items() if is_set):
                 raise ValueError(f"connector vllm-nixl cannot do {refused}: leave it out, or use connector: baton")
         return self
-
-
-class ObservabilityConfig(Section):
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
 
 
 class Config(Section):

@@ -111,13 +111,17 @@ class PromptOrigin:
 @dataclass(frozen=True, slots=True)
 class TransferRung:
     """One step of the ladder by which blocks were to come. `outcome`: "landed", or why not; `reason` in words. `bytes`
-    of one rank."""
+    of one rank. `began_unix_s`: by the worker's wall clock, 0 where nothing was tried. `handshake_s`: of `seconds`,
+    those before the first byte was asked for."""
 
     transport: str
     outcome: str
     blocks: int = 0
     bytes: int = 0
     reason: str = ""
+    began_unix_s: float = 0.0
+    seconds: float = 0.0
+    handshake_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,13 +156,14 @@ class EngineInfo:
 @dataclass(frozen=True, slots=True)
 class TransferCount:
     """`outcome`: landed, failed, refused or stale; and once more, of the landed blocks, as `ahead` those that came
-    while their prompt was still being computed."""
+    while their prompt was still being computed. `seconds` that they took together."""
 
     transport: str
     outcome: str
     count: int
     blocks: int
     bytes: int
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from cluster.engine import EngineLoad, EngineRequest, PromptOrigin, TransferCount
+from cluster.engine import EngineLoad, EngineRequest, PromptOrigin, TransferCount, TransferRung
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +106,9 @@ class Handoff(Protocol):
         """Prompt tokens whose KV the ticket hands over. Raises `TicketRefused`."""
         ...
 
-    async def pull(self, ticket: bytes, missing_blocks: int) -> None:
-        """Fetches the last `missing_blocks` blocks of the ticket, maybe none, and completes its lease. Raises
-        `TransferFailed` within its own deadline; cancelling it leaves nothing behind."""
+    async def pull(self, ticket: bytes, missing_blocks: int) -> tuple[TransferRung, ...]:
+        """Fetches the last `missing_blocks` blocks of the ticket, maybe none, and completes its lease; returns how they
+        came. Raises `TransferFailed` within its own deadline; cancelling it leaves nothing behind."""
         ...
 
     async def release(self, lease_id: str) -> None:

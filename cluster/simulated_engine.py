@@ -8,13 +8,22 @@ once and fetches nothing: here prompts are not computed in chunks.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from cluster.block_changes import BlockDelta
 from cluster.clock import Clock
 from cluster.config import EngineConfig, ModelConfig
-from cluster.engine import EngineInfo, EngineLoad, EngineOutput, EngineRequest, EngineStats, FinishReason, Leg
+from cluster.engine import (
+    EngineInfo,
+    EngineLoad,
+    EngineOutput,
+    EngineRequest,
+    EngineStats,
+    FinishReason,
+    Leg,
+    TransferRung,
+)
 from cluster.errors import EngineFailed, InvalidRequest, TicketRefused, TransferFailed
 from cluster.kv_link import Handoff, KvStats
 from cluster.simulated_batch import Finished, Pull, SimulatedBatch
@@ -35,6 +44,7 @@ class SimulatedEngine:
         self._handoff = handoff
         self._batch = SimulatedBatch(model.served_name, engine.simulated, engine.block_size, self._max_model_len)
         self._pulls: dict[str, asyncio.Task[None]] = {}
+        self._rungs: dict[str, tuple[TransferRung, ...]] = {}  # of attempts that are not over
         self._changed = asyncio.Event()
         self._blocks_changed = asyncio.Event()
         self._between_steps = asyncio.Event()
@@ -76,6 +86,7 @@ class SimulatedEngine:
             if (pull := self._pulls.get(attempt_id)) is not None:
                 pull.cancel()
             self._batch.abort(attempt_id)
+            self._rungs.pop(attempt_id, None)
         self._prefetched = [attempt_id for attempt_id in self._prefetched if attempt_id not in attempt_ids]
         self._changed.set()
 
@@ -101,7 +112,7 @@ class SimulatedEngine:
             self._tell_blocks()
             tickets = {finished.attempt_id: self._offer(finished) for finished in result.to_offer}
             if result.outputs:
-                return [replace(o, ticket=tickets.get(o.attempt_id, b"")) for o in result.outputs]
+                return [self._completed(output, tickets) for output in result.outputs]
 
     async def block_changes(self) -> BlockDelta:
         while not self._batch.pool.changes:
@@ -195,15 +206,27 @@ class SimulatedEngine:
     async def _pull(self, pull: Pull) -> None:
         assert self._handoff is not None  # a decode leg without one was refused
         try:
-            await self._handoff.pull(pull.ticket, pull.missing_blocks)
-            self._batch.landed(pull.attempt_id, success=True)
-        except TransferFailed:
+            rungs = await self._handoff.pull(pull.ticket, pull.missing_blocks)
+            self._landed(pull.attempt_id, rungs, success=True)
+        except TransferFailed as error:
             self._recomputed += bool(pull.missing_blocks)
-            self._batch.landed(pull.attempt_id, success=False)
+            self._landed(pull.attempt_id, (TransferRung("simulated", "failed", reason=str(error)),), success=False)
         except Exception as error:
             self.fail(f"the hand-off broke: {error!r}")
         finally:
             self._changed.set()
+
+    def _landed(self, attempt_id: str, rungs: tuple[TransferRung, ...], success: bool) -> None:
+        if attempt_id in self._batch:
+            self._rungs[attempt_id] = rungs
+        self._batch.landed(attempt_id, success)
+
+    def _completed(self, output: EngineOutput, tickets: Mapping[str, bytes]) -> EngineOutput:
+        """With what comes with the last output of an attempt."""
+        if output.finish_reason is None:
+            return output
+        ticket, rungs = tickets.get(output.attempt_id, b""), self._rungs.pop(output.attempt_id, ())
+        return replace(output, ticket=ticket, rungs=rungs) if ticket or rungs else output
 
     def _offer(self, finished: Finished) -> bytes:
         if self._handoff is None:

@@ -133,7 +133,14 @@ def output_to_wire(output: EngineOutput) -> pb.Output:
         )
     for rung in output.rungs:
         wire.rungs.add(
-            transport=rung.transport, outcome=rung.outcome, blocks=rung.blocks, bytes=rung.bytes, reason=rung.reason
+            transport=rung.transport,
+            outcome=rung.outcome,
+            blocks=rung.blocks,
+            bytes=rung.bytes,
+            reason=rung.reason,
+            began_unix_s=rung.began_unix_s,
+            seconds=rung.seconds,
+            handshake_s=rung.handshake_s,
         )
     return wire
 
@@ -151,7 +158,7 @@ def output_from_wire(wire: pb.Output) -> EngineOutput:
         stop_reason=None if stop is None else wire.stop_token_id if stop == "stop_token_id" else wire.stop_text,
         ticket=wire.ticket,
         origin=_origin_from_wire(wire.origin) if wire.HasField("origin") else None,
-        rungs=tuple(TransferRung(r.transport, r.outcome, r.blocks, r.bytes, r.reason) for r in wire.rungs),
+        rungs=tuple(_rung_from_wire(rung) for rung in wire.rungs),
         error=wire.error,
     )
 
@@ -191,8 +198,18 @@ def _follow_from_wire(wire: pb.PrefillInProgress) -> PrefillInProgress:
 
 def _transfer_to_wire(count: TransferCount) -> pb.TransferCount:
     return pb.TransferCount(
-        transport=count.transport, outcome=count.outcome, count=count.count, blocks=count.blocks, bytes=count.bytes
+        transport=count.transport,
+        outcome=count.outcome,
+        count=count.count,
+        blocks=count.blocks,
+        bytes=count.bytes,
+        seconds=count.seconds,
     )
+
+
+def _rung_from_wire(wire: pb.PullRung) -> TransferRung:
+    times = wire.began_unix_s, wire.seconds, wire.handshake_s
+    return TransferRung(wire.transport, wire.outcome, wire.blocks, wire.bytes, wire.reason, *times)
 
 
 def _origin_from_wire(origin: pb.PromptOrigin) -> PromptOrigin:

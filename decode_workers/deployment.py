@@ -14,7 +14,9 @@ from cluster.clock import RealClock
 from cluster.config import Config
 from cluster.directory import RayDirectory
 from cluster.engine import Role
+from cluster.metrics_ray import RayOutlet
 from cluster.pool_options import serve_options
+from cluster.worker_observation import WorkerObservation
 from cluster.worker_replica import WorkerReplica, worker_spec
 from kv_transfer.worker_engine import build_engine
 
@@ -23,13 +25,16 @@ class DecodeWorker:
     """One replica. Serve awaits the constructor, asks for health, and awaits the destructor to stop it."""
 
     _replica: WorkerReplica | None = None
+    _watched: WorkerObservation | None = None
 
     async def __init__(self, config: Config) -> None:  # type: ignore[misc]  # Serve awaits it
         pool, clock = config.decode, RealClock()
         spec = worker_spec(Role.DECODE, pool, config, ray.util.get_node_ip_address())
-        build = functools.partial(build_engine, config, pool, clock)
+        self._watched = WorkerObservation(config.observability, spec, RayOutlet(), clock)
+        build = self._watched.traced(functools.partial(build_engine, config, pool, clock))
         self._replica = WorkerReplica(spec, build, RayDirectory(config.name), clock, pool.drain_s)
         await self._replica.start()
+        self._watched.start(self._replica)
 
     async def check_health(self) -> None:
         if self._replica is not None:
@@ -39,6 +44,8 @@ class DecodeWorker:
         """Leaves the directory, drains and ends the engine. May be called twice, and while the constructor runs."""
         if self._replica is not None:
             await self._replica.stop()
+        if self._watched is not None:
+            await self._watched.stop()
 
     async def __del__(self) -> None:
         await self.stop()

@@ -114,7 +114,7 @@ class ServeCluster:
             # Ray makes its loops for large clusters: at their defaults they burn a tenth of a core on an idle laptop.
             "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
             "RAY_raylet_report_resources_period_milliseconds": "1000",
-            "RAY_metrics_report_interval_ms": "30000",
+            "RAY_metrics_report_interval_ms": str(round(self._config.observability.metrics_period_s * 1000)),
             # Ray lets everything else on the machine go before its workers (15), who are what is waited for here.
             "RAY_worker_niceness": "0",
             # A Serve call that is still under way when Ray is shut down must not start a second Ray.

@@ -14,8 +14,9 @@ from typing import Protocol
 
 from cluster.engine import PrefillInProgress
 from cluster.errors import BatonError, LeaseLost, TransferFailed
+from kv_transfer.climb import Climb
 from kv_transfer.growing_exports import Followed
-from kv_transfer.mover import Climb, PullJob, PullResult, outcome_of
+from kv_transfer.mover import PullJob, PullResult, outcome_of
 from kv_transfer.source_client import SourceClient
 from kv_transfer.ticket import Ticket, check_prompt, unseal
 from kv_transfer.ticket_writer import Prompt
@@ -170,4 +171,5 @@ def _result(
         reason=reason,
         fallen=tuple(progress.climb.fallen),
         ahead=progress.ahead if outcome == "landed" else 0,
+        time=progress.climb.time,
     )

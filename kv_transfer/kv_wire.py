@@ -38,7 +38,14 @@ def stats_to_wire(stats: KvStats) -> pb.KvStatsResponse:
         bytes_sent=stats.bytes_sent,
         recomputed_requests=stats.recomputed_requests,
         pulls=[
-            pb.PullCount(transport=t.transport, outcome=t.outcome, count=t.count, blocks=t.blocks, bytes=t.bytes)
+            pb.PullCount(
+                transport=t.transport,
+                outcome=t.outcome,
+                count=t.count,
+                blocks=t.blocks,
+                bytes=t.bytes,
+                seconds=t.seconds,
+            )
             for t in stats.transfers
         ],
     )
@@ -55,5 +62,7 @@ def stats_from_wire(wire: pb.KvStatsResponse) -> KvStats:
         blocks_sent=wire.blocks_sent,
         bytes_sent=wire.bytes_sent,
         recomputed_requests=wire.recomputed_requests,
-        transfers=tuple(TransferCount(p.transport, p.outcome, p.count, p.blocks, p.bytes) for p in wire.pulls),
+        transfers=tuple(
+            TransferCount(p.transport, p.outcome, p.count, p.blocks, p.bytes, p.seconds) for p in wire.pulls
+        ),
     )

@@ -16,6 +16,7 @@ from typing import Any
 
 from cluster.engine import TransferRung
 from cluster.errors import BatonError, FingerprintMismatch, LeaseLost, TicketRefused, TransferFailed
+from kv_transfer.climb import Climb, FallenRung, RungTime
 from kv_transfer.connections import Connection, Connections, Reader
 from kv_transfer.ladder import LadderRules
 from kv_transfer.reachability import Reachability
@@ -29,7 +30,6 @@ _log = logging.getLogger(__name__)
 _RENEW_AFTER = 1 / 3  # of the time for which a claim holds
 _RENEW_AGAIN_S = 0.2  # after a renewal that was not answered
 _FAREWELLS_S = 1.0
-_NO_TRANSPORT = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,19 +45,11 @@ class PullJob:
 
 
 @dataclass(frozen=True, slots=True)
-class FallenRung:
-    """A transport that failed, and another one was tried instead."""
-
-    transport: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
 class PullResult:
     """`outcome`: landed, or why not: failed (over the last transport that was tried), skipped (none was worth a try),
     refused (ticket or fingerprint), stale (the lease was lost) or cancelled. `transport` is the last one tried, "none"
     before any. `blocks` and `bytes` are those that landed, `bytes` of this rank only; `ahead` of these blocks came
-    while the rest of their prompt was still being computed."""
+    while the rest of their prompt was still being computed. `time`: of the last transport."""
 
     request_id: str
     transport: str
@@ -67,26 +59,20 @@ class PullResult:
     reason: str = ""
     fallen: tuple[FallenRung, ...] = ()
     ahead: int = 0
+    time: RungTime = field(default=RungTime(), compare=False)
 
     @property
     def rungs(self) -> tuple[TransferRung, ...]:
         """Every step that was tried, in order."""
-        before = (TransferRung(rung.transport, "failed", reason=rung.reason) for rung in self.fallen)
-        return *before, TransferRung(self.transport, self.outcome, self.blocks, self.bytes, self.reason)
+        before = (_rung(rung.time, rung.transport, "failed", reason=rung.reason) for rung in self.fallen)
+        return *before, _rung(self.time, self.transport, self.outcome, self.blocks, self.bytes, self.reason)
 
 
-@dataclass(slots=True)
-class Climb:
-    """How far one pull has come down the ladder. `reason`: why the last rung failed, empty while it has not."""
-
-    transport: str = _NO_TRANSPORT
-    reason: str = ""
-    fallen: list[FallenRung] = field(default_factory=list)
-
-    def step(self, transport: str) -> None:
-        if self.reason:
-            self.fallen.append(FallenRung(self.transport, self.reason))
-        self.transport, self.reason = transport, ""
+def _rung(
+    took: RungTime, transport: str, outcome: str, blocks: int = 0, size: int = 0, reason: str = ""
+) -> TransferRung:
+    times = took.began_unix_s, took.seconds, took.handshake_s
+    return TransferRung(transport, outcome, blocks, size, reason, *times)
 
 
 class Mover:
@@ -128,6 +114,7 @@ class Mover:
             bytes=len(job.target) * self._reader.block_bytes if landed else 0,
             reason=reason,
             fallen=tuple(climb.fallen),
+            time=climb.time,
         )
 
     def client(self, source: str) -> SourceClient:
@@ -205,7 +192,7 @@ class Mover:
         for name in rungs:
             climb.step(name)
             try:
-                await self._read(source, job, name)
+                await self._read(source, job, name, climb)
                 return
             except (LeaseLost, TicketRefused):
                 raise  # no other transport mends the ticket
@@ -213,11 +200,12 @@ class Mover:
                 climb.reason = str(error)
                 _log.warning("request %s: %s failed: %s", job.request_id, name, error)
 
-    async def _read(self, source: Connection, job: PullJob, name: str) -> None:
+    async def _read(self, source: Connection, job: PullJob, name: str, climb: Climb) -> None:
         deadline_s = self._rules.deadline_s(name, len(job.target) * self._reader.block_bytes)
         with self._reach.watched(source, name):
             await self._reach.prove(self._connections, source, name)
             with self._connections.link(source, name) as link:
+                climb.asks()
                 try:
                     async with asyncio.timeout(deadline_s):
                         await link.transport.read(link.peer, BlockRead(job.sealed, job.source, job.target))

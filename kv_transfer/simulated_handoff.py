@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from cluster.clock import Clock
 from cluster.config import KvTransferConfig, RungConfig
+from cluster.engine import TransferRung
 from cluster.errors import LeaseLost, TicketRefused, TransferFailed
 from cluster.kv_link import KvStats
 from cluster.tls import PLAIN, Channels
@@ -123,11 +124,11 @@ class SimulatedHandoff:
     def tokens_in(self, ticket: bytes) -> int:
         return unseal(ticket, self._link.secret, self._link.block_size).num_tokens
 
-    async def pull(self, ticket: bytes, missing_blocks: int) -> None:
+    async def pull(self, ticket: bytes, missing_blocks: int) -> tuple[TransferRung, ...]:
         opened = unseal(ticket, self._link.secret, self._link.block_size)
         if missing_blocks == 0:
             self._mover.release(opened)
-            return
+            return (TransferRung("local", "landed"),)
         blocks = opened.block_ids[-missing_blocks:]
         result = await self._mover.pull(PullJob(opened.attempt_id, opened, ticket, blocks, blocks))
         self._counts.add(result)
@@ -136,6 +137,7 @@ class SimulatedHandoff:
         if result.outcome != "landed":
             self._recomputed += 1
             raise _ERRORS.get(result.outcome, TransferFailed)(result.reason)
+        return result.rungs
 
     async def release(self, lease_id: str) -> None:
         self._book.release(lease_id)

@@ -20,6 +20,7 @@ from router.shared_state import SharedState
 _DrainContext = grpc.aio.ServicerContext[admin_pb2.DrainRequest, admin_pb2.DrainResponse]
 _ScaleContext = grpc.aio.ServicerContext[admin_pb2.ScaleRequest, admin_pb2.AutoscaleReport]
 _AutoscaleContext = grpc.aio.ServicerContext[admin_pb2.AutoscaleRequest, admin_pb2.AutoscaleReport]
+_TraceContext = grpc.aio.ServicerContext[admin_pb2.TraceRequest, admin_pb2.RequestTrace]
 _ExplainContext = grpc.aio.ServicerContext[admin_pb2.ExplainRequest, admin_pb2.Explanation]
 
 
@@ -66,10 +67,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         except BatonError as error:
             await context.abort(answer_for(error).grpc, str(error))
         if told is None:
-            await context.abort(
-                grpc.StatusCode.NOT_FOUND,
-                f"request {request.request_id} is in no journal: it is too long ago, or never was",
-            )
+            await context.abort(grpc.StatusCode.NOT_FOUND, _in_no_journal(request.request_id))
         return told
 
     async def Drain(self, request: admin_pb2.DrainRequest, context: _DrainContext) -> admin_pb2.DrainResponse:
@@ -105,9 +103,24 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         except BatonError as error:
             await context.abort(answer_for(error).grpc, str(error))
 
+    async def Trace(self, request: admin_pb2.TraceRequest, context: _TraceContext) -> admin_pb2.RequestTrace:
+        if self._explainer is None:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this router keeps no journal")
+        try:
+            told = await self._explainer.traced(request.request_id)
+        except BatonError as error:
+            await context.abort(answer_for(error).grpc, str(error))
+        if told is None:
+            await context.abort(grpc.StatusCode.NOT_FOUND, _in_no_journal(request.request_id))
+        return told
+
     @property
     def _marks(self) -> Mapping[str, DrainMark]:
         return {} if self._drains is None else self._drains.marks
+
+
+def _in_no_journal(request_id: str) -> str:
+    return f"request {request_id} is in no journal: it is too long ago, or never was"
 
 
 def _pool(role: Role, reports: list[WorkerReport]) -> admin_pb2.PoolStatus:

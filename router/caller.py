@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from cluster.cache_salt import mixed
 from cluster.config_security import NO_TENANT
 from cluster.errors import InvalidRequest, retry_after_s
+from cluster.tracing import TraceContext
 
 TENANT_HEADER = "x-tenant-id"
 PRIORITY_HEADER = "x-priority-class"
@@ -37,6 +38,11 @@ class Caller:
     def salted(self, wished: str) -> str:
         """The salt of a request whose client asks for the salt `wished`, empty for none."""
         return mixed(self.cache_salt, wished)
+
+    trace: TraceContext | None = None
+    """Where requests are traced."""
+    first_token: float | None = None
+    """The router's clock when the first of its tokens came."""
 
     def hear(self, error: BaseException) -> None:
         """The request, or a choice of it, is refused: the longest time to come back counts."""

@@ -10,6 +10,7 @@ from starlette.types import ASGIApp
 from cluster.clock import RealClock
 from cluster.config import Config
 from cluster.directory import RayDirectory
+from cluster.metrics_ray import RayOutlet
 from cluster.scaling.seat import RaySeat
 from router.replica import RouterReplica, start_replica
 
@@ -44,7 +45,8 @@ class Router:
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         name = self._config.name
-        self._replica = await start_replica(self._config, RayDirectory(name), RealClock(), RaySeat(name))
+        directory, seat = RayDirectory(name), RaySeat(name)
+        self._replica = await start_replica(self._config, directory, RealClock(), seat, RayOutlet())
         return self._replica.app
 
     def check_health(self) -> None:

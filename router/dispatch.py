@@ -97,7 +97,7 @@ class Dispatch:
         self._retries = RetryBudget(config.retry_share, config.retry_floor_per_s, seed)
         self._retry_at: dict[str, float] = {}  # request id -> when
         self._emissions: list[Emission] = []
-        self._counts = RequestCounts()
+        self.counts = RequestCounts()
         self._gate = parts.gate or Gate(AdmissionConfig(), config.max_in_flight, now)
         self._decided: deque[Decision] = deque()  # not carried out yet: one may lead to the next
         self._may_begin = parts.may_begin
@@ -132,8 +132,8 @@ class Dispatch:
             self._gate.check(caller or Caller(), requests)
             if not self.can_take:
                 raise NoWorker("no worker is ready: try again in a moment")
-        except (RetryLater, NoWorker):
-            self._counts.refused()
+        except (RetryLater, NoWorker) as error:
+            self.counts.refused(error)
             raise
 
     def submit(self, request: GenerationRequest) -> None:
@@ -241,13 +241,13 @@ class Dispatch:
 
     def counters(self) -> admin_pb2.RouterCounters:
         return admin_pb2.RouterCounters(
-            requests_by_outcome=dict(self._counts.outcomes),
+            requests_by_outcome=dict(self.counts.outcomes),
             in_flight=len(self._live),
-            disaggregated=self._counts.disaggregated,
-            whole=self._counts.whole,
+            disaggregated=self.counts.disaggregated,
+            whole=self.counts.whole,
             queued=self._gate.occupancy.queued_requests,
             queued_tokens=self._gate.occupancy.queued_tokens,
-            recoveries=dict(self._counts.recoveries),
+            recoveries=dict(self.counts.recoveries),
             retries_refused=self._retries.refused,
             slow_workers=self.placing.slow_workers,
         )
@@ -285,7 +285,7 @@ class Dispatch:
                 self._perform(live, live.pipeline.start())
             case Refuse(request_id, error):
                 del self._live[request_id]
-                self._counts.refused()
+                self.counts.refused(error)
                 live.caller.hear(error)
                 refused = Emission(request_id, [], error=error)
                 self._journal.emitted(refused)
@@ -381,14 +381,14 @@ class Dispatch:
         elif settle.ending is Ending.COMPLETED:
             self.placing.worked(settle.worker_id)
         self._journal.settled(live.pipeline.request_id, settle)
-        self._counts.settled(settle)
+        self.counts.settled(settle)
         if worker := self.view.get(settle.worker_id):
             worker.attempts.discard(settle.attempt_id)
 
     def _end(self, pipeline: RequestPipeline, outcome: Outcome) -> None:
         del self._live[pipeline.request_id]
         self._retry_at.pop(pipeline.request_id, None)
-        self._counts.ended(outcome, pipeline.handed_over)
+        self.counts.ended(outcome, pipeline.handed_over)
         self._journal.end(pipeline.request_id, outcome)
         self._decided.extend(self._gate.leave(pipeline.request_id, pipeline.computed_tokens))
 

@@ -22,6 +22,7 @@ from router.journal import Journal
 from router.placing import Placing
 from router.session_id import checked_session
 from router.text_generation import TextGeneration, TextSampling
+from router.trace_answer import trace_of
 
 
 class Explainer:
@@ -51,6 +52,13 @@ class Explainer:
             raise InvalidRequest("name the request: set request_id")
         record = await self._journal.look_up(request_id)
         return None if record is None else explanation_of(record)
+
+    async def traced(self, request_id: str) -> admin_pb2.RequestTrace | None:
+        """None: it is in no journal. Raises `InvalidRequest`, `StoreUnavailable`, `BadRecord`."""
+        if not request_id:
+            raise InvalidRequest("name the request: set request_id")
+        record = await self._journal.look_up(request_id)
+        return None if record is None else trace_of(record)
 
     async def tried(self, asked: admin_pb2.DryRun) -> admin_pb2.Explanation:
         """Raises what a request with this prompt would be refused with."""

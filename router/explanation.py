@@ -30,6 +30,7 @@ def explanation_of(record: RequestRecord, *, dry_run: bool = False) -> pb.Explan
         duration_s=record.duration_s,
         outcome=record.outcome,
         error=record.error,
+        trace_id=record.trace_id,
     )
     if not dry_run:
         explanation.arrived_unix_s = record.at_unix_s
@@ -69,6 +70,7 @@ def _attempts(record: RequestRecord) -> list[pb.AttemptReport]:
             duration_s=attempt.duration_s,
             outcome=attempt.outcome,
             reason=attempt.reason,
+            first_at_s=attempt.first_at_s,
         )
         for attempt in record.attempts
     ]
@@ -83,6 +85,9 @@ def _rungs(record: RequestRecord) -> list[pb.TransferRung]:
             blocks=rung.blocks,
             bytes=rung.size,
             reason=rung.reason,
+            at_s=rung.at_s,
+            duration_s=rung.duration_s,
+            handshake_s=rung.handshake_s,
         )
         for rung in record.rungs
     ]

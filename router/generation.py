@@ -36,6 +36,11 @@ class GenerationRequest:
     session_id: str = ""
     caller: Caller = field(default_factory=Caller)
 
+    def headers_for(self, attempt_id: str) -> Mapping[str, str]:
+        """What makes spans of the attempt's worker children of the attempt's own."""
+        trace = self.caller.trace
+        return self.trace_headers if trace is None else trace.headers(attempt_id)
+
 
 @dataclass(frozen=True, slots=True)
 class Emission:

@@ -18,9 +18,11 @@ from grpc_reflection.v1alpha import reflection
 
 from cluster.config import RouterConfig
 from cluster.errors import BatonError, ClientLost, StartFailed, answer_for, retry_after_s
+from cluster.tracing import TRACEPARENT
 from protos.baton.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc
 from router.caller import Caller, name_caller
 from router.defence import OPEN, Defence
+from router.edge_watch import EdgeWatch
 from router.grpc_guard import GrpcGuard
 from router.grpc_messages import prompt_of, response_of, sampling_of
 from router.guard import Guard
@@ -37,11 +39,14 @@ _Context = grpc.aio.ServicerContext[inference_pb2.GenerateRequest, inference_pb2
 
 
 class InferenceService(inference_pb2_grpc.InferenceServicer):
-    def __init__(self, text: TextGeneration, config: RouterConfig, leave: Leave, guard: Guard) -> None:
+    def __init__(
+        self, text: TextGeneration, config: RouterConfig, leave: Leave, guard: Guard, watch: EdgeWatch | None = None
+    ) -> None:
         self._text = text
         self._config = config
         self._leave = leave
         self._guard = guard
+        self._watch = watch or EdgeWatch()
 
     async def Generate(  # type: ignore[override]  # besides a generator, grpc.aio takes a coroutine that writes
         self, request: inference_pb2.GenerateRequest, context: _Context
@@ -60,7 +65,11 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             await context.abort(grpc.StatusCode.INTERNAL, "internal error; the router's log has the details")
 
     async def _generate(self, request: inference_pb2.GenerateRequest, request_id: str, context: _Context) -> None:
-        caller, complete = self._guard.caller(context.invocation_metadata() or ()), False
+        caller = self._guard.caller(context.invocation_metadata() or ())
+        cut_short = "the client left, or its call has failed"
+        caller.trace, begun = self._watch.begin(context.invocation_metadata() or ()), False
+        if caller.trace is not None:
+            await context.send_initial_metadata(((TRACEPARENT, caller.trace.traceparent),))
         name_caller(caller)
         prompt, sampling = prompt_of(request), sampling_of(request.sampling, self._config.max_choices)
         enter_session(_session_of(context))
@@ -68,11 +77,18 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             async with aclosing(self._text.generate(request.model, prompt, sampling, request_id)) as chunks:
                 async for chunk in chunks:
                     await self._write(context, response_of(chunk, request_id, self._text.model, sampling.logprobs or 0))
-            complete = True
+                    if not begun:
+                        begun = True
+                        self._watch.answers(caller)
+            cut_short = ""
+        except BatonError as error:
+            cut_short = str(error)
+            raise
         finally:
             # gRPC may cancel a call again while it ends: what the frontend then leaves open ends here.
-            if not complete:
-                self._leave(caller, ClientLost("the client left, or its call has failed"))
+            if cut_short:
+                self._leave(caller, ClientLost(cut_short))
+            self._watch.ended(caller, "Generate", "failed" if cut_short else "OK", cut_short)
 
     async def _write(self, context: _Context, response: inference_pb2.GenerateResponse) -> None:
         """Raises `ClientLost`. Waits while the client has not read enough of what was sent before."""
@@ -103,7 +119,9 @@ class GrpcEdge:
         waiting: int = 0,
         leave: Leave = lambda caller, cause: None,
         defence: Defence = OPEN,
+        watch: EdgeWatch | None = None,
     ) -> None:
+        self._watch = watch
         self._config = config
         self._leave = leave
         self._defence = defence
@@ -126,7 +144,7 @@ class GrpcEdge:
             maximum_concurrent_rpcs=self._most_calls,
         )
         inference_pb2_grpc.add_InferenceServicer_to_server(
-            InferenceService(self._text, self._config, self._leave, self._defence.guard), server
+            InferenceService(self._text, self._config, self._leave, self._defence.guard, self._watch), server
         )
         admin_pb2_grpc.add_AdminServicer_to_server(self._admin, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)

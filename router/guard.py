@@ -41,6 +41,7 @@ GRPC_ACCESS: Mapping[str, Access] = {
     "/baton.v1.Inference/ListModels": Access.USER,
     "/baton.v1.Admin/Status": Access.VIEW,
     "/baton.v1.Admin/Explain": Access.VIEW,
+    "/baton.v1.Admin/Trace": Access.VIEW,
     "/baton.v1.Admin/Drain": Access.OPERATE,
     "/baton.v1.Admin/Scale": Access.OPERATE,
     "/baton.v1.Admin/Autoscale": Access.OPERATE,

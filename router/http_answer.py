@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from http import HTTPStatus
 
 from starlette.types import Message, Send
 
 from cluster.errors import Answer, BatonError, ClientLost, answer_for
+from cluster.tracing import TRACEPARENT
 from router.caller import Caller
 
 RETRY_AFTER_S = 1
@@ -41,6 +43,10 @@ class SafeSend:
         """Why the answer stays cut short; empty while it goes on."""
         self.complete = False
         """All of the answer is on its way."""
+        self.status = 0
+        """Of the answer; 0 before it begins."""
+        self.first_part: Callable[[Caller], None] | None = None
+        """Told once, when the first part of a streamed answer is on its way."""
         self._to_client = send
         self._patience_s = patience_s
         self._held: Message | None = None  # a response start not sent yet
@@ -63,10 +69,10 @@ class SafeSend:
         self._ended = message["type"] == "http.response.body" and not message.get("more_body", False)
         await self._send(message)
 
-    async def answer(self, status: int, body: bytes) -> None:
-        """A whole JSON answer, in place of a start that is held."""
+    async def answer(self, status: int, body: bytes, content_type: bytes = b"application/json") -> None:
+        """A whole answer, in place of a start that is held."""
         self._held = None
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        headers = [(b"content-type", content_type), (b"content-length", str(len(body)).encode())]
         await self._begin({"type": "http.response.start", "status": int(status), "headers": headers})
         self._ended = True
         await self._send({"type": "http.response.body", "body": body})
@@ -97,11 +103,18 @@ class SafeSend:
             # Words only: an error kept here would keep its frames, and with them the stream that is to end now.
             self.given_up = f"the client has not read for {self._patience_s:g} s"
             raise ClientLost(self.given_up) from None
-        self.complete = message["type"] == "http.response.body" and not message.get("more_body", False)
+        if message["type"] == "http.response.body":
+            self.complete = not message.get("more_body", False)
+            if self.first_part is not None and self._streams:
+                told, self.first_part = self.first_part, None
+                told(self.caller)
 
     async def _begin(self, start: Message) -> None:
         self._started = True
         headers = list(start.get("headers", ()))
+        self.status = start["status"]
+        if self.caller.trace is not None:
+            headers.append((TRACEPARENT.encode(), self.caller.trace.traceparent.encode()))
         if start["status"] in _RETRY_LATER and not any(name.lower() == b"retry-after" for name, _ in headers):
             headers.append((b"retry-after", str(self.caller.retry_after_s or RETRY_AFTER_S).encode()))
         if start["status"] == HTTPStatus.UNAUTHORIZED:

@@ -19,16 +19,22 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from cluster.config import RouterConfig
 from cluster.errors import Answer, BatonError, ClientLost, InvalidRequest, RequestTooLarge
 from router.caller import Caller, name_caller
+from router.edge_watch import EdgeWatch
 from router.guard import HTTP_ACCESS, Access, Guard
 from router.http_answer import SafeSend, error_body
 from router.http_body import checked_body
+from router.metrics_page import CONTENT_TYPE, Page
 from router.session_id import HEADER, enter_session
 
 logger = logging.getLogger(__name__)
 
 GENERATING = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"})
+METRICS = "/metrics"
 READING = frozenset({"/tokenize", "/detokenize", "/v1/messages/count_tokens"})
-ROUTES: dict[str, frozenset[str]] = {"POST": GENERATING | READING, "GET": frozenset({"/v1/models", "/version"})}
+ROUTES: dict[str, frozenset[str]] = {
+    "POST": GENERATING | READING,
+    "GET": frozenset({"/v1/models", "/version", METRICS}),
+}
 """What users need. Everything else that the frontend would answer acts on one local engine, or hands out internals."""
 
 DROPPED_HEADERS = frozenset({b"x-data-parallel-rank", b"x-vllm-priority", b"authorization", b"x-api-key"})
@@ -40,9 +46,9 @@ _NO_ROUTE = Answer(HTTPStatus.NOT_FOUND, grpc.StatusCode.UNIMPLEMENTED, False, "
 class HttpEdge:
     """`guard` refuses who has no key for a path first. `admit` raises when a caller's generating request
     cannot be taken now; `ready` tells whether any could; `leave` ends what a caller still has running, once nobody
-    waits for it."""
+    waits for it. `page` writes the metrics, if there are any."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what an edge asks of the parts behind it
         self,
         app: ASGIApp,
         config: RouterConfig,
@@ -50,6 +56,8 @@ class HttpEdge:
         ready: Callable[[], bool],
         leave: Callable[[Caller, ClientLost], None] = lambda caller, cause: None,
         guard: Guard | None = None,
+        page: Page | None = None,
+        watch: EdgeWatch | None = None,
     ) -> None:
         self._app = app
         self._config = config
@@ -57,6 +65,8 @@ class HttpEdge:
         self._ready = ready
         self._leave = leave
         self._guard = guard or Guard()
+        self._page = page
+        self._watch = watch or EdgeWatch()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -73,6 +83,8 @@ class HttpEdge:
                 return await self._health(send)
             if scope["path"] not in ROUTES.get(scope["method"], frozenset()):
                 return await self._no_route(scope, send)
+            if scope["path"] == METRICS:
+                return await self._metrics(scope, send)
             if scope["method"] == "POST":
                 receive = await self._checked(scope, receive, send)
             headers = [(name, value) for name, value in scope["headers"] if name.lower() not in DROPPED_HEADERS]
@@ -89,10 +101,16 @@ class HttpEdge:
                 cause = ClientLost(send.given_up or "the client left")
                 logger.info("%s %s ends: %s", scope["method"], scope["path"], cause)
                 self._leave(send.caller, cause)
+            self._watch.ended(send.caller, f"{scope['method']} {scope['path']}", str(send.status), _failure(send))
 
     async def _health(self, send: SafeSend) -> None:
         status, text = (200, "ok") if self._ready() else (503, "no worker is ready")
         await send.answer(status, json.dumps({"status": text}).encode())
+
+    async def _metrics(self, scope: Scope, send: SafeSend) -> None:
+        if self._page is None:
+            return await self._no_route(scope, send)
+        await send.answer(HTTPStatus.OK, await self._page(), CONTENT_TYPE)
 
     async def _no_route(self, scope: Scope, send: SafeSend) -> None:
         known = ", ".join(sorted(f"{method} {path}" for method, paths in ROUTES.items() for path in paths))
@@ -105,6 +123,7 @@ class HttpEdge:
         checked_body(body, self._config)
         if scope["path"] in GENERATING:
             send.caller = self._guard.caller(scope["headers"])
+            send.caller.trace, send.first_part = self._watch.begin(scope["headers"]), self._watch.answers
             name_caller(send.caller)
             self._admit(send.caller)
         return _replayed(body, receive)
@@ -136,6 +155,12 @@ class HttpEdge:
                 return await receive()
         except TimeoutError as error:
             raise ClientLost(f"nothing more of the body came for {patience_s:g} s") from error
+
+
+def _failure(send: SafeSend) -> str:
+    if send.given_up or not send.complete:
+        return send.given_up or "the client left"
+    return f"status {send.status}" if send.status >= HTTPStatus.INTERNAL_SERVER_ERROR else ""
 
 
 def _session_of(scope: Scope) -> str:

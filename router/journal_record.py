@@ -41,7 +41,8 @@ class Decision(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One attempt at one leg. `outcome`: "completed", "failed", "cancelled", "late", "lost", "stalled" or "moved"."""
+    """One attempt at one leg. `outcome`: "completed", "failed", "cancelled", "late", "lost", "stalled" or "moved".
+    `first_at_s`: when its first output came, counted as `at_s`; None: none came."""
 
     attempt_id: str
     leg: str
@@ -50,11 +51,13 @@ class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
     duration_s: float
     outcome: str
     reason: str = ""
+    first_at_s: float | None = None
 
 
 class Rung(msgspec.Struct, frozen=True, omit_defaults=True):
     """One step of the ladder that moves KV blocks. `transport`: "nixl", "grpc"; "local" where the blocks were there
-    already. `size`: bytes of one rank."""
+    already. `size`: bytes of one rank. `at_s` counts from the request's arrival, as far as the clocks of both machines
+    agree; `handshake_s`: of `duration_s`, those before the first byte was asked for."""
 
     attempt_id: str
     transport: str
@@ -62,6 +65,9 @@ class Rung(msgspec.Struct, frozen=True, omit_defaults=True):
     blocks: int = 0
     size: int = 0
     reason: str = ""
+    at_s: float = 0.0
+    duration_s: float = 0.0
+    handshake_s: float = 0.0
 
 
 class Timing(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -72,7 +78,8 @@ class Timing(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class RequestRecord(msgspec.Struct, omit_defaults=True):
-    """`at_unix_s`: arrival, by the router's wall clock. `outcome` is empty while the request runs."""
+    """`at_unix_s`: arrival, by the router's wall clock. `outcome` is empty while the request runs. `trace_id`: empty
+    where requests are not traced."""
 
     request_id: str
     router_id: str
@@ -93,6 +100,7 @@ class RequestRecord(msgspec.Struct, omit_defaults=True):
     duration_s: float = 0.0
     outcome: str = ""
     error: str = ""
+    trace_id: str = ""
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -304,7 +304,7 @@ class RequestPipeline:
             ticket=self._handover.ticket if self._handover is not None else b"",
             cache_salt=self._request.cache_salt,
             priority=self._request.priority,
-            trace_headers=self._request.trace_headers,
+            trace_headers=self._request.headers_for(attempt_id),
             after_attempt_id=self._prefetch.attempt_id if self._prefetch is not None and self._prefetch.live else "",
         )
         return [*dropped, Submit(worker_id, request), *self._submit_prefetch(worker_id, request, avoid)]
@@ -323,7 +323,7 @@ class RequestPipeline:
             sampling=Sampling(max_tokens=1),
             cache_salt=request.cache_salt,
             priority=request.priority,
-            trace_headers=request.trace_headers,
+            trace_headers=self._request.headers_for(self._prefetch.attempt_id),
             follow=follow,
         )
         return [Submit(decode, prefetch)]

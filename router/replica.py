@@ -11,6 +11,7 @@ import importlib
 import logging
 import secrets
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp
@@ -19,6 +20,7 @@ from cluster.clock import Clock
 from cluster.config import Config, RouterConfig
 from cluster.errors import EngineFailed
 from cluster.membership import Directory
+from cluster.metrics import Outlet
 from cluster.scaling.frame import ScalingSetup
 from cluster.scaling.seat import MemorySeat, ScalingSeat, real_moment
 from cluster.tls import cluster_channels
@@ -35,6 +37,7 @@ from router.grpc_edge import GrpcEdge
 from router.handover_rules import HandoverRules
 from router.http_edge import HttpEdge
 from router.journal import Journal
+from router.observation import RouterObservation
 from router.placing import PlacementSetup, Placing
 from router.request_journal import RequestJournal
 from router.scaling_link import ScalingLink
@@ -48,6 +51,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a router shares with others, who may come in, and who watches."""
+
+    shared: SharedState
+    scaling: ScalingLink
+    defence: Defence
+    observation: RouterObservation
+
+
 class RouterReplica:
     """Made by `start_replica`. `app` is the HTTP API, `grpc_port` where the gRPC API listens."""
 
@@ -56,10 +69,9 @@ class RouterReplica:
         config: RouterConfig,
         frontend: Frontend,
         fleet: Fleet,
-        ties: tuple[SharedState, ScalingLink],
+        around: Surroundings,
         edge: GrpcEdge,
         grpc_port: int,
-        defence: Defence,
     ) -> None:
         dispatch = fleet.dispatch
         self.app: ASGIApp = HttpEdge(
@@ -68,11 +80,14 @@ class RouterReplica:
             lambda caller: dispatch.admit(caller=caller),
             lambda: fleet.ready,
             dispatch.leave,
-            defence.guard,
+            around.defence.guard,
+            around.observation.page(fleet, around.shared),
+            around.observation.watch,
         )
+        self._observation = around.observation
         self.grpc_port = grpc_port
         self.fleet = fleet
-        self.shared, self.scaling = ties
+        self.shared, self.scaling = around.shared, around.scaling
         self._grace_s = config.request_deadline_s
         self._frontend = frontend
         self._edge = edge
@@ -96,6 +111,7 @@ class RouterReplica:
         await self.scaling.close()
         await self.fleet.close()
         await self.shared.close()
+        await self._observation.close()
         self._frontend.close()
 
     async def _publish_health(self) -> None:
@@ -106,9 +122,14 @@ class RouterReplica:
 
 
 async def start_replica(
-    config: Config, directory: Directory, clock: Clock, seat: ScalingSeat | None = None
+    config: Config,
+    directory: Directory,
+    clock: Clock,
+    seat: ScalingSeat | None = None,
+    outlet: Outlet | None = None,
 ) -> RouterReplica:
-    """Loads the frontend, then joins the fleet. Without a `seat` no pool changes its size.
+    """Loads the frontend, then joins the fleet. Without a `seat` no pool changes its size. `outlet`: where metrics go,
+    beside the page that is asked for.
 
     Raises `ConfigError`, `StartFailed`, and then leaves nothing behind."""
     prepare_environment(config.model, config.engine)
@@ -121,7 +142,9 @@ async def start_replica(
     placing = Placing(PlacementSetup.of(config), clock.now, seed, shared.mirror, pins)
     send, recall = (shared.mirror.record, shared.mirror.recall) if config.store.shared else (_keep_here, _nowhere_else)
     journal = Journal(router_id, config.store.journal_records, send, recall)
-    written = RequestJournal(journal, clock.now, time.time, rules.first_token_from_prefill)
+    watched = RouterObservation(config.observability, router_id, clock)
+    told = watched.requests, watched.traced
+    written = RequestJournal(journal, clock.now, time.time, rules.first_token_from_prefill, *told)
     gate = Gate(config.admission, config.router.max_in_flight, clock.now, shared.claims)
     scaling = ScalingLink(ScalingSetup.of(config), seat or MemorySeat(real_moment), clock)
     parts = DispatchParts(placing, written, rules, gate, lambda: shared.mirror.marks, scaling.may_begin)
@@ -132,21 +155,25 @@ async def start_replica(
     scalings = Scalings(scaling)
     admin = AdminService(fleet, router_id, config.model.served_name, explainer, shared, drains, scalings)
     waiting = config.admission.queue.max_requests
-    edge = GrpcEdge(config.router, frontend.text, admin, waiting, fleet.dispatch.leave, defence)
+    edge = GrpcEdge(config.router, frontend.text, admin, waiting, fleet.dispatch.leave, defence, watched.watch)
     try:
         await shared.start()
         port = await edge.start()
     except BaseException:
         await shared.close()
+        await watched.close()
         frontend.close()
         raise
     await fleet.start()
     scaling.start(lambda: report_of(router_id, fleet.dispatch))
+    if outlet is not None:
+        watched.start(fleet, shared, outlet)
     # A million objects of imported modules live as long as the process: no collection need look at them again.
     gc.collect()
     gc.freeze()
     logger.info("%s serves %s; gRPC on port %d", router_id, config.model.served_name, port)
-    return RouterReplica(config.router, frontend, fleet, (shared, scaling), edge, port, defence)
+    around = Surroundings(shared, scaling, defence, watched)
+    return RouterReplica(config.router, frontend, fleet, around, edge, port)
 
 
 async def _frontend(config: Config, fleet: Fleet) -> Frontend:

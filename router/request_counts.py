@@ -5,6 +5,16 @@ from __future__ import annotations
 from collections import Counter
 
 from cluster.engine import Leg
+from cluster.errors import (
+    BatonError,
+    DeadlineExceeded,
+    DeadlineUnreachable,
+    NoWorker,
+    Overloaded,
+    RetriesSpent,
+    StoreUnavailable,
+    TenantLimited,
+)
 from router.actions import Ending, Settle
 from router.generation import Outcome
 
@@ -16,13 +26,26 @@ _RECOVERIES = {
     Ending.MOVED: "moved",
 }
 
+_REFUSALS: tuple[tuple[type[BatonError], str], ...] = (
+    (TenantLimited, "tenant_limit"),
+    (DeadlineUnreachable, "deadline"),
+    (DeadlineExceeded, "deadline"),
+    (RetriesSpent, "retries_spent"),
+    (Overloaded, "queue_full"),
+    (NoWorker, "no_worker"),
+    (StoreUnavailable, "store"),
+)
+"""The first that fits."""
+
 
 class RequestCounts:
-    """`recoveries`: attempts that had to be left, by why. A prefetch is none: its failure changes nothing."""
+    """`recoveries`: attempts that had to be left, by why. A prefetch is none: its failure changes nothing. `refusals`:
+    of the refused, why."""
 
     def __init__(self) -> None:
         self.outcomes: Counter[str] = Counter()
         self.recoveries: Counter[str] = Counter()
+        self.refusals: Counter[str] = Counter()
         self.disaggregated = 0
         self.whole = 0
 
@@ -30,8 +53,9 @@ class RequestCounts:
         if settle.ending in _RECOVERIES and settle.leg is not Leg.PREFETCH:
             self.recoveries[_RECOVERIES[settle.ending]] += 1
 
-    def refused(self) -> None:
+    def refused(self, error: BatonError) -> None:
         self.outcomes[Outcome.REFUSED.value] += 1
+        self.refusals[_reason(error)] += 1
 
     def ended(self, outcome: Outcome, handed_over: bool) -> None:
         self.outcomes[outcome.value] += 1
@@ -39,3 +63,7 @@ class RequestCounts:
             self.disaggregated += 1
         elif outcome is Outcome.COMPLETED:
             self.whole += 1
+
+
+def _reason(error: BatonError) -> str:
+    return next((reason for kind, reason in _REFUSALS if isinstance(error, kind)), "not_allowed")

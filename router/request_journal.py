@@ -9,11 +9,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from cluster.engine import EngineOutput, EngineRequest, Leg
+from cluster.tracing import TraceContext
 from router import journal_record as written
-from router.actions import Settle
+from router.actions import Ending, Settle
+from router.caller import Caller
 from router.decision import Candidate, Decision, Why
 from router.generation import Emission, GenerationRequest, Outcome
 from router.journal import CANDIDATES, Journal
+from router.request_metrics import FirstToken, RequestMetrics
 
 _REASONS = {
     Why.BEST: "the least predicted time",
@@ -27,22 +30,41 @@ _REASONS = {
 _COSTS = ("queue", "prefill", "transfer", "decode", "room", "harm", "evict")
 
 
+Traced = Callable[[written.RequestRecord, TraceContext], None]
+"""Takes the finished record of a request that is traced; must neither wait nor raise."""
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """`first`: when its first output came."""
+
+    leg: Leg
+    since: float
+    first: float | None = None
+
+
 @dataclass(slots=True)
 class _Running:
-    """Times in seconds of the router's clock. `key`: the record's name in the journal."""
+    """Times in seconds of the router's clock. `key`: the record's name in the journal. `latest`: the attempt that the
+    next token comes from. `most_cached`: of the prompt's tokens, at the first choice."""
 
     key: str
     record: written.RequestRecord
+    caller: Caller
     arrived: float
+    first_sent: float | None = None
     first_token: float | None = None
     last_token: float = 0.0
     error: str = ""
-    attempts: dict[str, tuple[Leg, float]] = field(default_factory=dict)
+    attempts: dict[str, _Attempt] = field(default_factory=dict)
+    latest: _Attempt | None = None
+    most_cached: int | None = None
 
 
 class RequestJournal:
     """`now`: the router's monotonic clock; `wall`: seconds since 1970. `first_token_from_prefill`: whether a hand-over
-    comes after the first token, or before it. What comes for a request that has ended, or never began, is left out."""
+    comes after the first token, or before it. `metrics` and `traced` are told what is written. What comes for a request
+    that has ended, or never began, is left out."""
 
     def __init__(
         self,
@@ -50,11 +72,15 @@ class RequestJournal:
         now: Callable[[], float],
         wall: Callable[[], float],
         first_token_from_prefill: bool = True,
+        metrics: RequestMetrics | None = None,
+        traced: Traced | None = None,
     ) -> None:
         self._journal = journal
         self._now = now
         self._wall = wall
         self._first_token_from_prefill = first_token_from_prefill
+        self._metrics = metrics or RequestMetrics("")
+        self._traced = traced
         self._running: dict[str, _Running] = {}
         self._keys: set[str] = set()
 
@@ -67,7 +93,8 @@ class RequestJournal:
         caller = request.caller
         record = self._journal.begin(key, caller.tenant, len(request.prompt_token_ids), self._wall())
         record.session_id, record.priority = request.session_id, caller.priority
-        self._running[request.request_id] = _Running(key, record, self._now())
+        record.trace_id = "" if caller.trace is None else caller.trace.trace_id
+        self._running[request.request_id] = _Running(key, record, caller, self._now())
 
     def admitted(self, request_id: str) -> None:
         """It waits no longer in admission's queue."""
@@ -81,6 +108,7 @@ class RequestJournal:
         record, at_s = running.record, self._now() - running.arrived
         if not record.decisions:
             record.cached_tokens_predicted = decision.chosen.cached_tokens
+            running.most_cached = int(decision.table.cached_tokens.max())
             ttft_s = decision.chosen.queue_s + decision.chosen.prefill_s
             late = decision.leg is Leg.PREFILL and not self._first_token_from_prefill
             record.predicted = written.Timing(ttft_s=ttft_s + (decision.chosen.transfer_s if late else 0.0))
@@ -93,15 +121,27 @@ class RequestJournal:
 
     def submitted(self, request_id: str, attempt: EngineRequest) -> None:
         if running := self._running.get(request_id):
-            running.attempts[attempt.attempt_id] = (attempt.leg, self._now())
+            sent = running.attempts[attempt.attempt_id] = _Attempt(attempt.leg, self._now())
+            if attempt.leg is not Leg.PREFETCH:
+                running.latest = sent
+                running.first_sent = running.first_sent or sent.since
 
     def moved(self, request_id: str, output: EngineOutput) -> None:
         """By which steps the attempt's blocks came to its worker."""
         if (running := self._running.get(request_id)) is None:
             return
         for rung in output.rungs:
+            self._metrics.rung(rung)
             step = written.Rung(
-                output.attempt_id, rung.transport, rung.outcome, blocks=rung.blocks, size=rung.bytes, reason=rung.reason
+                attempt_id=output.attempt_id,
+                transport=rung.transport,
+                outcome=rung.outcome,
+                blocks=rung.blocks,
+                size=rung.bytes,
+                reason=rung.reason,
+                at_s=max(0.0, rung.began_unix_s - running.record.at_unix_s) if rung.began_unix_s else 0.0,
+                duration_s=rung.seconds,
+                handshake_s=rung.handshake_s,
             )
             self._journal.stepped(running.key, step)
 
@@ -109,17 +149,23 @@ class RequestJournal:
         running = self._running.get(request_id)
         if running is None or settle.attempt_id not in running.attempts:
             return
-        leg, since = running.attempts.pop(settle.attempt_id)
+        sent, now = running.attempts.pop(settle.attempt_id), self._now()
+        if sent.first is None and settle.ending is Ending.COMPLETED and sent.leg is not Leg.PREFETCH:
+            sent.first = now  # its first output was its last
         attempt = written.Attempt(
             attempt_id=settle.attempt_id,
-            leg=leg.value,
+            leg=sent.leg.value,
             worker_id=settle.worker_id,
-            at_s=since - running.arrived,
-            duration_s=self._now() - since,
+            at_s=sent.since - running.arrived,
+            duration_s=now - sent.since,
             outcome=settle.ending.value,
             reason=settle.reason,
+            first_at_s=None if sent.first is None else sent.first - running.arrived,
         )
         self._journal.attempted(running.key, attempt)
+        recomputed_s = _recomputed_s(attempt, running.record.rungs)
+        if recomputed_s is not None:
+            self._metrics.recomputed(recomputed_s)
 
     def emitted(self, emission: Emission) -> None:
         running = self._running.get(emission.request_id)
@@ -130,17 +176,46 @@ class RequestJournal:
         if emission.cached_tokens is not None:
             running.record.cached_tokens_actual = emission.cached_tokens
         if emission.token_ids:
-            running.record.output_tokens += len(emission.token_ids)
-            running.last_token = self._now()
-            if running.first_token is None:
-                running.first_token = running.last_token
+            self._came(running, len(emission.token_ids), self._now())
 
     def end(self, request_id: str, outcome: Outcome) -> None:
         running = self._running.pop(request_id, None)
         if running is not None:
             self._keys.discard(running.key)
-            running.record.duration_s = self._now() - running.arrived
+            record, trace = running.record, running.caller.trace
+            record.duration_s = self._now() - running.arrived
             self._journal.end(running.key, outcome.value, _actual(running), running.error)
+            self._metrics.ended(record, running.most_cached)
+            if self._traced is not None and trace is not None and trace.sampled:
+                self._traced(record, trace)
+
+    def _came(self, running: _Running, tokens: int, now: float) -> None:
+        """Tokens of the request. Called for each of them, so that it does little."""
+        running.record.output_tokens += tokens
+        if running.first_token is None:
+            running.first_token = now
+            running.caller.first_token = running.caller.first_token or now
+            self._metrics.first_token(_first_token(running, now))
+        else:
+            self._metrics.between(now - running.last_token, tokens)
+        running.last_token = now
+        if running.latest is not None and running.latest.first is None:
+            running.latest.first = now
+
+
+def _first_token(running: _Running, now: float) -> FirstToken:
+    record, admitted = running.record, running.arrived + running.record.queued_s
+    sent = running.first_sent or admitted
+    since = sent if running.latest is None else running.latest.since
+    return FirstToken(now - running.arrived, record.queued_s, sent - admitted, now - since, record.predicted.ttft_s)
+
+
+def _recomputed_s(attempt: written.Attempt, rungs: list[written.Rung]) -> float | None:
+    """How long decode computed a prompt whose blocks did not come; None: they came, or were not to."""
+    last = next((rung for rung in reversed(rungs) if rung.attempt_id == attempt.attempt_id), None)
+    if last is None or last.outcome == "landed" or attempt.first_at_s is None:
+        return None
+    return max(0.0, attempt.first_at_s - max(attempt.at_s, last.at_s + last.duration_s))
 
 
 def _actual(running: _Running) -> written.Timing:

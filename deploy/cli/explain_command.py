@@ -84,7 +84,13 @@ def _request(told: Explanation) -> Table:
         ("between tokens", f"{_ms(told.actual.itl_s)} (predicted {_ms(told.predicted.itl_s)})"),
         ("queued", _ms(told.queued_s)),
     ]
-    said = {"session": told.session_id, "tenant": told.tenant, "priority": told.priority, "error": told.error}
+    said = {
+        "session": told.session_id,
+        "tenant": told.tenant,
+        "priority": told.priority,
+        "trace": told.trace_id,
+        "error": told.error,
+    }
     rows += [(name, value) for name, value in said.items() if value]
     return Table(f"Request {told.request_id}", ("request", "value"), rows)
 
@@ -128,10 +134,18 @@ def _attempts(told: Explanation) -> Table:
 
 def _transfers(told: Explanation) -> Table:
     rows = [
-        (each.attempt_id, each.transport, each.outcome, str(each.blocks), str(each.bytes), each.reason)
+        (
+            each.attempt_id,
+            each.transport,
+            each.outcome,
+            _ms(each.duration_s),
+            str(each.blocks),
+            str(each.bytes),
+            each.reason,
+        )
         for each in told.rungs
     ]
-    return Table("Transfers", ("attempt", "transport", "outcome", "blocks", "bytes", "reason"), rows)
+    return Table("Transfers", ("attempt", "transport", "outcome", "took", "blocks", "bytes", "reason"), rows)
 
 
 def _ms(seconds: float | None) -> str:

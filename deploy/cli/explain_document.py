@@ -44,6 +44,7 @@ class Attempt(Part):
     duration_s: float
     outcome: str
     reason: str
+    first_at_s: float | None = None
 
 
 class Rung(Part):
@@ -55,6 +56,9 @@ class Rung(Part):
     blocks: int
     bytes: int
     reason: str
+    at_s: float = 0.0
+    duration_s: float = 0.0
+    handshake_s: float = 0.0
 
 
 class Timing(Part):
@@ -88,6 +92,7 @@ class Explanation(Part):
     duration_s: float
     outcome: str
     error: str
+    trace_id: str = ""
 
 
 def explanation(answer: admin_pb2.Explanation) -> Explanation:
@@ -111,6 +116,7 @@ def explanation(answer: admin_pb2.Explanation) -> Explanation:
         duration_s=answer.duration_s,
         outcome=answer.outcome,
         error=answer.error,
+        trace_id=answer.trace_id,
     )
 
 
@@ -122,6 +128,9 @@ def _rung(answer: admin_pb2.TransferRung) -> Rung:
         blocks=answer.blocks,
         bytes=answer.bytes,
         reason=answer.reason,
+        at_s=answer.at_s,
+        duration_s=answer.duration_s,
+        handshake_s=answer.handshake_s,
     )
 
 
@@ -162,4 +171,5 @@ def _attempt(answer: admin_pb2.AttemptReport) -> Attempt:
         duration_s=answer.duration_s,
         outcome=answer.outcome,
         reason=answer.reason,
+        first_at_s=answer.first_at_s if answer.HasField("first_at_s") else None,
     )

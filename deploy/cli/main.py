@@ -16,6 +16,7 @@ from deploy.cli import (
     plan_command,
     scale_command,
     status_command,
+    trace_command,
 )
 from deploy.cli.outcome import Exit, command
 
@@ -31,6 +32,7 @@ app.command("up")(cluster_commands.up)
 app.command("down")(cluster_commands.down)
 app.command("status")(status_command.status)
 app.command("explain")(explain_command.explain)
+app.command("trace")(trace_command.trace)
 app.command("drain")(drain_command.drain)
 app.command("undrain")(drain_command.undrain)
 app.command("scale")(scale_command.scale)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
+from cluster.engine import TransferRung
 from cluster.errors import TransferFailed
 from cluster.kv_link import KvStats
 
@@ -37,7 +38,7 @@ class MemoryHandoff:
     def tokens_in(self, ticket: bytes) -> int:
         return int(ticket.rpartition(b":")[2])
 
-    async def pull(self, ticket: bytes, missing_blocks: int) -> None:
+    async def pull(self, ticket: bytes, missing_blocks: int) -> tuple[TransferRung, ...]:
         if self.held_back is not None:
             await self.held_back.wait()
         lease_id = ticket.rpartition(b":")[0].decode()
@@ -45,6 +46,7 @@ class MemoryHandoff:
             raise TransferFailed("told to fail")
         self.pulled.append(missing_blocks)
         await self.shared[lease_id].release(lease_id)
+        return (TransferRung("memory", "landed", missing_blocks),)
 
     async def release(self, lease_id: str) -> None:
         if (blocks := self._leases.pop(lease_id, None)) is not None:

@@ -8,9 +8,10 @@ from collections.abc import AsyncIterator
 import pytest
 
 from cluster.engine import PrefillInProgress
+from kv_transfer.climb import FallenRung
 from kv_transfer.follower import Follower, FollowJob
 from kv_transfer.growing_exports import Followed
-from kv_transfer.mover import FallenRung, Mover, PullResult
+from kv_transfer.mover import Mover, PullResult
 from kv_transfer.source_client import SourceClient
 from kv_transfer.ticket import unseal
 from kv_transfer.ticket_writer import Prompt

@@ -9,9 +9,10 @@ from dataclasses import replace
 
 import pytest
 
+from kv_transfer.climb import FallenRung
 from kv_transfer.connections import Reader
 from kv_transfer.fingerprint import Fingerprint
-from kv_transfer.mover import FallenRung, Mover, PullJob, PullResult
+from kv_transfer.mover import Mover, PullJob, PullResult
 from kv_transfer.transport import BlockRead
 from tests.kv_transfer.conftest import (
     BLOCK_BYTES,

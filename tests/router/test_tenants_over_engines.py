@@ -12,7 +12,7 @@ import pytest
 
 from cluster.clock import VirtualClock
 from cluster.config import RouterConfig
-from cluster.engine import Role
+from cluster.engine import Role, TransferRung
 from cluster.simulated_engine import SimulatedEngine
 from cluster.worker import Worker, WorkerSpec
 from cluster.worker_session import Session
@@ -53,9 +53,9 @@ class SealedHandoff(MemoryHandoff):
     def tokens_in(self, ticket: bytes) -> int:
         return kv_pb2.Ticket.FromString(ticket).num_tokens
 
-    async def pull(self, ticket: bytes, missing_blocks: int) -> None:
+    async def pull(self, ticket: bytes, missing_blocks: int) -> tuple[TransferRung, ...]:
         opened = kv_pb2.Ticket.FromString(ticket)
-        await super().pull(f"{opened.lease_id}:{opened.num_tokens}".encode(), missing_blocks)
+        return await super().pull(f"{opened.lease_id}:{opened.num_tokens}".encode(), missing_blocks)
 
 
 class Line:

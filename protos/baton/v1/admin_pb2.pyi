@@ -406,6 +406,7 @@ class Explanation(_message.Message):
     DURATION_S_FIELD_NUMBER: _builtins.int
     OUTCOME_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    TRACE_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     router_id: _builtins.str
     arrived_unix_s: _builtins.float
@@ -423,6 +424,8 @@ class Explanation(_message.Message):
     outcome: _builtins.str
     """"completed", "cancelled", "failed" or "refused"; empty while the request runs, and for a dry run."""
     error: _builtins.str
+    trace_id: _builtins.str
+    """Of the trace that the request belongs to; empty where requests are not traced."""
     @_builtins.property
     def predicted(self) -> Global___Timing: ...
     @_builtins.property
@@ -455,10 +458,11 @@ class Explanation(_message.Message):
         duration_s: _builtins.float = ...,
         outcome: _builtins.str = ...,
         error: _builtins.str = ...,
+        trace_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_arrived_unix_s", b"_arrived_unix_s", "_cached_tokens_actual", b"_cached_tokens_actual", "actual", b"actual", "arrived_unix_s", b"arrived_unix_s", "cached_tokens_actual", b"cached_tokens_actual", "predicted", b"predicted"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_arrived_unix_s", b"_arrived_unix_s", "_cached_tokens_actual", b"_cached_tokens_actual", "actual", b"actual", "arrived_unix_s", b"arrived_unix_s", "attempts", b"attempts", "cached_tokens_actual", b"cached_tokens_actual", "cached_tokens_predicted", b"cached_tokens_predicted", "decisions", b"decisions", "duration_s", b"duration_s", "error", b"error", "outcome", b"outcome", "output_tokens", b"output_tokens", "predicted", b"predicted", "priority", b"priority", "prompt_tokens", b"prompt_tokens", "queued_s", b"queued_s", "request_id", b"request_id", "router_id", b"router_id", "rungs", b"rungs", "session_id", b"session_id", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_arrived_unix_s", b"_arrived_unix_s", "_cached_tokens_actual", b"_cached_tokens_actual", "actual", b"actual", "arrived_unix_s", b"arrived_unix_s", "attempts", b"attempts", "cached_tokens_actual", b"cached_tokens_actual", "cached_tokens_predicted", b"cached_tokens_predicted", "decisions", b"decisions", "duration_s", b"duration_s", "error", b"error", "outcome", b"outcome", "output_tokens", b"output_tokens", "predicted", b"predicted", "priority", b"priority", "prompt_tokens", b"prompt_tokens", "queued_s", b"queued_s", "request_id", b"request_id", "router_id", b"router_id", "rungs", b"rungs", "session_id", b"session_id", "tenant", b"tenant", "trace_id", b"trace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__arrived_unix_s: _TypeAlias = _typing.Literal["arrived_unix_s"]  # noqa: Y015
     _WhichOneofArgType__arrived_unix_s: _TypeAlias = _typing.Literal["_arrived_unix_s", b"_arrived_unix_s"]  # noqa: Y015
@@ -607,6 +611,7 @@ class AttemptReport(_message.Message):
     DURATION_S_FIELD_NUMBER: _builtins.int
     OUTCOME_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    FIRST_AT_S_FIELD_NUMBER: _builtins.int
     attempt_id: _builtins.str
     leg: _builtins.str
     worker_id: _builtins.str
@@ -614,6 +619,8 @@ class AttemptReport(_message.Message):
     duration_s: _builtins.float
     outcome: _builtins.str
     reason: _builtins.str
+    first_at_s: _builtins.float
+    """When its first output came."""
     def __init__(
         self,
         *,
@@ -624,12 +631,15 @@ class AttemptReport(_message.Message):
         duration_s: _builtins.float = ...,
         outcome: _builtins.str = ...,
         reason: _builtins.str = ...,
+        first_at_s: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_first_at_s", b"_first_at_s", "first_at_s", b"first_at_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_s", b"at_s", "attempt_id", b"attempt_id", "duration_s", b"duration_s", "leg", b"leg", "outcome", b"outcome", "reason", b"reason", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_first_at_s", b"_first_at_s", "at_s", b"at_s", "attempt_id", b"attempt_id", "duration_s", b"duration_s", "first_at_s", b"first_at_s", "leg", b"leg", "outcome", b"outcome", "reason", b"reason", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__first_at_s: _TypeAlias = _typing.Literal["first_at_s"]  # noqa: Y015
+    _WhichOneofArgType__first_at_s: _TypeAlias = _typing.Literal["_first_at_s", b"_first_at_s"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__first_at_s) -> _WhichOneofReturnType__first_at_s | None: ...
 
 Global___AttemptReport: _TypeAlias = AttemptReport  # noqa: Y015
 
@@ -645,6 +655,9 @@ class TransferRung(_message.Message):
     BLOCKS_FIELD_NUMBER: _builtins.int
     BYTES_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    AT_S_FIELD_NUMBER: _builtins.int
+    DURATION_S_FIELD_NUMBER: _builtins.int
+    HANDSHAKE_S_FIELD_NUMBER: _builtins.int
     attempt_id: _builtins.str
     transport: _builtins.str
     """"local" where the blocks were there already"""
@@ -654,6 +667,10 @@ class TransferRung(_message.Message):
     bytes: _builtins.int
     """of one rank"""
     reason: _builtins.str
+    at_s: _builtins.float
+    duration_s: _builtins.float
+    handshake_s: _builtins.float
+    """Of the duration, what went before the first byte was asked for."""
     def __init__(
         self,
         *,
@@ -663,14 +680,132 @@ class TransferRung(_message.Message):
         blocks: _builtins.int = ...,
         bytes: _builtins.int = ...,
         reason: _builtins.str = ...,
+        at_s: _builtins.float = ...,
+        duration_s: _builtins.float = ...,
+        handshake_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_id", b"attempt_id", "blocks", b"blocks", "bytes", b"bytes", "outcome", b"outcome", "reason", b"reason", "transport", b"transport"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_s", b"at_s", "attempt_id", b"attempt_id", "blocks", b"blocks", "bytes", b"bytes", "duration_s", b"duration_s", "handshake_s", b"handshake_s", "outcome", b"outcome", "reason", b"reason", "transport", b"transport"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TransferRung: _TypeAlias = TransferRung  # noqa: Y015
+
+@_typing.final
+class TraceRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TraceRequest: _TypeAlias = TraceRequest  # noqa: Y015
+
+@_typing.final
+class RequestTrace(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ROUTER_ID_FIELD_NUMBER: _builtins.int
+    TRACE_ID_FIELD_NUMBER: _builtins.int
+    ARRIVED_UNIX_S_FIELD_NUMBER: _builtins.int
+    SPANS_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    router_id: _builtins.str
+    trace_id: _builtins.str
+    """Empty where requests are not traced: span ids are then good for this answer only."""
+    arrived_unix_s: _builtins.float
+    @_builtins.property
+    def spans(self) -> _containers.RepeatedCompositeFieldContainer[Global___TraceSpan]:
+        """The request first; every other span comes after its parent."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        router_id: _builtins.str = ...,
+        trace_id: _builtins.str = ...,
+        arrived_unix_s: _builtins.float = ...,
+        spans: _abc.Iterable[Global___TraceSpan] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrived_unix_s", b"arrived_unix_s", "request_id", b"request_id", "router_id", b"router_id", "spans", b"spans", "trace_id", b"trace_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RequestTrace: _TypeAlias = RequestTrace  # noqa: Y015
+
+@_typing.final
+class TraceSpan(_message.Message):
+    """Seconds; `at_s` counts from the request's arrival."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class AttributesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SPAN_ID_FIELD_NUMBER: _builtins.int
+    PARENT_ID_FIELD_NUMBER: _builtins.int
+    AT_S_FIELD_NUMBER: _builtins.int
+    DURATION_S_FIELD_NUMBER: _builtins.int
+    ATTRIBUTES_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    span_id: _builtins.str
+    parent_id: _builtins.str
+    at_s: _builtins.float
+    duration_s: _builtins.float
+    failed: _builtins.str
+    """Why it failed; empty when it did not."""
+    @_builtins.property
+    def attributes(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        span_id: _builtins.str = ...,
+        parent_id: _builtins.str = ...,
+        at_s: _builtins.float = ...,
+        duration_s: _builtins.float = ...,
+        attributes: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        failed: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_s", b"at_s", "attributes", b"attributes", "duration_s", b"duration_s", "failed", b"failed", "name", b"name", "parent_id", b"parent_id", "span_id", b"span_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TraceSpan: _TypeAlias = TraceSpan  # noqa: Y015
 
 @_typing.final
 class ScaleRequest(_message.Message):

@@ -59,6 +59,11 @@ class AdminStub:
                 request_serializer=protos_dot_baton_dot_v1_dot_admin__pb2.AutoscaleRequest.SerializeToString,
                 response_deserializer=protos_dot_baton_dot_v1_dot_admin__pb2.AutoscaleReport.FromString,
                 _registered_method=True)
+        self.Trace = channel.unary_unary(
+                '/baton.v1.Admin/Trace',
+                request_serializer=protos_dot_baton_dot_v1_dot_admin__pb2.TraceRequest.SerializeToString,
+                response_deserializer=protos_dot_baton_dot_v1_dot_admin__pb2.RequestTrace.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
@@ -102,6 +107,14 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Trace(self, request, context):
+        """What a request did and when, as a tree of spans, from the journal alone: it needs no tracing to be configured. NOT_FOUND
+        and UNAVAILABLE as for Explain.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -129,6 +142,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Autoscale,
                     request_deserializer=protos_dot_baton_dot_v1_dot_admin__pb2.AutoscaleRequest.FromString,
                     response_serializer=protos_dot_baton_dot_v1_dot_admin__pb2.AutoscaleReport.SerializeToString,
+            ),
+            'Trace': grpc.unary_unary_rpc_method_handler(
+                    servicer.Trace,
+                    request_deserializer=protos_dot_baton_dot_v1_dot_admin__pb2.TraceRequest.FromString,
+                    response_serializer=protos_dot_baton_dot_v1_dot_admin__pb2.RequestTrace.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -266,6 +284,33 @@ class Admin:
             '/baton.v1.Admin/Autoscale',
             protos_dot_baton_dot_v1_dot_admin__pb2.AutoscaleRequest.SerializeToString,
             protos_dot_baton_dot_v1_dot_admin__pb2.AutoscaleReport.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Trace(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.v1.Admin/Trace',
+            protos_dot_baton_dot_v1_dot_admin__pb2.TraceRequest.SerializeToString,
+            protos_dot_baton_dot_v1_dot_admin__pb2.RequestTrace.FromString,
             options,
             channel_credentials,
             insecure,

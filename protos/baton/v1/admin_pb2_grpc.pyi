@@ -47,6 +47,10 @@ class AdminStub:
     """
     Autoscale: _grpc.UnaryUnaryMultiCallable[_admin_pb2.AutoscaleRequest, _admin_pb2.AutoscaleReport]
     """What the sizes of the pools are made of, after a change of whether they change by themselves."""
+    Trace: _grpc.UnaryUnaryMultiCallable[_admin_pb2.TraceRequest, _admin_pb2.RequestTrace]
+    """What a request did and when, as a tree of spans, from the journal alone: it needs no tracing to be configured. NOT_FOUND
+    and UNAVAILABLE as for Explain.
+    """
 
 @_typing.type_check_only
 class AdminAsyncStub(AdminStub):
@@ -67,6 +71,10 @@ class AdminAsyncStub(AdminStub):
     """
     Autoscale: _aio.UnaryUnaryMultiCallable[_admin_pb2.AutoscaleRequest, _admin_pb2.AutoscaleReport]  # type: ignore[assignment]
     """What the sizes of the pools are made of, after a change of whether they change by themselves."""
+    Trace: _aio.UnaryUnaryMultiCallable[_admin_pb2.TraceRequest, _admin_pb2.RequestTrace]  # type: ignore[assignment]
+    """What a request did and when, as a tree of spans, from the journal alone: it needs no tracing to be configured. NOT_FOUND
+    and UNAVAILABLE as for Explain.
+    """
 
 class AdminServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -114,5 +122,15 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.AutoscaleReport, _abc.Awaitable[_admin_pb2.AutoscaleReport]]:
         """What the sizes of the pools are made of, after a change of whether they change by themselves."""
+
+    @_abc_1.abstractmethod
+    def Trace(
+        self,
+        request: _admin_pb2.TraceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.RequestTrace, _abc.Awaitable[_admin_pb2.RequestTrace]]:
+        """What a request did and when, as a tree of spans, from the journal alone: it needs no tracing to be configured. NOT_FOUND
+        and UNAVAILABLE as for Explain.
+        """
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -587,11 +587,14 @@ class PullCount(_message.Message):
     COUNT_FIELD_NUMBER: _builtins.int
     BLOCKS_FIELD_NUMBER: _builtins.int
     BYTES_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
     transport: _builtins.str
     outcome: _builtins.str
     count: _builtins.int
     blocks: _builtins.int
     bytes: _builtins.int
+    seconds: _builtins.float
+    """that they took together"""
     def __init__(
         self,
         *,
@@ -600,10 +603,11 @@ class PullCount(_message.Message):
         count: _builtins.int = ...,
         blocks: _builtins.int = ...,
         bytes: _builtins.int = ...,
+        seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "bytes", b"bytes", "count", b"count", "outcome", b"outcome", "transport", b"transport"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "bytes", b"bytes", "count", b"count", "outcome", b"outcome", "seconds", b"seconds", "transport", b"transport"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -550,12 +550,20 @@ class PullRung(_message.Message):
     BLOCKS_FIELD_NUMBER: _builtins.int
     BYTES_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    BEGAN_UNIX_S_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    HANDSHAKE_S_FIELD_NUMBER: _builtins.int
     transport: _builtins.str
     outcome: _builtins.str
     """"landed", or why not."""
     blocks: _builtins.int
     bytes: _builtins.int
     reason: _builtins.str
+    began_unix_s: _builtins.float
+    """By the worker's wall clock; 0: nothing was tried."""
+    seconds: _builtins.float
+    handshake_s: _builtins.float
+    """Of `seconds`, those before the first byte was asked for: to connect, to claim the lease, to prove the transport."""
     def __init__(
         self,
         *,
@@ -564,10 +572,13 @@ class PullRung(_message.Message):
         blocks: _builtins.int = ...,
         bytes: _builtins.int = ...,
         reason: _builtins.str = ...,
+        began_unix_s: _builtins.float = ...,
+        seconds: _builtins.float = ...,
+        handshake_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "bytes", b"bytes", "outcome", b"outcome", "reason", b"reason", "transport", b"transport"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["began_unix_s", b"began_unix_s", "blocks", b"blocks", "bytes", b"bytes", "handshake_s", b"handshake_s", "outcome", b"outcome", "reason", b"reason", "seconds", b"seconds", "transport", b"transport"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -913,6 +924,7 @@ class TransferCount(_message.Message):
     COUNT_FIELD_NUMBER: _builtins.int
     BLOCKS_FIELD_NUMBER: _builtins.int
     BYTES_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
     transport: _builtins.str
     """"nixl", "grpc", "local" (nothing was missing) or "none" """
     outcome: _builtins.str
@@ -922,6 +934,8 @@ class TransferCount(_message.Message):
     count: _builtins.int
     blocks: _builtins.int
     bytes: _builtins.int
+    seconds: _builtins.float
+    """that they took together"""
     def __init__(
         self,
         *,
@@ -930,10 +944,11 @@ class TransferCount(_message.Message):
         count: _builtins.int = ...,
         blocks: _builtins.int = ...,
         bytes: _builtins.int = ...,
+        seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "bytes", b"bytes", "count", b"count", "outcome", b"outcome", "transport", b"transport"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "bytes", b"bytes", "count", b"count", "outcome", b"outcome", "seconds", b"seconds", "transport", b"transport"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

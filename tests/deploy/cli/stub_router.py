@@ -47,6 +47,10 @@ class StubRouter(admin_pb2_grpc.AdminServicer, inference_pb2_grpc.InferenceServi
             told.ClearField("arrived_unix_s")
         return told
 
+    async def Trace(self, request: admin_pb2.TraceRequest, context: Any) -> admin_pb2.RequestTrace:
+        await self._refuse_or_stall(context)
+        return traced(request.request_id)
+
     async def Drain(self, request: admin_pb2.DrainRequest, context: Any) -> admin_pb2.DrainResponse:
         await self._refuse_or_stall(context)
         self.drained.append(request)
@@ -160,6 +164,26 @@ def sized(**more: Any) -> admin_pb2.AutoscaleReport:
     return admin_pb2.AutoscaleReport(
         pools=[prefill, decode], decided_s=0.5, cost=5.0, budget=6.0, router_age_s={"router-1": 0.2}, **more
     )
+
+
+def traced(request_id: str) -> admin_pb2.RequestTrace:
+    """A request, its decode leg, and the transfer in that, which failed."""
+    spans = [
+        admin_pb2.TraceSpan(name="request", span_id="a1", duration_s=0.5, attributes={"outcome": "completed"}),
+        admin_pb2.TraceSpan(
+            name="decode", span_id="b2", parent_id="a1", at_s=0.1, duration_s=0.4, attributes={"worker_id": "d1"}
+        ),
+        admin_pb2.TraceSpan(
+            name="transfer nixl",
+            span_id="c3",
+            parent_id="b2",
+            at_s=0.11,
+            duration_s=0.02,
+            attributes={"outcome": "failed", "blocks": "0"},
+            failed="no route",
+        ),
+    ]
+    return admin_pb2.RequestTrace(request_id=request_id, router_id="router-1", trace_id="4b" * 16, spans=spans)
 
 
 def healthy_status() -> admin_pb2.StatusResponse:
