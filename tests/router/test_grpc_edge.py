@@ -84,6 +84,9 @@ class NoAdmin(admin_pb2_grpc.AdminServicer):
     async def Autoscale(self, request: Any, context: Any) -> Any:
         raise NotImplementedError
 
+    async def PauseAutoscale(self, request: Any, context: Any) -> Any:
+        raise NotImplementedError
+
 
 class Bench:
     def __init__(self, script: Script, edge: GrpcEdge, channel: grpc.aio.Channel) -> None:

@@ -59,6 +59,11 @@ class AdminStub:
                 request_serializer=protos_dot_baton_dot_v1_dot_admin__pb2.AutoscaleRequest.SerializeToString,
                 response_deserializer=protos_dot_baton_dot_v1_dot_admin__pb2.AutoscaleReport.FromString,
                 _registered_method=True)
+        self.PauseAutoscale = channel.unary_unary(
+                '/baton.v1.Admin/PauseAutoscale',
+                request_serializer=protos_dot_baton_dot_v1_dot_admin__pb2.PauseAutoscaleRequest.SerializeToString,
+                response_deserializer=protos_dot_baton_dot_v1_dot_admin__pb2.AutoscaleReport.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
@@ -96,7 +101,14 @@ class AdminServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Autoscale(self, request, context):
-        """What the sizes of the pools are made of, after a change of whether they change by themselves.
+        """What the sizes of the pools are made of.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PauseAutoscale(self, request, context):
+        """Whether they change by themselves; orders are carried out in either case.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -128,6 +140,11 @@ def add_AdminServicer_to_server(servicer, server):
             'Autoscale': grpc.unary_unary_rpc_method_handler(
                     servicer.Autoscale,
                     request_deserializer=protos_dot_baton_dot_v1_dot_admin__pb2.AutoscaleRequest.FromString,
+                    response_serializer=protos_dot_baton_dot_v1_dot_admin__pb2.AutoscaleReport.SerializeToString,
+            ),
+            'PauseAutoscale': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseAutoscale,
+                    request_deserializer=protos_dot_baton_dot_v1_dot_admin__pb2.PauseAutoscaleRequest.FromString,
                     response_serializer=protos_dot_baton_dot_v1_dot_admin__pb2.AutoscaleReport.SerializeToString,
             ),
     }
@@ -265,6 +282,33 @@ class Admin:
             target,
             '/baton.v1.Admin/Autoscale',
             protos_dot_baton_dot_v1_dot_admin__pb2.AutoscaleRequest.SerializeToString,
+            protos_dot_baton_dot_v1_dot_admin__pb2.AutoscaleReport.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseAutoscale(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.v1.Admin/PauseAutoscale',
+            protos_dot_baton_dot_v1_dot_admin__pb2.PauseAutoscaleRequest.SerializeToString,
             protos_dot_baton_dot_v1_dot_admin__pb2.AutoscaleReport.FromString,
             options,
             channel_credentials,
