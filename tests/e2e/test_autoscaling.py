@@ -29,9 +29,10 @@ VOCABULARY = 2_000
 CHANGE_S = 90.0
 STEADY_S = 10.0
 ENGINE = {"step_s": 0.02, "prefill_token_s": 0.001, "num_blocks": 100, "vocabulary": VOCABULARY}
-POOL = {"autoscale": {"min_replicas": 0, "max_replicas": 4}, "drain_s": 5.0, "cpus_per_replica": 0.1}
+POOL = {"autoscale": {"min_replicas": 0, "max_replicas": 3}, "drain_s": 5.0, "cpus_per_replica": 0.1}
 PACE = {"down_after_s": 6.0, "down_cooldown_s": 2.0, "idle_s": 5.0}
-CALM_S = 2 * PACE["down_after_s"]  # longer than the way from one size to the next
+CALM_S = 15.0  # longer than the way from one size to the next
+FORECAST = {"level_s": 2.0, "trend_s": 4.0, "horizon_s": 4.0}
 
 LONG_PROMPTS = Kind(per_s=2.0, prompt_tokens=500, max_tokens=2)
 """1,000 prompt tokens a second, of which a worker computes about as many: at 70 % busy that is work for two."""
@@ -105,7 +106,7 @@ async def scaled(demo_model: Path) -> AsyncIterator[Cluster]:
         prefill=dict(POOL),
         decode=dict(POOL),
         admission={"queue": {"most_wait_s": 240.0}},
-        autoscaling={"pace": PACE},
+        autoscaling={"pace": PACE, "forecast": FORECAST},
     )
     for pool in ("prefill", "decode"):
         del config[pool]["replicas"]
