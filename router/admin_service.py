@@ -19,6 +19,7 @@ from router.shared_state import SharedState
 
 _DrainContext = grpc.aio.ServicerContext[admin_pb2.DrainRequest, admin_pb2.DrainResponse]
 _ScaleContext = grpc.aio.ServicerContext[admin_pb2.ScaleRequest, admin_pb2.AutoscaleReport]
+_PauseContext = grpc.aio.ServicerContext[admin_pb2.PauseAutoscaleRequest, admin_pb2.AutoscaleReport]
 _AutoscaleContext = grpc.aio.ServicerContext[admin_pb2.AutoscaleRequest, admin_pb2.AutoscaleReport]
 _TraceContext = grpc.aio.ServicerContext[admin_pb2.TraceRequest, admin_pb2.RequestTrace]
 _ExplainContext = grpc.aio.ServicerContext[admin_pb2.ExplainRequest, admin_pb2.Explanation]
@@ -99,7 +100,17 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         if self._scalings is None:
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this router knows no autoscaler")
         try:
-            return await self._scalings.autoscale(request)
+            return await self._scalings.report()
+        except BatonError as error:
+            await context.abort(answer_for(error).grpc, str(error))
+
+    async def PauseAutoscale(
+        self, request: admin_pb2.PauseAutoscaleRequest, context: _PauseContext
+    ) -> admin_pb2.AutoscaleReport:
+        if self._scalings is None:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this router knows no autoscaler")
+        try:
+            return await self._scalings.pause(request)
         except BatonError as error:
             await context.abort(answer_for(error).grpc, str(error))
 

@@ -30,12 +30,14 @@ class ScalingLink:
         self._clock = clock
         self._orders = ScalingOrders()
         self._bounds: Mapping[Role, Bounds] = effective_bounds(setup, self._orders)
+        self._starting: frozenset[Role] = frozenset()
         self._task: asyncio.Task[None] | None = None
 
     def may_begin(self, role: Role) -> bool:
-        """Whether the pool may be at zero, and begins again for a request that waits."""
-        bounds = self._bounds[role]
-        return self._setup.pools[role].scales and bounds.least == 0 < bounds.most and self._orders.paused is None
+        """Whether the pool is beginning, or is at zero and begins again for a request that waits."""
+        bounds, pool = self._bounds[role], self._setup.pools[role]
+        sleeps = bounds.least == 0 < bounds.most and self._orders.paused is None
+        return pool.scales and (sleeps or role in self._starting)
 
     def start(self, report: Callable[[], RouterReport]) -> None:
         """Where every pool has a fixed size, there is nobody to report to."""
@@ -73,7 +75,7 @@ class ScalingLink:
         return await self._seat.account() if self._setup.scales else fixed_account(self._setup)
 
     def _heard(self, standing: Standing) -> None:
-        self._orders, self._bounds = standing.orders, standing.bounds
+        self._orders, self._bounds, self._starting = standing.orders, standing.bounds, standing.starting
 
     async def _keep_reporting(self, report: Callable[[], RouterReport]) -> None:
         away = False

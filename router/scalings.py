@@ -32,14 +32,14 @@ class Scalings:
                 raise InvalidRequest(f"pool {role.value} is named twice")
             orders[role] = None if pool.configured else Bounds(pool.least, pool.most)
         await self._link.order(orders)
+        return await self.report()
+
+    async def report(self) -> admin_pb2.AutoscaleReport:
         return autoscale_report(await self._link.account())
 
-    async def autoscale(self, request: admin_pb2.AutoscaleRequest) -> admin_pb2.AutoscaleReport:
-        if request.change == admin_pb2.AutoscaleRequest.CHANGE_PAUSE:
-            await self._link.pause(request.reason)
-        elif request.change == admin_pb2.AutoscaleRequest.CHANGE_RESUME:
-            await self._link.pause(None)
-        return autoscale_report(await self._link.account())
+    async def pause(self, request: admin_pb2.PauseAutoscaleRequest) -> admin_pb2.AutoscaleReport:
+        await self._link.pause(None if request.resume else request.reason)
+        return await self.report()
 
 
 def autoscale_report(account: Account) -> admin_pb2.AutoscaleReport:

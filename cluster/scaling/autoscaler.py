@@ -31,11 +31,13 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What callers take home. `sizes` are None before the first decision; `bounds` are those that hold now."""
+    """What callers take home. `sizes` are None before the first decision; `bounds` are those that hold now. Of the
+    pools in `starting` fewer workers run than are wanted."""
 
     orders: ScalingOrders
     bounds: Mapping[Role, Bounds]
     sizes: Mapping[Role, int] | None = None
+    starting: frozenset[Role] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +148,12 @@ class Autoscaler:
         return self._setup
 
     def _standing(self, setup: ScalingSetup) -> Standing:
-        sizes = None if self._memory is None else {role: pool.size for role, pool in self._memory.pools.items()}
-        return Standing(self._orders, effective_bounds(setup, self._orders), sizes)
+        bounds = effective_bounds(setup, self._orders)
+        if self._memory is None:
+            return Standing(self._orders, bounds)
+        sizes = {role: pool.size for role, pool in self._memory.pools.items()}
+        starting = frozenset(role for role, size in sizes.items() if self._running.get(role, size) < size)
+        return Standing(self._orders, bounds, sizes, starting)
 
     def _adopt(self, orders: ScalingOrders) -> None:
         if orders.version > self._orders.version:

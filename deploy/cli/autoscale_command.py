@@ -49,7 +49,7 @@ def pause(
     timeout: Timeout = 5.0,
 ) -> int:
     """Leave the sizes as they are, but for orders of `baton scale`; exits 7 when no router answers."""
-    print_summary(_ask(endpoint, timeout, pause=True, reason=reason), output)
+    print_summary(_pause(endpoint, timeout, reason=reason), output)
     return Exit.OK
 
 
@@ -57,7 +57,7 @@ def pause(
 @command
 def resume(endpoint: Endpoint = "127.0.0.1:9000", output: Output = Format.TABLE, timeout: Timeout = 5.0) -> int:
     """Let the sizes follow the load again; exits 7 when no router answers."""
-    print_summary(_ask(endpoint, timeout, pause=False), output)
+    print_summary(_pause(endpoint, timeout, resume=True), output)
     return Exit.OK
 
 
@@ -79,11 +79,17 @@ def _print(told: Autoscaling, tables: list[Table], output: Format) -> None:
             print_tables(tables)
 
 
-def _ask(endpoint: str, timeout_s: float, pause: bool | None = None, reason: str = "") -> admin_pb2.AutoscaleReport:
+def _ask(endpoint: str, timeout_s: float) -> admin_pb2.AutoscaleReport:
     from deploy.cli.endpoint import ask_admin
     from protos.baton.v1 import admin_pb2
 
-    changes = admin_pb2.AutoscaleRequest
-    change = {None: changes.CHANGE_NONE, True: changes.CHANGE_PAUSE, False: changes.CHANGE_RESUME}[pause]
-    asked = admin_pb2.AutoscaleRequest(change=change, reason=reason)
+    asked = admin_pb2.AutoscaleRequest()
     return ask_admin(endpoint, timeout_s, lambda admin: admin.Autoscale(asked, timeout=timeout_s))
+
+
+def _pause(endpoint: str, timeout_s: float, *, reason: str = "", resume: bool = False) -> admin_pb2.AutoscaleReport:
+    from deploy.cli.endpoint import ask_admin
+    from protos.baton.v1 import admin_pb2
+
+    asked = admin_pb2.PauseAutoscaleRequest(reason=reason, resume=resume)
+    return ask_admin(endpoint, timeout_s, lambda admin: admin.PauseAutoscale(asked, timeout=timeout_s))

@@ -86,6 +86,8 @@ class NoAdmin(admin_pb2_grpc.AdminServicer):
         raise NotImplementedError
 
     async def Trace(self, request: Any, context: Any) -> Any:
+
+    async def PauseAutoscale(self, request: Any, context: Any) -> Any:
         raise NotImplementedError
 
 

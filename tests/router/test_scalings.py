@@ -54,9 +54,8 @@ class Bench:
         orders = [order(Role(name), bounds) for name, bounds in pools.items()]
         return await self.scalings.scale(admin_pb2.ScaleRequest(pools=orders))
 
-    async def change(self, change: str, reason: str = "") -> admin_pb2.AutoscaleReport:
-        wanted = admin_pb2.AutoscaleRequest.Change.Value(f"CHANGE_{change}")
-        return await self.scalings.autoscale(admin_pb2.AutoscaleRequest(change=wanted, reason=reason))
+    async def pause(self, reason: str = "", resume: bool = False) -> admin_pb2.AutoscaleReport:
+        return await self.scalings.pause(admin_pb2.PauseAutoscaleRequest(reason=reason, resume=resume))
 
 
 def order(role: Role, bounds: tuple[int, int] | None) -> admin_pb2.PoolSizeOrder:
@@ -107,8 +106,21 @@ async def test_a_pool_that_may_end_begins_again_for_a_request_that_waits() -> No
     assert not bench.link.may_begin(PREFILL)
     await bench.scale(prefill=None)
     assert bench.link.may_begin(PREFILL)
-    await bench.change("PAUSE")
+    await bench.pause()
     assert not bench.link.may_begin(PREFILL)
+
+
+async def test_a_pool_that_is_wanted_and_does_not_run_yet_is_beginning_whatever_its_bounds() -> None:
+    bench = Bench(setup_of(prefill={"autoscale": {"min_replicas": 0, "max_replicas": 6}}))
+    await bench.stand(prefill=0)
+    await bench.scale(prefill=(2, 2))
+    assert bench.link.may_begin(PREFILL)
+    assert not bench.link.may_begin(DECODE)
+    await bench.stand(prefill=2)
+    bench.link.start(bench.report)
+    await bench.clock.advance(1.1)
+    assert not bench.link.may_begin(PREFILL)
+    await bench.link.close()
 
 
 async def test_another_routers_order_is_heard_with_the_next_report(bench: Bench) -> None:
@@ -121,16 +133,16 @@ async def test_another_routers_order_is_heard_with_the_next_report(bench: Bench)
 
 
 async def test_a_pause_and_its_end_are_told_with_the_reason(bench: Bench) -> None:
-    paused = await bench.change("PAUSE", "audit")
+    paused = await bench.pause("audit")
     assert (paused.paused, paused.pause_reason) == (True, "audit")
     assert paused.pools[0].because == "paused: audit"
-    assert not (await bench.change("RESUME")).paused
+    assert not (await bench.pause(resume=True)).paused
 
 
 async def test_what_is_shown_has_inputs_needs_and_the_routers_that_report(bench: Bench) -> None:
     await bench.clock.advance(1.0)
     await bench.stand()
-    told = await bench.change("NONE")
+    told = await bench.scalings.report()
     assert list(told.router_age_s) == ["router-1"]
     assert {need.rule for need in told.pools[0].needs} == {"flow", "queue"}
     assert told.pools[1].inputs["sequences"] == 0.0
@@ -157,12 +169,12 @@ async def test_a_pool_named_twice_is_refused(bench: Bench) -> None:
 async def test_pools_of_fixed_size_are_shown_and_nothing_of_them_can_be_ordered() -> None:
     bench = Bench(setup_of(prefill={"replicas": 2}, decode={"replicas": 3}))
     bench.link.start(bench.report)
-    told = await bench.change("NONE")
+    told = await bench.scalings.report()
     assert [(pool.size, pool.scales) for pool in told.pools] == [(2, False), (3, False)]
     with pytest.raises(InvalidRequest, match="fixed size"):
         await bench.scale(prefill=(1, 3))
     with pytest.raises(InvalidRequest, match="no pool scales"):
-        await bench.change("PAUSE")
+        await bench.pause()
     assert bench.reports == 0
     bench.link.check()
 

@@ -7,7 +7,6 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
-from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from protos.baton.v1 import inference_pb2 as _inference_pb2
 from protos.baton.v1 import worker_pb2 as _worker_pb2
 import builtins as _builtins
@@ -862,41 +861,40 @@ Global___PoolSizeOrder: _TypeAlias = PoolSizeOrder  # noqa: Y015
 class AutoscaleRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    class _Change:
-        ValueType = _typing.NewType("ValueType", _builtins.int)
-        V: _TypeAlias = ValueType  # noqa: Y015
-
-    class _ChangeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[AutoscaleRequest._Change.ValueType], _builtins.type):
-        DESCRIPTOR: _descriptor.EnumDescriptor
-        CHANGE_NONE: AutoscaleRequest._Change.ValueType  # 0
-        CHANGE_PAUSE: AutoscaleRequest._Change.ValueType  # 1
-        """Sizes stay as they are, but for orders."""
-        CHANGE_RESUME: AutoscaleRequest._Change.ValueType  # 2
-
-    class Change(_Change, metaclass=_ChangeEnumTypeWrapper): ...
-    CHANGE_NONE: AutoscaleRequest.Change.ValueType  # 0
-    CHANGE_PAUSE: AutoscaleRequest.Change.ValueType  # 1
-    """Sizes stay as they are, but for orders."""
-    CHANGE_RESUME: AutoscaleRequest.Change.ValueType  # 2
-
-    CHANGE_FIELD_NUMBER: _builtins.int
-    REASON_FIELD_NUMBER: _builtins.int
-    change: Global___AutoscaleRequest.Change.ValueType
-    reason: _builtins.str
-    """Of a pause, for whoever reads the report."""
     def __init__(
         self,
-        *,
-        change: Global___AutoscaleRequest.Change.ValueType = ...,
-        reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AutoscaleRequest: _TypeAlias = AutoscaleRequest  # noqa: Y015
+
+@_typing.final
+class PauseAutoscaleRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    RESUME_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """For whoever reads the report."""
+    resume: _builtins.bool
+    """The pause is over."""
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+        resume: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "resume", b"resume"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseAutoscaleRequest: _TypeAlias = PauseAutoscaleRequest  # noqa: Y015
 
 @_typing.final
 class AutoscaleReport(_message.Message):

@@ -64,6 +64,11 @@ class AdminStub:
                 request_serializer=protos_dot_baton_dot_v1_dot_admin__pb2.TraceRequest.SerializeToString,
                 response_deserializer=protos_dot_baton_dot_v1_dot_admin__pb2.RequestTrace.FromString,
                 _registered_method=True)
+        self.PauseAutoscale = channel.unary_unary(
+                '/baton.v1.Admin/PauseAutoscale',
+                request_serializer=protos_dot_baton_dot_v1_dot_admin__pb2.PauseAutoscaleRequest.SerializeToString,
+                response_deserializer=protos_dot_baton_dot_v1_dot_admin__pb2.AutoscaleReport.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
@@ -101,7 +106,7 @@ class AdminServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Autoscale(self, request, context):
-        """What the sizes of the pools are made of, after a change of whether they change by themselves.
+        """What the sizes of the pools are made of.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -110,6 +115,13 @@ class AdminServicer:
     def Trace(self, request, context):
         """What a request did and when, as a tree of spans, from the journal alone: it needs no tracing to be configured. NOT_FOUND
         and UNAVAILABLE as for Explain.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PauseAutoscale(self, request, context):
+        """Whether they change by themselves; orders are carried out in either case.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -147,6 +159,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Trace,
                     request_deserializer=protos_dot_baton_dot_v1_dot_admin__pb2.TraceRequest.FromString,
                     response_serializer=protos_dot_baton_dot_v1_dot_admin__pb2.RequestTrace.SerializeToString,
+            ),
+            'PauseAutoscale': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseAutoscale,
+                    request_deserializer=protos_dot_baton_dot_v1_dot_admin__pb2.PauseAutoscaleRequest.FromString,
+                    response_serializer=protos_dot_baton_dot_v1_dot_admin__pb2.AutoscaleReport.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -311,6 +328,33 @@ class Admin:
             '/baton.v1.Admin/Trace',
             protos_dot_baton_dot_v1_dot_admin__pb2.TraceRequest.SerializeToString,
             protos_dot_baton_dot_v1_dot_admin__pb2.RequestTrace.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseAutoscale(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.v1.Admin/PauseAutoscale',
+            protos_dot_baton_dot_v1_dot_admin__pb2.PauseAutoscaleRequest.SerializeToString,
+            protos_dot_baton_dot_v1_dot_admin__pb2.AutoscaleReport.FromString,
             options,
             channel_credentials,
             insecure,

@@ -46,11 +46,13 @@ class AdminStub:
     cluster. INVALID_ARGUMENT: a pool of fixed size, sizes that there are no resources for, or more than the budget.
     """
     Autoscale: _grpc.UnaryUnaryMultiCallable[_admin_pb2.AutoscaleRequest, _admin_pb2.AutoscaleReport]
-    """What the sizes of the pools are made of, after a change of whether they change by themselves."""
+    """What the sizes of the pools are made of."""
     Trace: _grpc.UnaryUnaryMultiCallable[_admin_pb2.TraceRequest, _admin_pb2.RequestTrace]
     """What a request did and when, as a tree of spans, from the journal alone: it needs no tracing to be configured. NOT_FOUND
     and UNAVAILABLE as for Explain.
     """
+    PauseAutoscale: _grpc.UnaryUnaryMultiCallable[_admin_pb2.PauseAutoscaleRequest, _admin_pb2.AutoscaleReport]
+    """Whether they change by themselves; orders are carried out in either case."""
 
 @_typing.type_check_only
 class AdminAsyncStub(AdminStub):
@@ -70,11 +72,13 @@ class AdminAsyncStub(AdminStub):
     cluster. INVALID_ARGUMENT: a pool of fixed size, sizes that there are no resources for, or more than the budget.
     """
     Autoscale: _aio.UnaryUnaryMultiCallable[_admin_pb2.AutoscaleRequest, _admin_pb2.AutoscaleReport]  # type: ignore[assignment]
-    """What the sizes of the pools are made of, after a change of whether they change by themselves."""
+    """What the sizes of the pools are made of."""
     Trace: _aio.UnaryUnaryMultiCallable[_admin_pb2.TraceRequest, _admin_pb2.RequestTrace]  # type: ignore[assignment]
     """What a request did and when, as a tree of spans, from the journal alone: it needs no tracing to be configured. NOT_FOUND
     and UNAVAILABLE as for Explain.
     """
+    PauseAutoscale: _aio.UnaryUnaryMultiCallable[_admin_pb2.PauseAutoscaleRequest, _admin_pb2.AutoscaleReport]  # type: ignore[assignment]
+    """Whether they change by themselves; orders are carried out in either case."""
 
 class AdminServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -121,7 +125,7 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.AutoscaleRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.AutoscaleReport, _abc.Awaitable[_admin_pb2.AutoscaleReport]]:
-        """What the sizes of the pools are made of, after a change of whether they change by themselves."""
+        """What the sizes of the pools are made of."""
 
     @_abc_1.abstractmethod
     def Trace(
@@ -132,5 +136,13 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         """What a request did and when, as a tree of spans, from the journal alone: it needs no tracing to be configured. NOT_FOUND
         and UNAVAILABLE as for Explain.
         """
+
+    @_abc_1.abstractmethod
+    def PauseAutoscale(
+        self,
+        request: _admin_pb2.PauseAutoscaleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.AutoscaleReport, _abc.Awaitable[_admin_pb2.AutoscaleReport]]:
+        """Whether they change by themselves; orders are carried out in either case."""
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

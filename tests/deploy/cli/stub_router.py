@@ -29,7 +29,7 @@ class StubRouter(admin_pb2_grpc.AdminServicer, inference_pb2_grpc.InferenceServi
     drained: list[admin_pb2.DrainRequest] = field(default_factory=list)
     explained: list[admin_pb2.ExplainRequest] = field(default_factory=list)
     scaled: list[admin_pb2.ScaleRequest] = field(default_factory=list)
-    autoscaled: list[admin_pb2.AutoscaleRequest] = field(default_factory=list)
+    paused: list[admin_pb2.PauseAutoscaleRequest] = field(default_factory=list)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     address: str = ""
 
@@ -63,9 +63,12 @@ class StubRouter(admin_pb2_grpc.AdminServicer, inference_pb2_grpc.InferenceServi
 
     async def Autoscale(self, request: admin_pb2.AutoscaleRequest, context: Any) -> admin_pb2.AutoscaleReport:
         await self._refuse_or_stall(context)
-        self.autoscaled.append(request)
-        paused = request.change == admin_pb2.AutoscaleRequest.CHANGE_PAUSE
-        return sized(paused=paused, pause_reason=request.reason)
+        return sized()
+
+    async def PauseAutoscale(self, request: admin_pb2.PauseAutoscaleRequest, context: Any) -> admin_pb2.AutoscaleReport:
+        await self._refuse_or_stall(context)
+        self.paused.append(request)
+        return sized(paused=not request.resume, pause_reason=request.reason)
 
     async def Generate(
         self, request: inference_pb2.GenerateRequest, context: Any

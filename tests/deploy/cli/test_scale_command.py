@@ -88,8 +88,8 @@ async def test_a_pause_gives_its_reason_and_resuming_ends_it(baton: Baton, route
     )
     assert (paused["paused"], paused["pauseReason"]) == (True, "audit")
     await baton("autoscale", "resume", "-e", router.address)
-    change = admin_pb2.AutoscaleRequest
-    assert [asked.change for asked in router.autoscaled] == [change.CHANGE_PAUSE, change.CHANGE_RESUME]
+    asked = admin_pb2.PauseAutoscaleRequest
+    assert router.paused == [asked(reason="audit"), asked(resume=True)]
 
 
 @pytest.mark.parametrize("verb", VERBS)
