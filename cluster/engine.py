@@ -152,13 +152,14 @@ class EngineInfo:
 @dataclass(frozen=True, slots=True)
 class TransferCount:
     """`outcome`: landed, failed, refused or stale; and once more, of the landed blocks, as `ahead` those that came
-    while their prompt was still being computed."""
+    while their prompt was still being computed. `seconds`: what landed pulls took, added up."""
 
     transport: str
     outcome: str
     count: int
     blocks: int
     bytes: int
+    seconds: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +232,10 @@ class Engine(Protocol):
 
     async def stats(self) -> EngineStats:
         """Counts everything anew, after releases received so far were applied."""
+        ...
+
+    async def forget_prefixes(self) -> bool:
+        """Forgets every prefix that it holds. False, and nothing is forgotten, while blocks are in use."""
         ...
 
     async def close(self) -> None:

@@ -5,6 +5,7 @@
     ├── InvalidRequest         the client's request cannot work
     │   └── RequestTooLarge
     ├── UnknownModel
+    ├── UnknownWorker          an operator named a worker that the router does not know
     ├── RetryLater             refused for now; carries `retry_after_s`
     │   ├── RetriesSpent       it failed, and the router retries too much already
     │   ├── Overloaded         the cluster's limit
@@ -56,6 +57,10 @@ class RequestTooLarge(InvalidRequest):
 
 class UnknownModel(BatonError):
     """The model asked for is not served here; the text names the one that is."""
+
+
+class UnknownWorker(BatonError):
+    """No such worker is known to this router; the text names the nearest ones."""
 
 
 class RetryLater(BatonError):
@@ -160,6 +165,7 @@ _ANSWERS: dict[type[BaseException], Answer] = {
     ),
     InvalidRequest: Answer(HTTPStatus.BAD_REQUEST, grpc.StatusCode.INVALID_ARGUMENT, False, "invalid_request_error"),
     UnknownModel: Answer(HTTPStatus.NOT_FOUND, grpc.StatusCode.NOT_FOUND, False, "invalid_request_error"),
+    UnknownWorker: Answer(HTTPStatus.NOT_FOUND, grpc.StatusCode.NOT_FOUND, False, "invalid_request_error"),
     Overloaded: Answer(HTTPStatus.SERVICE_UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, True, "overloaded_error"),
     TenantLimited: Answer(HTTPStatus.TOO_MANY_REQUESTS, grpc.StatusCode.RESOURCE_EXHAUSTED, True, "rate_limit_error"),
     RetriesSpent: Answer(HTTPStatus.SERVICE_UNAVAILABLE, grpc.StatusCode.UNAVAILABLE, True, "unavailable_error"),

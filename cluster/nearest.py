@@ -10,7 +10,12 @@ from cluster.errors import ConfigError
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
     """The error to raise for a `name` of this `kind` ("hardware", "model") that is none of `known`."""
+    return ConfigError(nearest_names(kind, name, known))
+
+
+def nearest_names(kind: str, name: str, known: Iterable[str]) -> str:
+    """The same as a sentence."""
     valid = {each.lower(): each for each in known}
     near = [valid[each] for each in difflib.get_close_matches(name.lower(), valid, n=3, cutoff=0.4)]
     hint = f"did you mean {' or '.join(near)}? " if near else ""
-    return ConfigError(f"{kind} {name!r} is not known; {hint}known: {', '.join(sorted(valid.values()))}")
+    return f"{kind} {name!r} is not known; {hint}known: {', '.join(sorted(valid.values())) or 'none'}"

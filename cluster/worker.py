@@ -95,7 +95,7 @@ class Worker:
         """Starts the engine, then serves. Raises `EngineFailed`; leaves nothing behind if it raises."""
         try:
             self._info = await self._engine.start()
-            self._server = WorkerServer(self, self._feed, self.spec.outgoing_limit)
+            self._server = WorkerServer(self, self._engine, self._feed, self.spec.outgoing_limit)
             self._port = await self._server.start(self.spec.listen_host, self.spec.port)
         except BaseException:
             await self.close()

@@ -57,7 +57,7 @@ class PullResult:
     """`outcome`: landed, or why not: failed (over the last transport that was tried), skipped (none was worth a try),
     refused (ticket or fingerprint), stale (the lease was lost) or cancelled. `transport` is the last one tried, "none"
     before any. `blocks` and `bytes` are those that landed, `bytes` of this rank only; `ahead` of these blocks came
-    while the rest of their prompt was still being computed."""
+    while the rest of their prompt was still being computed. `seconds`: how long all of it took."""
 
     request_id: str
     transport: str
@@ -67,6 +67,7 @@ class PullResult:
     reason: str = ""
     fallen: tuple[FallenRung, ...] = ()
     ahead: int = 0
+    seconds: float = field(default=0.0, compare=False)
 
     @property
     def rungs(self) -> tuple[TransferRung, ...]:
@@ -90,8 +91,8 @@ class Climb:
 
 
 class Mover:
-    """All pulls of one rank over the given transports, which are closed with it. `now`: monotonic seconds, for what is
-    remembered of transports that failed."""
+    """All pulls of one rank over the given transports, which are closed with it. `now`: monotonic seconds, for how
+    long pulls take and for what is remembered of transports that failed."""
 
     def __init__(
         self,
@@ -103,6 +104,7 @@ class Mover:
         self._transports = transports
         self._reader = reader
         self._rules = rules
+        self._now = now
         self._reach = Reachability(rules, now)
         self._connections = Connections(transports, reader, rules.connect_s, self._reach.forget)
         self._farewells: set[asyncio.Task[None]] = set()
@@ -112,7 +114,7 @@ class Mover:
 
     async def pull(self, job: PullJob) -> PullResult:
         """Does not raise: cancelling it ends it as `cancelled`, once its target blocks are safe."""
-        climb = Climb()
+        climb, began = Climb(), self._now()
         try:
             outcome, reason = await self._move(job, climb)
         except (asyncio.CancelledError, BatonError) as error:
@@ -128,6 +130,7 @@ class Mover:
             bytes=len(job.target) * self._reader.block_bytes if landed else 0,
             reason=reason,
             fallen=tuple(climb.fallen),
+            seconds=self._now() - began,
         )
 
     def client(self, source: str) -> SourceClient:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 
 from cluster.engine import TransferCount
 from kv_transfer.mover import PullResult
 
 # Of the pulls and blocks that landed, those that did while their prompt was still being computed.
 AHEAD = "ahead"
+LANDED = "landed"
 
 
 class PullCounts:
@@ -18,6 +19,7 @@ class PullCounts:
         self._counts: Counter[tuple[str, str]] = Counter()
         self._blocks: Counter[tuple[str, str]] = Counter()
         self._bytes: Counter[tuple[str, str]] = Counter()
+        self._seconds: defaultdict[tuple[str, str], float] = defaultdict(float)
 
     def add(self, result: PullResult, whole_pull: bool = True) -> None:
         """Also every transport that failed before the last one. `whole_pull`: False for a further rank of a pull that
@@ -27,6 +29,7 @@ class PullCounts:
         if whole_pull:
             self._blocks[key] += result.blocks
             self._counts[key] += 1
+            self._seconds[key] += result.seconds if result.outcome == LANDED else 0.0
             self._counts.update((rung.transport, "failed") for rung in result.fallen)
         if whole_pull and result.ahead:
             self._blocks[result.transport, AHEAD] += result.ahead
@@ -35,6 +38,6 @@ class PullCounts:
     @property
     def transfers(self) -> tuple[TransferCount, ...]:
         return tuple(
-            TransferCount(*key, count=count, blocks=self._blocks[key], bytes=self._bytes[key])
+            TransferCount(*key, count, self._blocks[key], self._bytes[key], self._seconds.get(key, 0.0))
             for key, count in sorted(self._counts.copy().items())
         )

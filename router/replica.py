@@ -25,10 +25,12 @@ from router.dispatch import DispatchParts
 from router.drains import Drains, drain_seconds
 from router.explainer import Explainer
 from router.fleet import Fleet
+from router.fleet_events import FleetEvents
 from router.gate import Gate
 from router.grpc_edge import GrpcEdge
 from router.handover_rules import HandoverRules
 from router.http_edge import HttpEdge
+from router.inspection import Inspection
 from router.journal import Journal
 from router.placing import PlacementSetup, Placing
 from router.request_journal import RequestJournal
@@ -102,17 +104,19 @@ async def start_replica(config: Config, directory: Directory, clock: Clock) -> R
     shared = open_shared_state(config, router_id, clock)
     seed = secrets.randbits(32)
     pins = SharedPins(shared.mirror) if config.store.shared else None
-    placing = Placing(PlacementSetup.of(config), clock.now, seed, shared.mirror, pins)
+    events = FleetEvents()
+    placing = Placing(PlacementSetup.of(config), clock.now, seed, shared.mirror, pins, events)
     send, recall = (shared.mirror.record, shared.mirror.recall) if config.store.shared else (_keep_here, _nowhere_else)
     journal = Journal(router_id, config.store.journal_records, send, recall)
-    written = RequestJournal(journal, clock.now, time.time, rules.first_token_from_prefill)
+    written = RequestJournal(journal, clock.now, time.time, rules.first_token_from_prefill, events)
     gate = Gate(config.admission, config.router.max_in_flight, clock.now, shared.claims)
     parts = DispatchParts(placing, written, rules, gate, lambda: shared.mirror.marks)
     fleet = Fleet(config.router, directory, clock, router_id, seed, parts)
     frontend = await _frontend(config, fleet)
     explainer = Explainer(router_id, journal, frontend.text, placing, clock.now, rules)
     drains = Drains(fleet, shared.mirror, drain_seconds(config))
-    admin = AdminService(fleet, router_id, config.model.served_name, explainer, shared, drains)
+    inspection = Inspection(router_id, fleet, journal, written, config)
+    admin = AdminService(fleet, router_id, config.model.served_name, explainer, shared, drains, inspection)
     waiting = config.admission.queue.max_requests
     edge = GrpcEdge(config.router, frontend.text, admin, waiting, fleet.dispatch.leave)
     try:

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from cluster.engine import EngineOutput, EngineRequest, Leg
 from router import journal_record as written
 from router.actions import Settle
+from router.cache_counts import CacheCounts
 from router.decision import Candidate, Decision, Why
+from router.fleet_events import FleetEvents, Seen
 from router.generation import Emission, GenerationRequest, Outcome
 from router.journal import CANDIDATES, Journal
 
@@ -24,6 +26,9 @@ _REASONS = {
     Why.TURN: "its turn: the configuration has workers picked round robin",
     Why.CHANCE: "drawn at random: the configuration has it so",
 }
+RECOVERED = frozenset({"failed", "lost", "stalled", "late", "moved"})
+"""How attempts end that requests had to leave."""
+
 _COSTS = ("queue", "prefill", "transfer", "decode", "room", "harm", "evict")
 
 
@@ -42,7 +47,8 @@ class _Running:
 
 class RequestJournal:
     """`now`: the router's monotonic clock; `wall`: seconds since 1970. `first_token_from_prefill`: whether a hand-over
-    comes after the first token, or before it. What comes for a request that has ended, or never began, is left out."""
+    comes after the first token, or before it. `events`: where what befell a worker is told, too. What comes
+    for a request that has ended, or never began, is left out."""
 
     def __init__(
         self,
@@ -50,7 +56,10 @@ class RequestJournal:
         now: Callable[[], float],
         wall: Callable[[], float],
         first_token_from_prefill: bool = True,
+        events: FleetEvents | None = None,
     ) -> None:
+        self.events = events or FleetEvents(wall)
+        self.cache = CacheCounts()
         self._journal = journal
         self._now = now
         self._wall = wall
@@ -120,6 +129,8 @@ class RequestJournal:
             reason=settle.reason,
         )
         self._journal.attempted(running.key, attempt)
+        if settle.ending.value in RECOVERED and leg is not Leg.PREFETCH:
+            self.events.add(Seen.RECOVERED, settle.worker_id, _recovered(settle), running.key)
 
     def emitted(self, emission: Emission) -> None:
         running = self._running.get(emission.request_id)
@@ -140,7 +151,13 @@ class RequestJournal:
         if running is not None:
             self._keys.discard(running.key)
             running.record.duration_s = self._now() - running.arrived
+            self.cache.add(running.record)
             self._journal.end(running.key, outcome.value, _actual(running), running.error)
+
+
+def _recovered(settle: Settle) -> str:
+    """Equal for all attempts that one cause ended."""
+    return f"{settle.ending.value}: {settle.reason}" if settle.reason else settle.ending.value
 
 
 def _actual(running: _Running) -> written.Timing:

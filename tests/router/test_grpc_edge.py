@@ -78,6 +78,8 @@ class NoAdmin(admin_pb2_grpc.AdminServicer):
     async def Drain(self, request: Any, context: Any) -> Any:
         raise NotImplementedError
 
+    ListRequests = ListLeases = ListEvents = Cache = FlushCache = ShowConfig = Drain
+
 
 class Bench:
     def __init__(self, script: Script, edge: GrpcEdge, channel: grpc.aio.Channel) -> None:
