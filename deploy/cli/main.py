@@ -5,16 +5,22 @@ from __future__ import annotations
 import typer
 
 from deploy.cli import (
+    about_commands,
+    cache_command,
     chat_command,
     cluster_commands,
     config_commands,
+    describe_command,
+    doctor_command,
     drain_command,
     explain_command,
+    get_command,
     model_commands,
     plan_command,
+    profile_command,
     status_command,
+    top_command,
 )
-from deploy.cli.outcome import Exit, command
 
 # Plain help and plain errors: drawing them costs more time than all the rest of `--help`.
 app = typer.Typer(
@@ -27,23 +33,21 @@ app = typer.Typer(
 app.command("up")(cluster_commands.up)
 app.command("down")(cluster_commands.down)
 app.command("status")(status_command.status)
+app.command("top")(top_command.top)
 app.command("explain")(explain_command.explain)
 app.command("drain")(drain_command.drain)
 app.command("undrain")(drain_command.undrain)
 app.command("chat")(chat_command.chat)
 app.command("plan")(plan_command.plan)
+app.command("profile")(profile_command.profile)
+app.command("doctor")(doctor_command.doctor)
+app.command("version")(about_commands.version)
+app.command("completion")(about_commands.completion)
+app.add_typer(get_command.app, name="get")
+app.add_typer(describe_command.app, name="describe")
+app.add_typer(cache_command.app, name="cache")
 app.add_typer(config_commands.app, name="config")
 app.add_typer(model_commands.app, name="model")
-
-
-@app.command()
-@command
-def version() -> int:
-    """Print the version."""
-    import importlib.metadata
-
-    print(f"baton {importlib.metadata.version('baton-serve')}")
-    return Exit.OK
 
 
 def main() -> None:
