@@ -238,7 +238,7 @@ class Fleet:
             member = self._members[record.worker_id]
             member.link, member.ready = link, worker.state == worker_pb2.WORKER_STATE_READY
             self.dispatch.worker_up(worker)
-            self.reports.told(worker)
+            self.reports.joined(worker)
             self._events.joined(record.worker_id, record.role, f"epoch {record.epoch} at {record.address}")
             self._mark(member)
             if mark := self._drained_before.get(record.worker_id):

@@ -20,8 +20,8 @@ Ask = Callable[[], Awaitable[pb.WorkerDescription]]
 @dataclass(frozen=True, slots=True)
 class WorkerReport:
     """What a worker says of itself; or, with the reason why it does not answer, what it said last, None if it never
-    did. Seconds: `age_s` of the description; `heard_s` since it said anything; `clock_ahead_s` of its wall clock before
-    ours. `linked`: a session with it stands."""
+    did. Seconds: `age_s` of the description; `heard_s` since it said anything over its session or its watch, None
+    without one; `clock_ahead_s` of its wall clock before ours. `linked`: a session with it stands."""
 
     record: WorkerRecord
     description: pb.WorkerDescription | None
@@ -54,8 +54,8 @@ class FleetReports:
         self._wall = wall
         self._known: dict[str, _Known] = {}
 
-    def told(self, description: pb.WorkerDescription) -> None:
-        """By the worker itself, all of it."""
+    def joined(self, description: pb.WorkerDescription) -> None:
+        """The worker's first word over a new session."""
         now = self._now()
         self._known[description.worker_id] = _Known(description, now, now)
 
@@ -93,9 +93,12 @@ class FleetReports:
         except WorkerLost as error:
             return self._remembered(record, str(error), linked)
         ended = self._wall()
-        self.told(description)
         ahead = description.clock_unix_s - (began + ended) / 2 if description.clock_unix_s else None
-        return WorkerReport(record, description, heard_s=0.0, clock_ahead_s=ahead, linked=linked)
+        heard_s: float | None = None
+        if known := self._known.get(record.worker_id):
+            known.description, known.told_at = description, self._now()
+            heard_s = known.told_at - known.heard_at
+        return WorkerReport(record, description, heard_s=heard_s, clock_ahead_s=ahead, linked=linked)
 
     def _remembered(self, record: WorkerRecord, why: str, linked: bool) -> WorkerReport:
         known, now = self._known.get(record.worker_id), self._now()

@@ -70,9 +70,10 @@ def _confirm(what: str, yes: bool) -> None:
 
 
 def _tables(told: CacheDocument) -> list[Table]:
-    from deploy.cli.amounts import NONE, share
+    from deploy.cli.amounts import share
 
     facts = [
+        ("router", told.router),
         ("requests", str(told.requests)),
         ("prompt tokens", str(told.prompt_tokens)),
         ("of them found", f"{told.cached_tokens} ({share(told.cached_tokens, told.prompt_tokens)})"),
@@ -93,7 +94,7 @@ def _tables(told: CacheDocument) -> list[Table]:
         for each in told.workers
     ]
     columns = ("worker", "pool", "held", "blocks", "full", "tokens", "in use")
-    return [Table("Prefix caches", ("cache", told.router or NONE), facts), Table("Workers", columns, rows)]
+    return [Table("Prefix caches", ("what", "value"), facts), Table("Workers", columns, rows)]
 
 
 def _flush_table(flushed: list[FlushItem]) -> Table:

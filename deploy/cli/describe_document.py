@@ -26,6 +26,7 @@ from deploy.cli.status_command import ask_status
 from deploy.cli.status_document import Worker
 from deploy.document import Json
 
+_FACTS = ("what", "value")
 _LOOKED_THROUGH = 1_000  # requests among which the nearest name is looked for
 
 
@@ -56,7 +57,7 @@ def describe_worker(name: str, endpoint: str, timeout_s: float, most_events: int
         "events": [EVENTS.document(event) for event in events],
     }
     tables = [
-        Table(f"Worker {name}", ("worker", name), _facts(worker, cache)),
+        Table(f"Worker {name}", _FACTS, [("worker", name), *_facts(worker, cache)]),
         *_filled(LEASES, leases),
         *_filled(TRANSFERS, transfers),
         *_filled(REQUESTS, requests),
@@ -88,7 +89,7 @@ def describe_pool(name: str, endpoint: str, timeout_s: float, most_events: int) 
         "events": [EVENTS.document(event) for event in events],
     }
     tables = [
-        Table(f"Pool {name}", ("pool", name), _pool_facts(pool, caches)),
+        Table(f"Pool {name}", _FACTS, [("pool", name), *_pool_facts(pool, caches)]),
         *_filled(WORKERS, list(pool.workers)),
         *_filled(TRANSFERS, transfers),
         *_filled(EVENTS, events),
@@ -127,6 +128,7 @@ def _summary_table(request_id: str, summary: RequestItem | None) -> list[Table]:
     if summary is None:
         return []
     rows = [
+        ("request", request_id),
         ("state", summary.state),
         ("arrived", summary.arrived_at),
         ("took so far" if summary.state == "running" else "took", age(summary.duration_s)),
@@ -134,7 +136,7 @@ def _summary_table(request_id: str, summary: RequestItem | None) -> list[Table]:
         ("decode worker", summary.decode_worker or NONE),
         ("between tokens", milliseconds(summary.itl_s)),
     ]
-    return [Table("Where it stands", ("request", request_id), rows)]
+    return [Table("Where it stands", _FACTS, rows)]
 
 
 def _filled(kind: Kind[Item], items: list[Item]) -> list[Table]:

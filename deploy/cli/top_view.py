@@ -121,6 +121,7 @@ def _summary(seen: Look) -> Table:
     landed = [each for each in counters.kv_transfers if each.outcome == "landed"]
     moved, seconds = sum(each.bytes for each in landed), sum(each.seconds for each in landed)
     rows = [
+        ("model", status.router.model),
         ("ready", pools),
         ("requests", f"{status.router.in_flight} in flight, {status.router.queued} of them waiting"),
         ("ended", ", ".join(f"{count} {outcome}" for outcome, count in counters.requests.items()) or "none"),
@@ -128,7 +129,7 @@ def _summary(seen: Look) -> Table:
     ]
     if status.store.degraded:
         rows.append(("store", f"away: {status.store.reason}"))
-    return Table("Cluster", ("cluster", status.router.model), rows)
+    return Table("Cluster", ("what", "value"), rows)
 
 
 def _workers(seen: Look, sort: str) -> Table:
