@@ -18,7 +18,8 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
 def nearest_names(kind: str, name: str, known: Iterable[str]) -> str:
     """The same as a sentence."""
     valid = {each.lower(): each for each in known}
-    near = [valid[each] for each in difflib.get_close_matches(name.lower(), valid, n=3, cutoff=0.4)]
+    begun = sorted(each for each in valid if name and each.startswith(name.lower()))
+    near = [valid[each] for each in begun[:3] or difflib.get_close_matches(name.lower(), valid, n=3, cutoff=0.4)]
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     names = sorted(valid.values())
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
