@@ -208,10 +208,15 @@ def _along(cost: Callable[[list[float]], float], values: list[float], at: int, f
         return cost([*values[:at], math.exp(log_value), *values[at + 1 :]])
 
     low, high = math.log(figure.least), math.log(figure.most)
+    left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
+    at_left, at_right = cost_at(left), cost_at(right)
     for _ in range(_HALVINGS):
-        left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
-        if cost_at(left) < cost_at(right):
-            high = right
+        if at_left < at_right:
+            high, right, at_right = right, left, at_left
+            left = high - _GOLDEN * (high - low)
+            at_left = cost_at(left)
         else:
-            low = left
+            low, left, at_left = left, right, at_right
+            right = low + _GOLDEN * (high - low)
+            at_right = cost_at(right)
     return math.exp((low + high) / 2.0)

@@ -61,7 +61,7 @@ def plan(  # noqa: PLR0913  each is an option of the command line
     made = make_plan(read_demand(asked), Mode(mode))
     if emit is not None:
         return _emit(made, _model_path(model, made), emit, image, output)
-    return _print(made, why, figures_from(asked), output)
+    return _print(made, why, figures_from(asked, made.demand.shape.name), output)
 
 
 def _model_path(model: str, made: Plan) -> str:

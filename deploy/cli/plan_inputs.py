@@ -164,10 +164,11 @@ def price_assumptions(demand: Demand) -> list[str]:
     ]
 
 
-def figures_from(options: PlanOptions) -> str:
-    """Where it comes from what hardware can do."""
+def figures_from(options: PlanOptions, model: str) -> str:
+    """Where it comes from what hardware can do. `model`: the name of the one that is planned for."""
     if options.profile is None:
         return "efficiencies are guesses: nothing was measured on this hardware (`baton profile`)"
     profile = read_profile(options.profile)
     measured = f"{profile.model} on {profile.hardware.name}, {profile.tensor_parallel} together"
-    return f"times are those of {options.profile}: {measured}, missed by {profile.error:.1%} in the middle"
+    other = "" if profile.model == model else f"; {model} may differ, as its weights are read in another time"
+    return f"times are those of {options.profile}: {measured}, missed by {profile.error:.1%} in the middle{other}"

@@ -19,13 +19,14 @@ from tests.deploy.cli.stub_lists import some_caches, some_events, some_leases, s
 
 @dataclass
 class StubRouter(admin_pb2_grpc.AdminServicer, inference_pb2_grpc.InferenceServicer):
-    """`refusal` ends every call; `pieces` is the text of an answer, ended by `finish`, or never when that is None.
+    """`refusal` ends every call; a `forgetful` one has no journal; `pieces` is the text of an answer, ended by `finish`, or never when that is None.
     `later_statuses` are answered one after the other, and the last of them from then on."""
 
     status: admin_pb2.StatusResponse = field(default_factory=lambda: healthy_status())
     later_statuses: list[admin_pb2.StatusResponse] = field(default_factory=list)
     refusal: tuple[grpc.StatusCode, str] | None = None
     silent: bool = False
+    forgetful: bool = False
     pieces: tuple[str, ...] = ("Hel", "lo", "!")
     finish: str | None = "stop"
     asked: list[inference_pb2.GenerateRequest] = field(default_factory=list)
@@ -47,6 +48,8 @@ class StubRouter(admin_pb2_grpc.AdminServicer, inference_pb2_grpc.InferenceServi
     async def Explain(self, request: admin_pb2.ExplainRequest, context: Any) -> admin_pb2.Explanation:
         await self._refuse_or_stall(context)
         self.explained.append(request)
+        if self.forgetful:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "it is in no journal")
         told = explained(request.request_id)
         if request.WhichOneof("what") == "dry_run":
             told.ClearField("arrived_unix_s")
