@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+
 import grpc
 import pytest
 
@@ -20,10 +22,11 @@ async def test_a_worker_with_work_keeps_its_cache_and_an_idle_one_forgets_it() -
         await router.outputs_of("a")
         await eventually(lambda: not bench.engine.batch.pool.used)
         watch = bench.stub.Watch(pb.WatchRequest(router_id="r", epoch=EPOCH))
-        assert (await watch.read()).stored
+        messages: AsyncIterator[pb.WatchReply] = aiter(watch)
+        assert (await anext(messages)).stored
         answer = await bench.stub.ForgetPrefixes(pb.ForgetPrefixesRequest(), timeout=5)
         assert answer.forgotten
-        while not (message := await watch.read()).cleared:
+        while not (message := await anext(messages)).cleared:
             pass
         assert not message.stored
         assert not bench.worker.feed.held

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 import grpc
 import pytest
@@ -23,6 +24,9 @@ from tests.router.dispatch_parts import BLOCK_TOKENS, new_journal, parts
 from tests.router.simulated_cluster import SECRET, Clients, SimulatedCluster, engine_config
 from tests.waiting import eventually
 
+if TYPE_CHECKING:
+    from protos.baton.v1.admin_pb2_grpc import AdminAsyncStub  # of the stubs alone
+
 CONFIG = engine_config(step_s=0.005)
 PROMPT = list(range(6 * BLOCK_TOKENS))
 CALL_S = 10.0
@@ -38,7 +42,7 @@ class Stage:
         self.clients = Clients(self.fleet.dispatch, "client")
         inspection = Inspection("router-1", self.fleet, self.journal, made.journal, config)
         self.admin = AdminService(self.fleet, "router-1", "demo", inspection=inspection)
-        self.stub: AdminStub
+        self.stub: AdminAsyncStub
 
     async def add(self, worker_id: str, role: Role) -> None:
         await self.cluster.add(worker_id, role)
@@ -49,8 +53,7 @@ class Stage:
         return [(event.kind, event.worker_id) for event in told.events]
 
     async def cache(self) -> pb.CacheResponse:
-        answer: pb.CacheResponse = await self.stub.Cache(pb.CacheRequest(), timeout=CALL_S)
-        return answer
+        return await self.stub.Cache(pb.CacheRequest(), timeout=CALL_S)
 
 
 @asynccontextmanager

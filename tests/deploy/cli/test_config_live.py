@@ -4,6 +4,7 @@ be changed."""
 from __future__ import annotations
 
 import json
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import pytest
 import yaml
 
 from cluster.config import Config
+from cluster.errors import StartFailed
 from deploy import change_order
-from deploy.cluster_record import ClusterRecord, recorded
+from deploy.cluster_record import ClusterRecord, recorded, state_folder
 from tests.deploy.cli.conftest import Baton
 from tests.deploy.cli.stub_router import StubRouter
 
@@ -113,7 +115,7 @@ def test_an_order_is_carried_out_by_the_owner_and_its_end_heard(
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     record = ClusterRecord.of_this_process("mine", "", "")
     signalled = threading.Event()
-    monkeypatch.setattr(change_order.os, "kill", lambda pid, number: signalled.set())
+    monkeypatch.setattr(os, "kill", lambda pid, number: signalled.set())
     taken: list[tuple[Config, float]] = []
 
     def own(fail: str) -> None:
@@ -132,7 +134,7 @@ def test_an_order_is_carried_out_by_the_owner_and_its_end_heard(
         owner = threading.Thread(target=own, args=(fail,))
         owner.start()
         if fail:
-            with pytest.raises(change_order.StartFailed, match=fail):
+            with pytest.raises(StartFailed, match=fail):
                 change_order.order_change(record, wanted, 20.0)
         else:
             change_order.order_change(record, wanted, 20.0)
@@ -146,6 +148,6 @@ def test_an_order_is_carried_out_by_the_owner_and_its_end_heard(
 def test_one_order_at_a_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     record = ClusterRecord.of_this_process("mine", "", "")
-    (change_order.state_folder() / "mine.change").write_text("{}")
+    (state_folder() / "mine.change").write_text("{}")
     with pytest.raises(change_order.ChangeUnderWay, match="under way"):
         change_order.order_change(record, Config.model_validate(FILE), 1.0)
