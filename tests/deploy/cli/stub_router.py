@@ -20,8 +20,8 @@ from tests.deploy.cli.stub_lists import some_caches, some_events, some_leases, s
 @dataclass
 class StubRouter(admin_pb2_grpc.AdminServicer, inference_pb2_grpc.InferenceServicer):
     """`refusal` ends every call; a `forgetful` one has no journal. `pieces` is the text of an answer, ended by
-    `finish`, or never when that is None. `later_statuses` are answered one after the other, and the last of them from then
-    on."""
+    `finish`, or never when that is None. `later_statuses` are answered one after the other, and the
+    last of them from then on."""
 
     status: admin_pb2.StatusResponse = field(default_factory=lambda: healthy_status())
     later_statuses: list[admin_pb2.StatusResponse] = field(default_factory=list)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from tests.deploy.cli.conftest import Baton
 from tests.deploy.cli.every_command import EVERY, EXAMPLES, Path_, commands, formats, options
 from tests.deploy.cli.stub_router import StubRouter
 
+HEAVY = ("ray", "vllm", "torch", "grpc", "numpy", "pydantic", "yaml", "rich", "asyncio", "cluster.config")
 ROOT = Path(__file__).parents[3]
 REMOTE = sorted(path for path, command in commands().items() if "endpoint" in options(command) and path != ("doctor",))
 NAMES = {"config": str(EXAMPLES / "local.yaml"), "model": "llama-3.1-8b", "worker": "p1", "request": "chatcmpl-1"}
@@ -29,6 +32,17 @@ async def test_help_says_what_a_command_does(baton: Baton, path: Path_) -> None:
     assert (ended.code, ended.stderr) == (0, "")
     assert usage.startswith("Usage: ")
     assert len(about.strip().splitlines()[0]) > 10
+
+
+def test_no_help_loads_what_takes_long_to_load() -> None:
+    """The clock would only tell how busy the machine is."""
+    code = (
+        "import sys\nfrom typer.testing import CliRunner\nfrom deploy.cli.main import app\n"
+        f"for path in {sorted(EVERY)}: CliRunner().invoke(app, [*path, '--help'])\n"
+        f"print([name for name in {HEAVY} if name in sys.modules])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert ran.stdout == "[]\n"
 
 
 @pytest.mark.parametrize("path", REMOTE, ids=" ".join)

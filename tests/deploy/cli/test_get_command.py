@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import pty
 import signal
 import sys
 
@@ -195,6 +197,30 @@ async def test_top_prints_once_and_sorts(baton: Baton, router: StubRouter) -> No
     ]
     assert rows == [["d1", "p1"], ["p1", "d1"]]
     assert "250ms" in by_ttft
+
+
+async def test_top_draws_on_a_terminal_until_q(router: StubRouter) -> None:
+    screen, theirs = pty.openpty()
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "deploy.cli.main", "top", "--every", "0.2", "-e", router.address),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "160", "LINES": "40"},
+    )
+    os.close(theirs)
+    seen = ""
+    try:
+        async with asyncio.timeout(WAIT_S):
+            while "sorted by load" not in seen or "p1" not in seen:
+                seen += (await asyncio.to_thread(os.read, screen, 65_536)).decode(errors="replace")
+            os.write(screen, b"t")
+            while "sorted by ttft" not in seen:
+                seen += (await asyncio.to_thread(os.read, screen, 65_536)).decode(errors="replace")
+            os.write(screen, b"q")
+            assert await process.wait() == 0
+    finally:
+        os.close(screen)
 
 
 async def test_top_without_a_terminal_says_what_to_do(baton: Baton, router: StubRouter) -> None:
