@@ -11,11 +11,12 @@ from deploy.cli.get_command import PoolName
 from deploy.cli.options import Endpoint
 from deploy.cli.outcome import Exit, Stop, command, fail
 from deploy.cli.output import Format, Table, print_as
+from deploy.cli.quick_group import QuickGroup
 
 if TYPE_CHECKING:
     from deploy.cli.list_documents import CacheDocument, FlushItem
 
-app = typer.Typer(help="Prefix caches: how well they serve, and emptying them.", no_args_is_help=True)
+app = typer.Typer(cls=QuickGroup, help="Prefix caches: how well they serve, and emptying them.", no_args_is_help=True)
 
 Output = Annotated[Format, typer.Option("--output", "-o", help="How to print it.")]
 Timeout = Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Longest wait for an answer.")]

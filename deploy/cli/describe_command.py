@@ -9,8 +9,9 @@ import typer
 from deploy.cli.options import Endpoint
 from deploy.cli.outcome import command
 from deploy.cli.output import Format, print_as
+from deploy.cli.quick_group import QuickGroup
 
-app = typer.Typer(help="Everything known of one worker, pool or request.", no_args_is_help=True)
+app = typer.Typer(cls=QuickGroup, help="Everything known of one worker, pool or request.", no_args_is_help=True)
 
 _EVENTS = 20
 _REQUESTS = 10

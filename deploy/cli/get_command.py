@@ -10,12 +10,13 @@ import typer
 from deploy.cli.listing import ListFormat, show
 from deploy.cli.options import Endpoint
 from deploy.cli.outcome import Exit, Stop, command
+from deploy.cli.quick_group import QuickGroup
 
 if TYPE_CHECKING:
     from deploy.cli.list_documents import EventItem, LeaseItem, RequestItem
     from deploy.cli.status_document import Worker
 
-app = typer.Typer(help="List what is in a running cluster.", no_args_is_help=True)
+app = typer.Typer(cls=QuickGroup, help="List what is in a running cluster.", no_args_is_help=True)
 
 _EVERY_S = 2.0
 

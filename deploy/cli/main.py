@@ -21,9 +21,11 @@ from deploy.cli import (
     status_command,
     top_command,
 )
+from deploy.cli.quick_group import QuickGroup
 
 # Plain help and plain errors: drawing them costs more time than all the rest of `--help`.
 app = typer.Typer(
+    cls=QuickGroup,
     help="Serve large language models with prefill and decode on separate pools of workers.",
     no_args_is_help=True,
     rich_markup_mode=None,
