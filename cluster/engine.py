@@ -163,7 +163,7 @@ class TransferCount:
     count: int
     blocks: int
     bytes: int
-    seconds: float = 0.0
+    seconds: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +236,10 @@ class Engine(Protocol):
 
     async def stats(self) -> EngineStats:
         """Counts everything anew, after releases received so far were applied."""
+        ...
+
+    async def forget_prefixes(self) -> bool:
+        """Forgets every prefix that it holds. False, and nothing is forgotten, while blocks are in use."""
         ...
 
     async def close(self) -> None:

@@ -7,6 +7,7 @@
     ├── Unauthenticated        no key, or one that is not ours
     ├── Forbidden              the key is ours, and not for this
     ├── UnknownModel
+    ├── UnknownWorker          an operator named a worker that the router does not know
     ├── RetryLater             refused for now; carries `retry_after_s`
     │   ├── RetriesSpent       it failed, and the router retries too much already
     │   ├── Overloaded         the cluster's limit
@@ -66,6 +67,10 @@ class Forbidden(BatonError):
 
 class UnknownModel(BatonError):
     """The model asked for is not served here; the text names the one that is."""
+
+
+class UnknownWorker(BatonError):
+    """No such worker is known to this router; the text names the nearest ones."""
 
 
 class RetryLater(BatonError):
@@ -172,6 +177,7 @@ _ANSWERS: dict[type[BaseException], Answer] = {
     Unauthenticated: Answer(HTTPStatus.UNAUTHORIZED, grpc.StatusCode.UNAUTHENTICATED, False, "authentication_error"),
     Forbidden: Answer(HTTPStatus.FORBIDDEN, grpc.StatusCode.PERMISSION_DENIED, False, "permission_error"),
     UnknownModel: Answer(HTTPStatus.NOT_FOUND, grpc.StatusCode.NOT_FOUND, False, "invalid_request_error"),
+    UnknownWorker: Answer(HTTPStatus.NOT_FOUND, grpc.StatusCode.NOT_FOUND, False, "invalid_request_error"),
     Overloaded: Answer(HTTPStatus.SERVICE_UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, True, "overloaded_error"),
     TenantLimited: Answer(HTTPStatus.TOO_MANY_REQUESTS, grpc.StatusCode.RESOURCE_EXHAUSTED, True, "rate_limit_error"),
     RetryLater: Answer(HTTPStatus.SERVICE_UNAVAILABLE, grpc.StatusCode.UNAVAILABLE, True, "unavailable_error"),

@@ -77,6 +77,15 @@ class BlockPool:
             self._content[block] = content
             self.changes.store(content)
 
+    def forget(self) -> bool:
+        """No block holds a known prefix any more. False, and nothing changes, while someone holds a block."""
+        if self._holders:
+            return False
+        self._content.clear()
+        self._where.clear()
+        self.changes.clear()
+        return True
+
     def check_integrity(self) -> None:
         """Recounts from a second source; raises `AssertionError` on a difference."""
         assert not self._holders.keys() & self._free.keys(), "a block is both held and free"

@@ -151,6 +151,12 @@ class SimulatedEngine:
             transfers=kv.transfers,
         )
 
+    async def forget_prefixes(self) -> bool:
+        self._raise_failure()
+        forgotten = self._batch.pool.forget()
+        self._tell_blocks()
+        return forgotten
+
     async def close(self) -> None:
         self.fail("the engine was closed")
         pulls = list(self._pulls.values())

@@ -123,6 +123,11 @@ class VllmEngine:
             transfers=kv.transfers,
         )
 
+    async def forget_prefixes(self) -> bool:
+        await self._settled_link_stats()  # blocks of ended leases are no longer in use
+        async with self._call("forget its prefixes"):
+            return await self._core.client.reset_prefix_cache_async()
+
     async def close(self) -> None:
         if self._failure is None:
             self._failure = EngineFailed("the engine was closed")

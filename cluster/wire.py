@@ -5,6 +5,8 @@ Decoding checks: what a peer sends wrong raises `InvalidRequest`, never a `KeyEr
 
 from __future__ import annotations
 
+import time
+
 from cluster.engine import (
     EngineInfo,
     EngineOutput,
@@ -21,6 +23,7 @@ from cluster.engine import (
     TransferRung,
 )
 from cluster.errors import InvalidRequest
+from cluster.release import release
 from protos.baton.v1 import worker_pb2 as pb
 
 _LEGS = {
@@ -173,6 +176,8 @@ def describe_engine(info: EngineInfo, stats: EngineStats) -> pb.WorkerDescriptio
         num_blocks=info.num_blocks,
         fingerprint=info.fingerprint,
         source=info.source,
+        version=release(),
+        clock_unix_s=time.time(),
         counters=pb.Counters(
             transfers=[_transfer_to_wire(count) for count in stats.transfers],
             recomputed_requests=stats.recomputed_requests,

@@ -95,7 +95,7 @@ class Worker:
         """Starts the engine, then serves. Raises `EngineFailed`; leaves nothing behind if it raises."""
         try:
             self._info = await self._engine.start()
-            self._server = WorkerServer(self, self._feed, self.spec)
+            self._server = WorkerServer(self, self._engine, self._feed, self.spec)
             self._port = await self._server.start()
         except BaseException:
             await self.close()

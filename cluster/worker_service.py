@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import grpc
 
-from cluster.errors import StartFailed
+from cluster.engine import Engine
+from cluster.errors import EngineFailed, StartFailed
 from cluster.rpc_options import SERVER_OPTIONS
 from cluster.tls import cluster_channels
 from cluster.worker_session import Session, SessionHost
@@ -16,16 +18,17 @@ from protos.baton.v1 import worker_pb2 as pb
 from protos.baton.v1 import worker_pb2_grpc
 
 _GRACE_S = 1.0
+_FORGET_S = 10.0
 
 
 class WorkerServer:
     """Raises `ConfigError` for certificates that cannot be used."""
 
-    def __init__(self, host: SessionHost, feed: WatchFeed, spec: WorkerSpec) -> None:
+    def __init__(self, host: SessionHost, engine: Engine, feed: WatchFeed, spec: WorkerSpec) -> None:
         self._address = f"{spec.listen_host}:{spec.port}"
         self._channels = cluster_channels(spec.tls)
         self._server = grpc.aio.server(options=SERVER_OPTIONS)
-        worker_pb2_grpc.add_WorkerServicer_to_server(_Service(host, feed, spec.outgoing_limit), self._server)
+        worker_pb2_grpc.add_WorkerServicer_to_server(_Service(host, engine, feed, spec.outgoing_limit), self._server)
 
     async def start(self) -> int:
         """Returns the port it listens on. Raises `StartFailed`: the address cannot be used."""
@@ -42,8 +45,9 @@ class WorkerServer:
 
 
 class _Service(worker_pb2_grpc.WorkerServicer):
-    def __init__(self, host: SessionHost, feed: WatchFeed, outgoing_limit: int) -> None:
+    def __init__(self, host: SessionHost, engine: Engine, feed: WatchFeed, outgoing_limit: int) -> None:
         self._host = host
+        self._engine = engine
         self._feed = feed
         self._outgoing_limit = outgoing_limit
 
@@ -65,3 +69,15 @@ class _Service(worker_pb2_grpc.WorkerServicer):
         self, request: pb.WatchRequest, context: grpc.aio.ServicerContext[pb.WatchRequest, pb.WatchReply]
     ) -> None:
         await serve_watch(self._feed, self._host.epoch, request, context)
+
+    async def ForgetPrefixes(
+        self,
+        request: pb.ForgetPrefixesRequest,
+        context: grpc.aio.ServicerContext[pb.ForgetPrefixesRequest, pb.ForgetPrefixesResponse],
+    ) -> pb.ForgetPrefixesResponse:
+        """The engine says itself whether it may, in one step of its own: nothing can begin in between."""
+        try:
+            async with asyncio.timeout(_FORGET_S):
+                return pb.ForgetPrefixesResponse(forgotten=await self._engine.forget_prefixes())
+        except (EngineFailed, TimeoutError) as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error) or f"no answer within {_FORGET_S:g} s")

@@ -34,9 +34,3 @@ def compose(config: Config) -> serve.Application:
     prefill = prefill_workers.deployment.deployment(config, POOL_SIZE_POLICY)
     decode = decode_workers.deployment.deployment(config, POOL_SIZE_POLICY)
     return router.deployment.deployment(config, prefill, decode)
-
-
-def most_cpus(config: Config) -> float:
-    """Logical CPUs that all replicas need with every part at its largest."""
-    parts = (config.router, config.prefill, config.decode)
-    return sum(part.most_replicas * part.cpus_per_replica for part in parts)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from cluster.config import Config
 from cluster.errors import StartFailed
+from deploy.app_size import most_cpus, most_resources
 from deploy.free_port import free_port
 from deploy.own_folder import own_folder, scratch_environment
 from deploy.processes import adopt_orphans, end_descendants
@@ -128,23 +129,13 @@ class ServeCluster:
     def _start_ray(self) -> None:
         import ray
 
-        from deploy.app import most_cpus
-
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         config = self._config
-        resources: dict[str, float] = {}
-        for part, count in (
-            (config.router, config.router.most_replicas),
-            (config.prefill, config.prefill.most_replicas),
-            (config.decode, config.decode.most_replicas),
-        ):
-            for name, amount in part.resources.items():
-                resources[name] = resources.get(name, 0.0) + amount * count
         try:
             ray.init(
                 address="local",
                 num_cpus=max(1, round(most_cpus(config) + 0.5)),
-                resources=resources or None,
+                resources=most_resources(config) or None,
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level="ERROR",
@@ -177,7 +168,7 @@ class ServeCluster:
                 )
                 if line != shown:
                     self._progress(shown := line)
-                self._raise_on_failure(status)
+                raise_on_failure(status)
                 if status.status == "RUNNING":
                     return
             if self._failed:
@@ -194,14 +185,6 @@ class ServeCluster:
             return serve.status().applications.get(APPLICATION)
         except RayServeException:
             return None  # the controller is not up yet
-
-    @staticmethod
-    def _raise_on_failure(status: ApplicationStatusOverview) -> None:
-        for name, deployment in status.deployments.items():
-            if "failed to start" in deployment.message or deployment.status in ("UNHEALTHY", "DEPLOY_FAILED"):
-                raise StartFailed(f"{name}: {_last_words(deployment.message)}")
-        if status.status in ("DEPLOY_FAILED", "UNHEALTHY"):
-            raise StartFailed(_last_words(status.message))
 
     def _wait_until_serving(self, deadline: float) -> None:
         self._progress("waiting for the router to see its workers")
@@ -232,6 +215,15 @@ class ServeCluster:
                         f"router.{key}_port: cannot listen on {host}:{port} ({error.strerror}); "
                         "stop what uses it or choose another port"
                     ) from error
+
+
+def raise_on_failure(status: ApplicationStatusOverview) -> None:
+    """Raises `StartFailed` with the failing part's own words."""
+    for name, deployment in status.deployments.items():
+        if "failed to start" in deployment.message or deployment.status in ("UNHEALTHY", "DEPLOY_FAILED"):
+            raise StartFailed(f"{name}: {_last_words(deployment.message)}")
+    if status.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+        raise StartFailed(_last_words(status.message))
 
 
 def _counts(states: dict[str, int]) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from cluster.config import Config, load_config
 from cluster.errors import ConfigError, StartFailed
+from deploy.change_order import ChangeAsked, carry_out, changes_heard, order_waits
 from deploy.cluster_record import ClusterRecord, all_records, read_record, recorded, state_folder
 from deploy.guard import ASK_TO_END, guard
 from deploy.serve_cluster import ServeCluster
@@ -56,7 +57,7 @@ def _run_here(config: Config, deadline_s: float) -> int:
             record = ClusterRecord.of_this_process(config.name, cluster.http_url, cluster.grpc_address)
             with recorded(record):
                 _welcome(config, record)
-                signal.pause()
+                _serve(config.name)
         except KeyboardInterrupt:
             _say("stopping")
             return INTERRUPTED
@@ -68,6 +69,25 @@ def _run_here(config: Config, deadline_s: float) -> int:
                 cluster.stop()
             _say("stopped")
     return OK
+
+
+def _serve(name: str) -> None:
+    """Until interrupted; carries out what is ordered meanwhile."""
+    from deploy.redeploy import redeploy
+
+    def change(config: Config, deadline_s: float) -> None:
+        _say("a new configuration")
+        redeploy(_with_absolute_model(config), deadline_s, _say)
+        _say("runs with it")
+
+    while True:
+        try:
+            with changes_heard():
+                if order_waits(name):
+                    raise ChangeAsked
+                signal.pause()
+        except ChangeAsked:
+            carry_out(name, change)
 
 
 def _run_detached(config_path: Path, name: str, deadline_s: float) -> int:

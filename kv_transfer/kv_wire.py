@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cluster.engine import TransferCount
 from cluster.kv_link import KvStats
+from kv_transfer.lease import LeaseView
 from kv_transfer.transport import Endpoint, Layout, Region
 from protos.baton.v1 import kv_pb2 as pb
 
@@ -37,17 +38,7 @@ def stats_to_wire(stats: KvStats) -> pb.KvStatsResponse:
         blocks_sent=stats.blocks_sent,
         bytes_sent=stats.bytes_sent,
         recomputed_requests=stats.recomputed_requests,
-        pulls=[
-            pb.PullCount(
-                transport=t.transport,
-                outcome=t.outcome,
-                count=t.count,
-                blocks=t.blocks,
-                bytes=t.bytes,
-                seconds=t.seconds,
-            )
-            for t in stats.transfers
-        ],
+        pulls=[_pull_to_wire(count) for count in stats.transfers],
     )
 
 
@@ -62,7 +53,36 @@ def stats_from_wire(wire: pb.KvStatsResponse) -> KvStats:
         blocks_sent=wire.blocks_sent,
         bytes_sent=wire.bytes_sent,
         recomputed_requests=wire.recomputed_requests,
-        transfers=tuple(
-            TransferCount(p.transport, p.outcome, p.count, p.blocks, p.bytes, p.seconds) for p in wire.pulls
-        ),
+        transfers=tuple(_pull_from_wire(pull) for pull in wire.pulls),
     )
+
+
+def lease_to_wire(lease: LeaseView) -> pb.KvLease:
+    return pb.KvLease(
+        lease=lease.lease,
+        state=lease.state,
+        reader_id=lease.reader_id,
+        blocks=lease.blocks,
+        age_s=lease.age_s,
+        left_s=lease.left_s,
+        growing=lease.growing,
+    )
+
+
+def lease_from_wire(wire: pb.KvLease) -> LeaseView:
+    return LeaseView(wire.lease, wire.state, wire.reader_id, wire.blocks, wire.age_s, wire.left_s, wire.growing)
+
+
+def _pull_to_wire(count: TransferCount) -> pb.PullCount:
+    return pb.PullCount(
+        transport=count.transport,
+        outcome=count.outcome,
+        count=count.count,
+        blocks=count.blocks,
+        bytes=count.bytes,
+        seconds=count.seconds,
+    )
+
+
+def _pull_from_wire(wire: pb.PullCount) -> TransferCount:
+    return TransferCount(wire.transport, wire.outcome, wire.count, wire.blocks, wire.bytes, wire.seconds)

@@ -27,6 +27,8 @@ _REMEMBERED = 4096
 # How long a grown lease that nobody has claimed waits for its reader after it was closed, seconds. Whoever comes later
 # has the ticket of the finished prompt.
 LINGER_S = 1.0
+# Characters of a lease's id that a view shows: whoever knows all of them can release it.
+_SHOWN = 8
 
 
 class LeaseState(Enum):
@@ -57,6 +59,7 @@ class Lease:
     lease_id: str
     block_ids: tuple[int, ...]
     deadline: float
+    since: float
     open: bool = False
     lingering: bool = False
     state: LeaseState = LeaseState.OFFERED
@@ -75,6 +78,20 @@ class Watermark:
     block_ids: tuple[int, ...]
     closed: bool
     held_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseView:
+    """One live lease, for whoever looks on. `lease`: the beginning of its id, too little to end it with. `left_s`:
+    until it ends, if nobody renews it. `growing`: its prompt is still being computed."""
+
+    lease: str
+    state: str
+    reader_id: str
+    blocks: int
+    age_s: float
+    left_s: float
+    growing: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +129,7 @@ class LeaseTable:
         otherwise."""
         if lease_id in self._leases or lease_id in self._past:
             raise ValueError(f"lease {lease_id} was offered before")
-        lease = Lease(lease_id, block_ids, now + self._lease_s, growing)
+        lease = Lease(lease_id, block_ids, now + self._lease_s, now, growing)
         self._leases[lease_id] = lease
         self._earliest = min(self._earliest, lease.deadline)
         self._offered += 1
@@ -227,6 +244,10 @@ class LeaseTable:
             bytes_sent=self._bytes_sent,
         )
 
+    def views(self, now: float) -> tuple[LeaseView, ...]:
+        """The live ones, oldest first."""
+        return tuple(_view(lease, now) for lease in self._leases.values() if not lease.ended)
+
     def pins(self) -> dict[int, int]:
         """How many leases hold each pinned block, by block id."""
         held: dict[int, int] = {}
@@ -272,6 +293,18 @@ class LeaseTable:
         self._expired += state is LeaseState.EXPIRED
         self._released += state is not LeaseState.EXPIRED
         return (Free(lease.lease_id, lease.block_ids),)
+
+
+def _view(lease: Lease, now: float) -> LeaseView:
+    return LeaseView(
+        lease=lease.lease_id[:_SHOWN],
+        state=lease.state.value,
+        reader_id=lease.reader_id,
+        blocks=len(lease.block_ids),
+        age_s=now - lease.since,
+        left_s=max(0.0, lease.deadline - now),
+        growing=lease.open,
+    )
 
 
 def _end_by_time(lease: Lease) -> LeaseState:

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from cluster.engine import TransferCount
 from cluster.kv_link import KvStats
-from kv_transfer.lease import Free, LeaseCounts, LeaseTable, Watermark
+from kv_transfer.lease import Free, LeaseCounts, LeaseTable, LeaseView, Watermark
 
 T = TypeVar("T")
 
@@ -73,6 +73,10 @@ class LeaseBook:
     @property
     def counts(self) -> LeaseCounts:
         return self._decide(lambda now: self._table.counts)
+
+    def views(self) -> tuple[LeaseView, ...]:
+        """The live leases, oldest first."""
+        return self._decide(self._table.views)
 
     def stats(self, transfers: tuple[TransferCount, ...], recomputed_requests: int) -> KvStats:
         """The leases' counts together with those of this engine's own pulls."""

@@ -76,8 +76,8 @@ def _rung(
 
 
 class Mover:
-    """All pulls of one rank over the given transports, which are closed with it. `now`: monotonic seconds, for what is
-    remembered of transports that failed."""
+    """All pulls of one rank over the given transports, which are closed with it. `now`: monotonic seconds, for how
+    long pulls take and for what is remembered of transports that failed."""
 
     def __init__(
         self,

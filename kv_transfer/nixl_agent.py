@@ -64,6 +64,12 @@ class NixlAgent:
     def __repr__(self) -> str:
         return f"<NixlAgent reads={len(self._handles)} closed={self.closed}>"
 
+    @property
+    def plugins(self) -> list[str]:
+        """What this installation of NIXL could move bytes over; of these, UCX is used."""
+        found: list[str] = _call("list its plugins", self._agent.get_plugin_list)
+        return found
+
     def register(self, spans: Spans, memory: str) -> Any:
         """What is returned can be given to `deregister`; it must stay where it is until then, or until `close`."""
         rows = [(int(address), int(size), int(device), "") for address, size, device in spans]

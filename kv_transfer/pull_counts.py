@@ -9,6 +9,7 @@ from kv_transfer.mover import PullResult
 
 # Of the pulls and blocks that landed, those that did while their prompt was still being computed.
 AHEAD = "ahead"
+LANDED = "landed"
 
 
 class PullCounts:

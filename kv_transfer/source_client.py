@@ -13,7 +13,8 @@ from cluster.kv_link import KvStats
 from cluster.tls import PLAIN, Channels
 from kv_transfer.fingerprint import Fingerprint
 from kv_transfer.growing_exports import Followed
-from kv_transfer.kv_wire import endpoint_from_wire, stats_from_wire
+from kv_transfer.kv_wire import endpoint_from_wire, lease_from_wire, stats_from_wire
+from kv_transfer.lease import LeaseView
 from kv_transfer.refusals import kinds, refusal_kind
 from kv_transfer.transport import Endpoint
 from protos.baton.v1 import kv_pb2 as pb
@@ -80,6 +81,11 @@ class SourceClient:
 
     async def stats(self) -> KvStats:
         return stats_from_wire(await self._call(self._stub.Stats(pb.KvStatsRequest(), timeout=self._call_s)))
+
+    async def leases(self) -> tuple[LeaseView, ...]:
+        """Those that live, oldest first."""
+        response = await self._call(self._stub.Leases(pb.KvLeasesRequest(), timeout=self._call_s))
+        return tuple(map(lease_from_wire, response.leases))
 
     async def close(self) -> None:
         await self._channel.close(None)

@@ -18,7 +18,7 @@ from cluster.kv_link import KvStats
 from cluster.tls import PLAIN, Channels
 from kv_transfer.fingerprint import Fingerprint, require_equal
 from kv_transfer.growing_exports import GrowingExports
-from kv_transfer.kv_wire import endpoint_to_wire, stats_to_wire
+from kv_transfer.kv_wire import endpoint_to_wire, lease_to_wire, stats_to_wire
 from kv_transfer.lease_book import LeaseBook
 from kv_transfer.refusals import listen, refuse
 from kv_transfer.transport import Endpoint
@@ -86,6 +86,9 @@ class KvSource(KvSourceServicer):
 
     def Stats(self, request: pb.KvStatsRequest, context: grpc.ServicerContext) -> pb.KvStatsResponse:
         return stats_to_wire(self._stats())
+
+    def Leases(self, request: pb.KvLeasesRequest, context: grpc.ServicerContext) -> pb.KvLeasesResponse:
+        return pb.KvLeasesResponse(leases=[lease_to_wire(lease) for lease in self._book.views()])
 
 
 class KvSourceServer:

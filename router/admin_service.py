@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
+from typing import Any, TypeVar
 
 import grpc
 
 from cluster.engine import Role
 from cluster.errors import BatonError, answer_for
+from cluster.release import release
 from cluster.store import DrainMark
 from cluster.wire import role_to_wire
 from protos.baton.v1 import admin_pb2, admin_pb2_grpc, worker_pb2
 from router.drains import Drains
 from router.explainer import Explainer
-from router.fleet import Fleet, WorkerReport
+from router.fleet import Fleet
+from router.fleet_reports import WorkerReport
+from router.inspection import Inspection
 from router.scalings import Scalings
 from router.shared_state import SharedState
 
+Answer = TypeVar("Answer")
+_Context = grpc.aio.ServicerContext[Any, Any]
 _DrainContext = grpc.aio.ServicerContext[admin_pb2.DrainRequest, admin_pb2.DrainResponse]
 _ScaleContext = grpc.aio.ServicerContext[admin_pb2.ScaleRequest, admin_pb2.AutoscaleReport]
 _PauseContext = grpc.aio.ServicerContext[admin_pb2.PauseAutoscaleRequest, admin_pb2.AutoscaleReport]
@@ -27,9 +33,10 @@ _ExplainContext = grpc.aio.ServicerContext[admin_pb2.ExplainRequest, admin_pb2.E
 
 class AdminService(admin_pb2_grpc.AdminServicer):
     """`model`: the name that clients use. Without an `explainer` nothing can be explained; without `shared` this router
-    is alone, without `drains` nothing can be drained, without `scalings` nothing scaled."""
+    is alone, without `drains` nothing can be drained, without `scalings` nothing scaled, without `inspection`
+    nothing listed."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  a part for each kind of question
         self,
         fleet: Fleet,
         router_id: str,
@@ -38,6 +45,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         shared: SharedState | None = None,
         drains: Drains | None = None,
         scalings: Scalings | None = None,
+        inspection: Inspection | None = None,
     ) -> None:
         self._fleet = fleet
         self._router_id = router_id
@@ -46,9 +54,10 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         self._shared = shared
         self._drains = drains
         self._scalings = scalings
+        self._inspection = inspection
 
     async def Status(self, request: admin_pb2.StatusRequest, context: object) -> admin_pb2.StatusResponse:
-        reports = await self._fleet.describe()
+        reports = await self._fleet.describe(request.wait_s or None)
         return admin_pb2.StatusResponse(
             router_id=self._router_id,
             model=self._model,
@@ -56,6 +65,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             workers=[_worker(report, self._marks.get(report.record.worker_id)) for report in reports],
             router=self._fleet.dispatch.counters(),
             store=None if self._shared is None else self._shared.status(),
+            version=release(),
         )
 
     async def Explain(self, request: admin_pb2.ExplainRequest, context: _ExplainContext) -> admin_pb2.Explanation:
@@ -125,6 +135,31 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             await context.abort(grpc.StatusCode.NOT_FOUND, _in_no_journal(request.request_id))
         return told
 
+    async def ListRequests(
+        self, request: admin_pb2.ListRequestsRequest, context: _Context
+    ) -> admin_pb2.ListRequestsResponse:
+        return await _answered(context, (await self._inspected(context)).requests(request))
+
+    async def ListLeases(self, request: admin_pb2.ListLeasesRequest, context: _Context) -> admin_pb2.ListLeasesResponse:
+        return await _answered(context, (await self._inspected(context)).leases(request))
+
+    async def ListEvents(self, request: admin_pb2.ListEventsRequest, context: _Context) -> admin_pb2.ListEventsResponse:
+        return (await self._inspected(context)).events(request)
+
+    async def Cache(self, request: admin_pb2.CacheRequest, context: _Context) -> admin_pb2.CacheResponse:
+        return (await self._inspected(context)).cache()
+
+    async def FlushCache(self, request: admin_pb2.FlushCacheRequest, context: _Context) -> admin_pb2.FlushCacheResponse:
+        return await _answered(context, (await self._inspected(context)).flush(request))
+
+    async def ShowConfig(self, request: admin_pb2.ShowConfigRequest, context: _Context) -> admin_pb2.ShowConfigResponse:
+        return (await self._inspected(context)).config()
+
+    async def _inspected(self, context: _Context) -> Inspection:
+        if self._inspection is None:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this router lists nothing")
+        return self._inspection
+
     @property
     def _marks(self) -> Mapping[str, DrainMark]:
         return {} if self._drains is None else self._drains.marks
@@ -134,14 +169,17 @@ def _in_no_journal(request_id: str) -> str:
     return f"request {request_id} is in no journal: it is too long ago, or never was"
 
 
+async def _answered(context: _Context, answer: Awaitable[Answer]) -> Answer:
+    try:
+        return await answer
+    except BatonError as error:
+        await context.abort(answer_for(error).grpc, str(error))
+
+
 def _pool(role: Role, reports: list[WorkerReport]) -> admin_pb2.PoolStatus:
     members = [report for report in reports if report.record.role is role]
-    ready = [
-        report
-        for report in members
-        if report.description is not None and report.description.state == worker_pb2.WORKER_STATE_READY
-    ]
-    return admin_pb2.PoolStatus(role=role_to_wire(role), ready=len(ready), total=len(members))
+    ready = sum(report.ready for report in members)
+    return admin_pb2.PoolStatus(role=role_to_wire(role), ready=ready, total=len(members))
 
 
 def _worker(report: WorkerReport, mark: DrainMark | None) -> admin_pb2.WorkerStatus:
@@ -156,4 +194,7 @@ def _worker(report: WorkerReport, mark: DrainMark | None) -> admin_pb2.WorkerSta
         unreachable=report.unreachable,
         drained=mark is not None,
         drain_reason="" if mark is None else mark.reason,
+        age_s=report.age_s,
+        heard_s=report.heard_s,
+        clock_ahead_s=report.clock_ahead_s,
     )

@@ -23,6 +23,8 @@ from cluster.store import DrainMark
 from cluster.tls import PLAIN, Channels
 from protos.baton.v1 import worker_pb2
 from router.dispatch import Dispatch, DispatchParts
+from router.fleet_events import Seen
+from router.fleet_reports import FleetReports, WorkerReport
 from router.silence import SilenceWatch
 from router.worker_link import WorkerLink
 from router.worker_watch import BlockSink, Sinks, Turns, WorkerWatch
@@ -50,15 +52,6 @@ class _Member:
     link: WorkerLink | None = None
     listed: bool = True
     ready: bool = True  # as the worker itself says
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerReport:
-    """What a worker says of itself, or why it did not."""
-
-    record: WorkerRecord
-    description: worker_pb2.WorkerDescription | None
-    unreachable: str = ""
 
 
 class Fleet:
@@ -91,6 +84,8 @@ class Fleet:
         self._wall = parts.wall
         self._drained_before: dict[str, DrainMark] = {}
         self._jitter = random.Random(seed)
+        self._events = parts.journal.events
+        self.reports = FleetReports(clock.now, parts.wall)
         self._silence = SilenceWatch(config.silent_after_s, 2 * DEADLINE_CHECK_S)
         self.dispatch = Dispatch(config, self._post, clock.now, parts, seed)
 
@@ -139,17 +134,31 @@ class Fleet:
                 continue
             self._mark(member)
             if new is not None:
+                self._events.add(Seen.DRAIN_ORDERED, worker_id, new.reason)
                 self._order_drain(member, new)
             elif old is not None:
+                self._events.add(Seen.DRAIN_UNDONE, worker_id)
                 self.end_drain(worker_id, old.drain_id)
 
     def end_drain(self, worker_id: str, drain_id: str = "") -> None:
         """Tells the worker that it may take work again. No id: whatever drain an operator ordered."""
         self._post(worker_id, worker_pb2.SessionRequest(drain=worker_pb2.Drain(drain_id=drain_id, undo=True)))
 
-    async def describe(self) -> list[WorkerReport]:
-        """Asks every worker in the directory at once; takes no longer than the worker deadline."""
-        return list(await asyncio.gather(*(self._describe(member) for member in list(self._members.values()))))
+    async def describe(self, within_s: float | None = None) -> list[WorkerReport]:
+        """Asks every worker in the directory at once; takes no longer than `within_s`, by default the worker deadline.
+        Of those that are silent it says what they said last."""
+        members = list(self._members.values())
+        return list(await asyncio.gather(*(self._describe(member, within_s) for member in members)))
+
+    @property
+    def worker_ids(self) -> list[str]:
+        """Of all that are known, linked or not."""
+        return list(self._members)
+
+    @property
+    def links(self) -> list[WorkerLink]:
+        """To the workers with which a session stands."""
+        return [member.link for member in self._members.values() if member.link is not None]
 
     # Membership
 
@@ -202,6 +211,7 @@ class Fleet:
     async def _dismiss(self, members: list[_Member]) -> None:
         for member in members:
             del self._members[member.record.worker_id]
+            self.reports.forget(member.record.worker_id)
         await _stop([member.task for member in members])
 
     # Links
@@ -225,11 +235,15 @@ class Fleet:
         beat_s = self._config.silent_after_s / _BEATS
         link = WorkerLink(record, self._router_id, self._config.worker_deadline_s, beat_s, self._channels)
         cause: BatonError = WorkerLost(f"worker {record.worker_id} left the cluster")
+        joined = False
         try:
             worker = await link.open()
+            joined = True
             member = self._members[record.worker_id]
             member.link, member.ready = link, worker.state == worker_pb2.WORKER_STATE_READY
             self.dispatch.worker_up(worker)
+            self.reports.joined(worker)
+            self._events.joined(record.worker_id, record.role, f"epoch {record.epoch} at {record.address}")
             self._mark(member)
             if mark := self._drained_before.get(record.worker_id):
                 self._order_drain(member, mark)
@@ -240,21 +254,27 @@ class Fleet:
             raise
         finally:
             self._silence.forget(record.worker_id)
+            if joined:
+                self._events.add(Seen.LEFT, record.worker_id, str(cause))
             self.dispatch.worker_down(record.worker_id, cause)
             self._sinks.blocks.worker_gone(record.worker_id)
             self._tell()
             await link.close()
 
     def _on_step(self, worker_id: str, step: worker_pb2.StepOutputs) -> None:
-        self._silence.heard(worker_id)
+        self._heard(worker_id)
         self.dispatch.on_step(worker_id, step)
+
+    def _heard(self, worker_id: str) -> None:
+        self._silence.heard(worker_id)
+        self.reports.heard(worker_id)
 
     @asynccontextmanager
     async def _watching(self, link: WorkerLink) -> AsyncIterator[None]:
         """Watches the worker for as long as its session lasts, which alone says whether it is there."""
         worker_id = link.record.worker_id
         deadline_s = self._config.worker_deadline_s
-        heard = partial(self._silence.heard, worker_id)
+        heard = partial(self._heard, worker_id)
         watch = WorkerWatch(worker_id, self._sinks, self._turns, self._clock, deadline_s, heard)
         task = asyncio.create_task(watch.run(link.watch, self._jitter), name=f"watch of {worker_id}")
         try:
@@ -266,12 +286,15 @@ class Fleet:
 
     def load_changed(self, worker_id: str, load: worker_pb2.Load) -> None:
         self.dispatch.on_load(worker_id, load)
+        self.reports.load_changed(worker_id, load)
 
     def state_changed(self, worker_id: str, state: worker_pb2.WorkerState.ValueType, reason: str) -> None:
         if member := self._members.get(worker_id):
             member.ready = state == worker_pb2.WORKER_STATE_READY
             name = worker_pb2.WorkerState.Name(state).removeprefix("WORKER_STATE_").lower()
             logger.info("worker %s is %s %s", worker_id, name, reason)
+            if self.reports.state_changed(worker_id, state, reason):
+                self._events.add(Seen.of(name), worker_id, reason)
             self._mark(member)
             if trouble := _IN_TROUBLE.get(state):
                 self.dispatch.move_off(worker_id, trouble(f"worker {worker_id} is {name}: {reason}"))
@@ -280,13 +303,12 @@ class Fleet:
         member = self._members.get(worker_id)
         return member is not None and member.link is not None and member.link.send(message)
 
-    async def _describe(self, member: _Member) -> WorkerReport:
-        deadline_s = self._config.worker_deadline_s
-        link = member.link or WorkerLink(member.record, self._router_id, deadline_s, channels=self._channels)
+    async def _describe(self, member: _Member, within_s: float | None) -> WorkerReport:
+        link = member.link or WorkerLink(
+            member.record, self._router_id, self._config.worker_deadline_s, channels=self._channels
+        )
         try:
-            return WorkerReport(member.record, await link.describe())
-        except WorkerLost as error:
-            return WorkerReport(member.record, None, str(error))
+            return await self.reports.ask(member.record, lambda: link.describe(within_s), link is member.link)
         finally:
             if link is not member.link:
                 await link.close()
@@ -319,6 +341,7 @@ class Fleet:
             self._silence.forget(worker_id)
             member = self._members.get(worker_id)
             if member is not None and member.link is not None:
+                self._events.add(Seen.SILENT, worker_id, f"nothing heard for {self._config.silent_after_s:g} s")
                 silent = f"worker {worker_id} has said nothing for {self._config.silent_after_s:g} s"
                 member.link.give_up(WorkerStalled(silent))
 

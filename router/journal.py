@@ -7,7 +7,7 @@ decision is made, nor what a record is used for.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 
 from router.journal_record import Attempt, Decision, RequestRecord, Rung, Timing, best_of, decoded, encoded
 
@@ -92,6 +92,14 @@ class Journal:
         """What this router has itself, of a running request too: then it is not complete yet."""
         body = self._ended.get(request_id)
         return self._live.get(request_id) or (decoded(body) if body is not None else None)
+
+    def running(self) -> Iterator[RequestRecord]:
+        """Not complete yet; newest first. As of now, however slowly they are taken."""
+        return reversed(list(self._live.values()))
+
+    def ended(self) -> Iterator[RequestRecord]:
+        """Those that are still kept here, newest first. As of now. Raises `BadRecord`."""
+        return map(decoded, reversed(list(self._ended.values())))
 
     async def look_up(self, request_id: str) -> RequestRecord | None:
         """Asks the store if need be; None when nobody knows the request any more.

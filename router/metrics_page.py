@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 from cluster import metrics_table as table
 from cluster.metrics import Buckets, Kind, Metric, Sample
 from cluster.worker_metrics import worker_samples
-from router.fleet import WorkerReport
+from router.fleet_reports import WorkerReport
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 Page = Callable[[], Awaitable[bytes]]

@@ -23,6 +23,7 @@ from protos.baton.v1 import worker_pb2
 from router.arrivals import Arrivals
 from router.attempt_timing import AttemptTiming
 from router.decision import Decision
+from router.fleet_events import FleetEvents, Seen
 from router.generation import GenerationRequest
 from router.predicted_placement import BlockShape, Demand, Placement
 from router.request_choices import RequestChoices
@@ -57,7 +58,8 @@ class PlacementSetup:
 
 class Placing:
     """`now` gives seconds of a monotonic clock; `seed` makes the draws between equals repeatable. `shared`: what
-    routers tell each other of their reservations; `pins`: of their sessions."""
+    routers tell each other of their reservations; `pins`: of their sessions. `events`: where it is told that a worker
+    is left alone."""
 
     def __init__(
         self,
@@ -66,7 +68,9 @@ class Placing:
         seed: int,
         shared: SharedLoads = ALONE,
         pins: Pins | None = None,
+        events: FleetEvents | None = None,
     ) -> None:
+        self._events = events or FleetEvents()
         self._shared = shared
         self._setup = setup
         self._now = now
@@ -148,6 +152,7 @@ class Placing:
         until = self._circuits.failed(worker_id, request_id, self._now())
         if until is not None:
             logger.warning("worker %s fails every request: it gets none for a while", worker_id)
+            self._events.add(Seen.FAILING, worker_id, "it fails every request: it gets none for a while")
             self.placement.loads.close_until(worker_id, until)
 
     def worked(self, worker_id: str) -> None:
@@ -186,6 +191,7 @@ class Placing:
             self.placement.loads.hear_of_others(worker_id, elsewhere.tokens, elsewhere.sequences)
         for slow in self._slow.on_time(self._now()):
             logger.warning("worker %s is slow and gets nothing new for a while: %s", slow.worker_id, slow.reason)
+            self._events.add(Seen.SLOW, slow.worker_id, slow.reason)
             self.placement.loads.close_until(slow.worker_id, slow.until)
         self.placement.latency.on_time(self._now())
         self.placement.index.on_time(self._now())

@@ -49,6 +49,11 @@ class PrefixIndex:
         """Unique blocks in the map."""
         return len(self._table)
 
+    @property
+    def capacity(self) -> int:
+        """The most that it can hold."""
+        return self._table.capacity
+
     # Workers
 
     def add(self, worker_id: str, row: int, most_blocks: int) -> None:

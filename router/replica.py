@@ -31,11 +31,13 @@ from router.dispatch import DispatchParts
 from router.drains import Drains, drain_seconds
 from router.explainer import Explainer
 from router.fleet import Fleet
+from router.fleet_events import FleetEvents
 from router.fleet_report import report_of
 from router.gate import Gate
 from router.grpc_edge import GrpcEdge
 from router.handover_rules import HandoverRules
 from router.http_edge import HttpEdge
+from router.inspection import Inspection
 from router.journal import Journal
 from router.observation import RouterObservation
 from router.placing import PlacementSetup, Placing
@@ -139,11 +141,12 @@ async def start_replica(
     shared = open_shared_state(config, router_id, clock)
     seed = secrets.randbits(32)
     pins = SharedPins(shared.mirror) if config.store.shared else None
-    placing = Placing(PlacementSetup.of(config), clock.now, seed, shared.mirror, pins)
+    events = FleetEvents()
+    placing = Placing(PlacementSetup.of(config), clock.now, seed, shared.mirror, pins, events)
     send, recall = (shared.mirror.record, shared.mirror.recall) if config.store.shared else (_keep_here, _nowhere_else)
     journal = Journal(router_id, config.store.journal_records, send, recall)
     watched = RouterObservation(config.observability, router_id, clock)
-    told = watched.requests, watched.traced
+    told = watched.requests, watched.traced, events
     written = RequestJournal(journal, clock.now, time.time, rules.first_token_from_prefill, *told)
     gate = Gate(config.admission, config.router.max_in_flight, clock.now, shared.claims)
     scaling = ScalingLink(ScalingSetup.of(config), seat or MemorySeat(real_moment), clock)
@@ -152,8 +155,9 @@ async def start_replica(
     frontend = await _frontend(config, fleet)
     explainer = Explainer(router_id, journal, frontend.text, placing, clock.now, rules, defence.guard)
     drains = Drains(fleet, shared.mirror, drain_seconds(config))
-    scalings = Scalings(scaling)
-    admin = AdminService(fleet, router_id, config.model.served_name, explainer, shared, drains, scalings)
+    inspection = Inspection(router_id, fleet, journal, written, config)
+    parts_asked = explainer, shared, drains, Scalings(scaling), inspection
+    admin = AdminService(fleet, router_id, config.model.served_name, *parts_asked)
     waiting = config.admission.queue.max_requests
     edge = GrpcEdge(config.router, frontend.text, admin, waiting, fleet.dispatch.leave, defence, watched.watch)
     try:

@@ -12,8 +12,10 @@ from cluster.engine import EngineOutput, EngineRequest, Leg
 from cluster.tracing import TraceContext
 from router import journal_record as written
 from router.actions import Ending, Settle
+from router.cache_counts import CacheCounts
 from router.caller import Caller
 from router.decision import Candidate, Decision, Why
+from router.fleet_events import FleetEvents, Seen
 from router.generation import Emission, GenerationRequest, Outcome
 from router.journal import CANDIDATES, Journal
 from router.request_metrics import FirstToken, RequestMetrics
@@ -27,6 +29,9 @@ _REASONS = {
     Why.TURN: "its turn: the configuration has workers picked round robin",
     Why.CHANCE: "drawn at random: the configuration has it so",
 }
+RECOVERED = frozenset({"failed", "lost", "stalled", "late", "moved"})
+"""How attempts end that requests had to leave."""
+
 _COSTS = ("queue", "prefill", "transfer", "decode", "room", "harm", "evict")
 
 
@@ -63,8 +68,8 @@ class _Running:
 
 class RequestJournal:
     """`now`: the router's monotonic clock; `wall`: seconds since 1970. `first_token_from_prefill`: whether a hand-over
-    comes after the first token, or before it. `metrics` and `traced` are told what is written. What comes for a request
-    that has ended, or never began, is left out."""
+    comes after the first token, or before it. `metrics` and `traced` are told what is written, `events` what befell a
+    worker. What comes for a request that has ended, or never began, is left out."""
 
     def __init__(
         self,
@@ -74,7 +79,10 @@ class RequestJournal:
         first_token_from_prefill: bool = True,
         metrics: RequestMetrics | None = None,
         traced: Traced | None = None,
+        events: FleetEvents | None = None,
     ) -> None:
+        self.events = events or FleetEvents(wall)
+        self.cache = CacheCounts()
         self._journal = journal
         self._now = now
         self._wall = wall
@@ -166,6 +174,8 @@ class RequestJournal:
         recomputed_s = _recomputed_s(attempt, running.record.rungs)
         if recomputed_s is not None:
             self._metrics.recomputed(recomputed_s)
+        if settle.ending.value in RECOVERED and sent.leg is not Leg.PREFETCH:
+            self.events.add(Seen.RECOVERED, settle.worker_id, _recovered(settle), running.key)
 
     def emitted(self, emission: Emission) -> None:
         running = self._running.get(emission.request_id)
@@ -184,6 +194,7 @@ class RequestJournal:
             self._keys.discard(running.key)
             record, trace = running.record, running.caller.trace
             record.duration_s = self._now() - running.arrived
+            self.cache.add(record)
             self._journal.end(running.key, outcome.value, _actual(running), running.error)
             self._metrics.ended(record, running.most_cached)
             if self._traced is not None and trace is not None and trace.sampled:
@@ -216,6 +227,11 @@ def _recomputed_s(attempt: written.Attempt, rungs: list[written.Rung]) -> float 
     if last is None or last.outcome == "landed" or attempt.first_at_s is None:
         return None
     return max(0.0, attempt.first_at_s - max(attempt.at_s, last.at_s + last.duration_s))
+
+
+def _recovered(settle: Settle) -> str:
+    """Equal for all attempts that one cause ended."""
+    return f"{settle.ending.value}: {settle.reason}" if settle.reason else settle.ending.value
 
 
 def _actual(running: _Running) -> written.Timing:

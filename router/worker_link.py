@@ -129,12 +129,21 @@ class WorkerLink:
         request = worker_pb2.WatchRequest(router_id=self._router_id, epoch=self.record.epoch, beat_s=self._beat_s)
         return self._stub.Watch(request)
 
-    async def describe(self) -> worker_pb2.WorkerDescription:
-        """Raises `WorkerLost` when the worker does not answer within the deadline."""
+    async def describe(self, within_s: float | None = None) -> worker_pb2.WorkerDescription:
+        """Raises `WorkerLost` when the worker does not answer within that time, or the deadline if it is sooner."""
+        limit_s = self._deadline_s if within_s is None else min(within_s, self._deadline_s)
         try:
-            return await self._stub.Describe(worker_pb2.DescribeRequest(), timeout=self._deadline_s)
+            return await self._stub.Describe(worker_pb2.DescribeRequest(), timeout=limit_s)
         except grpc.aio.AioRpcError as error:
             raise self._lost(_reason(error)) from error
+
+    async def forget_prefixes(self) -> bool:
+        """False: blocks of its cache are in use, so it keeps them all. Raises `WorkerLost`."""
+        try:
+            answer = await self._stub.ForgetPrefixes(worker_pb2.ForgetPrefixesRequest(), timeout=self._deadline_s)
+        except grpc.aio.AioRpcError as error:
+            raise self._lost(_reason(error)) from error
+        return answer.forgotten
 
     async def close(self) -> None:
         """May be called twice, and without `open`."""

@@ -26,11 +26,13 @@ BATON = Path(sys.executable).parent / "baton"
 
 @dataclass(frozen=True)
 class LiveCluster:
-    """`pid` owns every process of the cluster."""
+    """`pid` owns every process of the cluster. `state`: its XDG_STATE_HOME; `config`: its configuration file."""
 
     pid: int
     http: str
     grpc: str
+    state: Path = Path()
+    config: Path = Path()
 
 
 def local_config(model_path: Path, name: str, **sections: dict[str, Any]) -> dict[str, Any]:
@@ -71,7 +73,8 @@ def live_cluster(config: dict[str, Any], start_s: float = START_S) -> Iterator[L
             if not _ready(owner, start_s):
                 raise RuntimeError(f"baton up did not become ready:\n{log_path.read_text()}")
             router = config["router"]
-            yield LiveCluster(owner.pid, f"http://127.0.0.1:{router['http_port']}", f"127.0.0.1:{router['grpc_port']}")
+            http, grpc = f"http://127.0.0.1:{router['http_port']}", f"127.0.0.1:{router['grpc_port']}"
+            yield LiveCluster(owner.pid, http, grpc, Path(folder), path)
         finally:
             owner.send_signal(signal.SIGINT)
             try:

@@ -9,12 +9,18 @@ import typer
 from deploy.cli.options import Endpoint
 from deploy.cli.outcome import Exit, command
 from deploy.cli.output import Format, Table, print_json, print_tables, print_yaml
+from deploy.cli.quick_group import QuickGroup
 
 if TYPE_CHECKING:
     from deploy.cli.autoscale_document import Autoscaling
     from protos.baton.v1 import admin_pb2
 
-app = typer.Typer(help="See and stop what changes the sizes of the pools.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    cls=QuickGroup,
+    help="See and stop what changes the sizes of the pools.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 
 Output = Annotated[Format, typer.Option("--output", "-o", help="How to print it.")]
 Timeout = Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Longest wait for an answer.")]

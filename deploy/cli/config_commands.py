@@ -7,16 +7,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from deploy.cli import config_live
 from deploy.cli.options import ConfigFile
 from deploy.cli.outcome import Exit, command
 from deploy.cli.output import DocumentFormat, print_json, print_yaml
+from deploy.cli.quick_group import QuickGroup
 
 if TYPE_CHECKING:
     from cluster.config import Config, PoolConfig
 
-app = typer.Typer(help="Check and render configuration files.", no_args_is_help=True)
-render = typer.Typer(help="Turn a configuration into what a platform takes.", no_args_is_help=True)
+app = typer.Typer(cls=QuickGroup, help="Check, compare, render and apply configurations.", no_args_is_help=True)
+render = typer.Typer(cls=QuickGroup, help="Turn a configuration into what a platform takes.", no_args_is_help=True)
 app.add_typer(render, name="render")
+app.command("show")(config_live.show)
+app.command("diff")(config_live.diff)
+app.command("apply")(config_live.apply)
 
 
 @render.callback()

@@ -89,6 +89,6 @@ def _find(worker: str, endpoint: str, timeout_s: float) -> admin_pb2.WorkerStatu
     from deploy.cli.endpoint import ask_admin
     from protos.baton.v1 import admin_pb2
 
-    asked = admin_pb2.StatusRequest()
+    asked = admin_pb2.StatusRequest(wait_s=_LOOK_S)
     status = ask_admin(endpoint, timeout_s, lambda admin: admin.Status(asked, timeout=timeout_s))
     return next((each for each in status.workers if each.description.worker_id == worker), None)

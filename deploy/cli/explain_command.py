@@ -10,7 +10,7 @@ import typer
 
 from deploy.cli.options import Endpoint
 from deploy.cli.outcome import Exit, Stop, command
-from deploy.cli.output import Format, Table, print_json, print_tables, print_yaml
+from deploy.cli.output import Format, Table, print_as
 
 if TYPE_CHECKING:
     from deploy.cli.explain_document import Explanation
@@ -33,14 +33,14 @@ def explain(
     """Show why a request went where it went, or where a prompt would go; exits 4 when no router knows the request, 7
     when no router answers."""
     told = _ask(_question(request_id, prompt_file, session, max_tokens), endpoint, timeout)
-    match output:
-        case Format.JSON:
-            print_json(told.model_dump(mode="json", by_alias=True))
-        case Format.YAML:
-            print_yaml([told.model_dump(mode="json", by_alias=True)])
-        case Format.TABLE:
-            print_tables(_tables(told))
-    return Exit.OK
+    return print_as(told.document, explanation_tables(told), output)
+
+
+def ask_recorded(request_id: str, endpoint: str, timeout_s: float) -> Explanation:
+    """Of a request that was sent."""
+    from protos.baton.v1 import admin_pb2
+
+    return _ask(admin_pb2.ExplainRequest(request_id=request_id), endpoint, timeout_s)
 
 
 def _question(request_id: str, prompt_file: Path | None, session: str, max_tokens: int) -> admin_pb2.ExplainRequest:
@@ -68,7 +68,7 @@ def _ask(asked: admin_pb2.ExplainRequest, endpoint: str, timeout_s: float) -> Ex
     return explanation(ask_admin(endpoint, timeout_s, lambda admin: admin.Explain(asked, timeout=timeout_s)))
 
 
-def _tables(told: Explanation) -> list[Table]:
+def explanation_tables(told: Explanation) -> list[Table]:
     return [_request(told), _decisions(told), _candidates(told), _attempts(told), _transfers(told)]
 
 

@@ -9,8 +9,9 @@ import typer
 
 from deploy.cli.outcome import Exit, Stop, command
 from deploy.cli.output import Format, print_json, print_yaml
+from deploy.cli.quick_group import QuickGroup
 
-app = typer.Typer(help="Make API keys.", no_args_is_help=True)
+app = typer.Typer(cls=QuickGroup, help="Make API keys.", no_args_is_help=True)
 
 
 class Role(StrEnum):

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from deploy.cli.outcome import Exit, command
+from deploy.cli.quick_group import QuickGroup
 
-app = typer.Typer(help="Make model directories.", no_args_is_help=True)
+app = typer.Typer(cls=QuickGroup, help="Make model directories.", no_args_is_help=True)
 
 
 @app.callback()

@@ -9,8 +9,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
+from deploy.cli.outcome import Exit
 from deploy.document import Json
+
+if TYPE_CHECKING:
+    import rich.table
 
 
 class Format(StrEnum):
@@ -61,6 +66,18 @@ def print_tables(tables: Sequence[Table]) -> None:
     print("\n\n".join("\n".join(_plain(table)) for table in tables))
 
 
+def print_as(document: Json, tables: Sequence[Table], output: Format) -> Exit:
+    """One thing, as a document or as tables."""
+    match output:
+        case Format.JSON:
+            print_json(document)
+        case Format.YAML:
+            print_yaml([document])
+        case Format.TABLE:
+            print_tables(tables)
+    return Exit.OK
+
+
 def _plain(table: Table) -> Iterator[str]:
     lines = [tuple(column.upper() for column in table.columns), *table.rows]
     widths = [max(len(line[at]) for line in lines) for at in range(len(table.columns))]
@@ -69,16 +86,22 @@ def _plain(table: Table) -> Iterator[str]:
 
 
 def _draw(tables: Sequence[Table]) -> None:
-    import rich.box
     import rich.console
-    import rich.table
-    import rich.text
 
     console = rich.console.Console()  # leaves colours out when NO_COLOR is set
     for table in tables:
-        drawn = rich.table.Table(
-            *table.columns, title=table.title, title_justify="left", box=rich.box.SIMPLE_HEAD, header_style="bold"
-        )
-        for row in table.rows:
-            drawn.add_row(*map(rich.text.Text, row))  # as they are: brackets are no markup
-        console.print(drawn)
+        console.print(drawn(table))
+
+
+def drawn(table: Table) -> rich.table.Table:
+    """For a terminal."""
+    import rich.box
+    import rich.table
+    import rich.text
+
+    made = rich.table.Table(
+        *table.columns, title=table.title, title_justify="left", box=rich.box.SIMPLE_HEAD, header_style="bold"
+    )
+    for row in table.rows:
+        made.add_row(*map(rich.text.Text, row))  # as they are: brackets are no markup
+    return made

@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deploy.cli import plan_options as options
-from deploy.cli.outcome import Exit, command
+from deploy.cli.outcome import Exit, Stop, command
 from deploy.cli.output import Format, print_json, print_tables, print_yaml
 from deploy.cli.plan_options import CacheKind, Emit, PlanMode
 
 if TYPE_CHECKING:
     from deploy.planning.planner import Plan
-
-_GUESSED = "efficiencies are guesses: nothing was measured on this hardware (docs/planning.md)"
 
 
 @command
@@ -45,11 +43,12 @@ def plan(  # noqa: PLR0913  each is an option of the command line
     why: options.Why = False,
     emit: options.Emitted = None,
     image: options.Image = None,
+    profile: options.Profile = None,
     output: Annotated[Format, typer.Option("--output", "-o", help="How to print it.")] = Format.TABLE,
 ) -> int:
     """Plan a cluster for a model, a load and two goals. Nothing is started or measured: a cost model says what GPUs can
     do. Exits 1 when no cluster keeps the goals, and says which bound fails."""
-    from deploy.cli.plan_inputs import PlanOptions, read_demand
+    from deploy.cli.plan_inputs import PlanOptions, figures_from, read_demand
     from deploy.planning.planner import Mode, make_plan
 
     asked = PlanOptions(
@@ -57,11 +56,12 @@ def plan(  # noqa: PLR0913  each is an option of the command line
         prompt_tokens=prompt_tokens, prompt_p95=prompt_p95, output_tokens=output_tokens, output_p95=output_p95,
         percentile=percentile, prefill_hardware=prefill_hardware, decode_hardware=decode_hardware, network=network,
         weights=weights, kv_cache=kv_cache, prices=tuple(price or ()), max_gpus=max_gpus, unequal_split=unequal_split,
+        profile=profile,
     )  # fmt: skip
     made = make_plan(read_demand(asked), Mode(mode))
     if emit is not None:
         return _emit(made, _model_path(model, made), emit, image, output)
-    return _print(made, why, output)
+    return _print(made, why, figures_from(asked, made.demand.shape.name), output)
 
 
 def _model_path(model: str, made: Plan) -> str:
@@ -76,6 +76,8 @@ def _emit(made: Plan, model_path: str, emit: Emit, image: str | None, output: Fo
     from deploy.kuberay_render import default_image, kuberay_manifests
     from deploy.planning.plan_config import plan_config
 
+    if not made.demand.decode.accelerator_type:
+        raise Stop(f"--emit: {made.demand.decode.name} is no GPU; write such a configuration by hand", Exit.USAGE)
     config = plan_config(made, model_path)
     if config.placement.disaggregate == "never":
         note = "one prefill worker is added to the plan: Baton has no cluster without, and it stands by"
@@ -92,12 +94,12 @@ def _emit(made: Plan, model_path: str, emit: Emit, image: str | None, output: Fo
     return Exit.OK
 
 
-def _print(made: Plan, why: bool, output: Format) -> Exit:
+def _print(made: Plan, why: bool, figures: str, output: Format) -> Exit:
     from deploy.cli.plan_document import plan_document
     from deploy.cli.plan_inputs import price_assumptions
     from deploy.cli.plan_tables import plan_tables
 
-    assumptions = [*made.demand.workload.assumed, *price_assumptions(made.demand), _GUESSED]
+    assumptions = [*made.demand.workload.assumed, *price_assumptions(made.demand), figures]
     document = plan_document(made, assumptions, why)
     match output:
         case Format.JSON:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from cluster.engine_profile import CPU, EngineProfile, read_profile
 from cluster.errors import ConfigError
 from cluster.hardware import HARDWARE, Hardware, hardware
 from cluster.model_config import model_shape
@@ -42,6 +43,7 @@ class PlanOptions:
     prices: tuple[str, ...] = ()
     max_gpus: int | None = None
     unequal_split: bool = False
+    profile: Path | None = None
 
 
 def read_demand(options: PlanOptions) -> Demand:
@@ -50,8 +52,9 @@ def read_demand(options: PlanOptions) -> Demand:
     shape = model_shape(options.model, options.weights)
     if options.kv_cache == "fp8":
         shape = replace(shape, precision=replace(shape.precision, cache=1.0))
-    prefill = hardware(options.prefill_hardware or options.hardware)
-    decode = hardware(options.decode_hardware or options.hardware)
+    names = [options.prefill_hardware or options.hardware, options.decode_hardware or options.hardware]
+    profile = None if options.profile is None else read_profile(options.profile)
+    prefill, decode = map(hardware, names) if profile is None else (_profiled(options, profile, name) for name in names)
     prices = _prices(options.prices)
     demand = Demand(
         shape=shape,
@@ -62,7 +65,15 @@ def read_demand(options: PlanOptions) -> Demand:
         network=None if options.network is None else options.network * 1e9,
         unequal_split=options.unequal_split,
     )
+    if profile is not None:
+        demand = replace(demand, efficiency=profile.efficiency, edge_s=profile.edge_s)
     return demand if options.max_gpus is None else replace(demand, most_gpus=options.max_gpus)
+
+
+def _profiled(options: PlanOptions, profile: EngineProfile, name: str) -> Hardware:
+    if name.upper() != profile.hardware.name.upper():
+        raise ConfigError(f"--profile {options.profile}: was measured on {profile.hardware.name}, not on {name}")
+    return profile.hardware
 
 
 def _check_numbers(options: PlanOptions) -> None:
@@ -134,7 +145,7 @@ def _prices(texts: tuple[str, ...]) -> dict[str, float]:
             price = math.nan
         if not 0 < price < math.inf:
             raise ConfigError(f"--price {text}: expected US dollars an hour, as 2.5 or H100=2.5")
-        prices[hardware(name).name if name else ""] = price
+        prices[name if name.upper() == CPU else hardware(name).name if name else ""] = price
     return prices
 
 
@@ -149,5 +160,15 @@ def price_assumptions(demand: Demand) -> list[str]:
     return [
         f"a GPU of {name} costs ${kind.price:g} an hour, about what clouds ask for on demand (--price)"
         for name, kind in kinds.items()
-        if kind.price == HARDWARE[name].price
+        if name not in HARDWARE or kind.price == HARDWARE[name].price
     ]
+
+
+def figures_from(options: PlanOptions, model: str) -> str:
+    """Where it comes from what hardware can do. `model`: the name of the one that is planned for."""
+    if options.profile is None:
+        return "efficiencies are guesses: nothing was measured on this hardware (`baton profile`)"
+    profile = read_profile(options.profile)
+    measured = f"{profile.model} on {profile.hardware.name}, {profile.tensor_parallel} together"
+    other = "" if profile.model == model else f"; {model} may differ, as its weights are read in another time"
+    return f"times are those of {options.profile}: {measured}, missed by {profile.error:.1%} in the middle{other}"

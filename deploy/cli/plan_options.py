@@ -70,4 +70,7 @@ UnequalSplit = Annotated[
 Mode = Annotated[PlanMode, typer.Option(help="Prefill apart from decode, or both on every worker.")]
 Why = Annotated[bool, typer.Option("--why", help="Say why each number is what it is.")]
 Emitted = Annotated[Emit | None, typer.Option("--emit", help="Print what runs the plan in place of the plan.")]
+Profile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="What `baton profile` measured, in place of guesses.")
+]
 Image = Annotated[str | None, typer.Option(help="With --emit kuberay: the container image.")]

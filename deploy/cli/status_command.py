@@ -6,12 +6,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from deploy.cli.amounts import age
 from deploy.cli.options import Endpoint
 from deploy.cli.outcome import Exit, command, fail
-from deploy.cli.output import Format, Table, print_json, print_tables, print_yaml
+from deploy.cli.output import Format, Table, print_as
 
 if TYPE_CHECKING:
     from deploy.cli.status_document import ClusterStatus, Worker
+
+PATIENCE_S = 0.5
+"""For a worker that does not answer; then what it said last is shown, with its age."""
 
 
 @command
@@ -21,25 +25,19 @@ def status(
     timeout: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Longest wait for the answer.")] = 5.0,
 ) -> int:
     """Show pools, workers and counters; exits 3 when a pool has no ready worker, 7 when no router answers."""
-    found = _ask(endpoint, timeout)
-    match output:
-        case Format.JSON:
-            print_json(found.model_dump(mode="json", by_alias=True))
-        case Format.YAML:
-            print_yaml([found.model_dump(mode="json", by_alias=True)])
-        case Format.TABLE:
-            print_tables(_tables(found))
+    found = ask_status(endpoint, timeout)
+    print_as(found.document, _tables(found), output)
     if found.missing_pools:
         return fail(f"no ready worker: {', '.join(found.missing_pools)}", Exit.DEGRADED)
     return Exit.OK
 
 
-def _ask(endpoint: str, timeout_s: float) -> ClusterStatus:
+def ask_status(endpoint: str, timeout_s: float) -> ClusterStatus:
     from deploy.cli.endpoint import ask_admin
     from deploy.cli.status_document import cluster_status
     from protos.baton.v1 import admin_pb2
 
-    asked = admin_pb2.StatusRequest()
+    asked = admin_pb2.StatusRequest(wait_s=min(PATIENCE_S, timeout_s / 2))
     return cluster_status(ask_admin(endpoint, timeout_s, lambda admin: admin.Status(asked, timeout=timeout_s)))
 
 
@@ -53,30 +51,32 @@ def _pools(status: ClusterStatus) -> Table:
 
 
 def _workers(status: ClusterStatus) -> Table:
+    from deploy.cli.kinds import state_of
+
     columns = ("worker", "pool", "state", "running", "waiting", "queued", "kv", "leases", "address", "reason")
     rows = [
         (
             worker.id,
             worker.role,
-            _state(worker),
+            state_of(worker),
             str(worker.load.running),
             str(worker.load.waiting),
             str(worker.load.queued_prefill_tokens),
             f"{worker.load.kv_usage:.0%}",
             str(worker.load.leases),
             worker.address,
-            worker.unreachable or worker.drain_reason or worker.reason,
+            _reason(worker),
         )
         for worker in status.workers
     ]
     return Table("Workers", columns, rows)
 
 
-def _state(worker: Worker) -> str:
-    """A worker that an operator drains may not have heard of it."""
-    if worker.drain_seconds_left is not None:
-        return f"{worker.state}, {worker.drain_seconds_left:.0f} s left"
-    return f"{worker.state}, to be drained" if worker.drained else worker.state
+def _reason(worker: Worker) -> str:
+    if worker.unreachable:
+        known = f"; as of {age(worker.age_s)} ago" if worker.age_s else ""
+        return worker.unreachable + known
+    return worker.drain_reason or worker.reason
 
 
 def _transfers(status: ClusterStatus) -> Table:

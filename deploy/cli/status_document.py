@@ -9,20 +9,15 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-from pydantic.alias_generators import to_camel
-
+from deploy.cli.document_part import Part
 from protos.baton.v1 import admin_pb2, worker_pb2
 
 LANDED = "landed"
 
 
-class Part(BaseModel):
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, frozen=True)
-
-
 class Router(Part):
     id: str
+    version: str
     model: str
     in_flight: int
     queued: int
@@ -53,18 +48,21 @@ class WorkerLoad(Part):
 
 
 class Transfers(Part):
-    """Pulls over one transport that ended in one way."""
+    """Pulls over one transport that ended in one way; `seconds`: what those that landed took, added up."""
 
     transport: str
     outcome: str
     count: int
     blocks: int
     bytes: int
+    seconds: float
 
 
 class Worker(Part):
-    """`epoch` is text because it does not fit the integers of JSON readers; `unreachable` says why no answer came,
-    `drain_reason` why it gets nothing new where it is `drained`; `drain_seconds_left` until what it still has moves."""
+    """`epoch` is text because it does not fit the integers of JSON readers; `unreachable` says why no answer came, and
+    all else is then `age_s` old. `drain_reason`: why it gets nothing new where it is `drained`; `drain_seconds_left`
+    until what it still has moves. `heard_s`: since the worker said anything; `clock_ahead_s`: of its clock before the
+    router's. None: not known."""
 
     id: str
     role: str
@@ -81,8 +79,13 @@ class Worker(Part):
     max_model_len: int
     block_size: int
     num_blocks: int
+    version: str
+    age_s: float
+    heard_s: float | None
+    clock_ahead_s: float | None
     load: WorkerLoad
     attempts: dict[str, int]
+    transfers: list[Transfers]
 
 
 class Counters(Part):
@@ -129,11 +132,12 @@ def cluster_status(answer: admin_pb2.StatusResponse) -> ClusterStatus:
     return ClusterStatus(
         router=Router(
             id=answer.router_id,
+            version=answer.version,
             model=answer.model,
             in_flight=answer.router.in_flight,
             queued=answer.router.queued,
         ),
-        pools=[Pool(role=_role(pool.role), ready=pool.ready, total=pool.total) for pool in answer.pools],
+        pools=[Pool(role=role_name(pool.role), ready=pool.ready, total=pool.total) for pool in answer.pools],
         workers=[_worker(worker) for worker in answer.workers],
         counters=_counters(answer),
         store=_store(answer.store),
@@ -154,7 +158,7 @@ def _worker(answer: admin_pb2.WorkerStatus) -> Worker:
     about, load = answer.description, answer.description.load
     return Worker(
         id=about.worker_id,
-        role=_role(about.role),
+        role=role_name(about.role),
         state="unreachable" if answer.unreachable else _state(about.state),
         reason=about.reason,
         unreachable=answer.unreachable,
@@ -168,6 +172,10 @@ def _worker(answer: admin_pb2.WorkerStatus) -> Worker:
         max_model_len=about.max_model_len,
         block_size=about.block_size,
         num_blocks=about.num_blocks,
+        version=about.version,
+        age_s=round(answer.age_s, 3),
+        heard_s=round(answer.heard_s, 3) if answer.HasField("heard_s") else None,
+        clock_ahead_s=round(answer.clock_ahead_s, 6) if answer.HasField("clock_ahead_s") else None,
         load=WorkerLoad(
             running=load.running,
             waiting=load.waiting,
@@ -176,6 +184,7 @@ def _worker(answer: admin_pb2.WorkerStatus) -> Worker:
             leases=load.leases,
         ),
         attempts=dict(sorted(about.counters.attempts_by_outcome.items())),
+        transfers=_transfers(about.counters.transfers),
     )
 
 
@@ -216,12 +225,13 @@ def _transfers(counts: Iterable[worker_pb2.TransferCount]) -> list[Transfers]:
             count=sum(each.count for each in group),
             blocks=sum(each.blocks for each in group),
             bytes=sum(each.bytes for each in group),
+            seconds=round(sum(each.seconds for each in group), 6),
         )
         for (transport, outcome), group in sorted(groups.items())
     ]
 
 
-def _role(role: worker_pb2.Role.ValueType) -> str:
+def role_name(role: worker_pb2.Role.ValueType) -> str:
     return _name(worker_pb2.Role, role, "ROLE_")
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from deploy.cli.explain_document import Part
+from deploy.cli.document_part import Part
 from protos.baton.v1 import admin_pb2
 
 

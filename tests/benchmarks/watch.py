@@ -51,6 +51,9 @@ class _Service(worker_pb2_grpc.WorkerServicer):
     def Describe(self, request: object, context: object) -> NoReturn:
         raise NotImplementedError
 
+    def ForgetPrefixes(self, request: object, context: object) -> NoReturn:
+        raise NotImplementedError
+
     async def Watch(  # type: ignore[override]  # grpc.aio also takes a coroutine that writes
         self, request: pb.WatchRequest, context: grpc.aio.ServicerContext[pb.WatchRequest, pb.WatchReply]
     ) -> None:

@@ -89,3 +89,17 @@ class PoolMachine(RuleBasedStateMachine):
 
 
 TestPoolMachine = PoolMachine.TestCase
+
+
+def test_what_a_pool_forgets_is_not_found_again_and_it_forgets_nothing_while_a_block_is_held() -> None:
+    pool = BlockPool(4)
+    held = pool.allocate(2)
+    pool.remember(held[0], 11)
+    assert not pool.forget()
+    assert pool.find([11]) == [held[0]]
+    pool.release(held)
+    pool.changes.take()
+    assert pool.forget()
+    assert (pool.find([11]), pool.contents) == ([], frozenset())
+    assert pool.changes.take().cleared
+    pool.check_integrity()

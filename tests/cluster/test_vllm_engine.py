@@ -247,3 +247,19 @@ async def test_a_start_past_its_deadline_leaves_no_process(demo_model: Path) -> 
     with pytest.raises(EngineFailed, match="not ready after 4 s"):
         await engine.start()
     assert not [child for child in set(psutil.Process().children(recursive=True)) - before if "Engine" in child.name()]
+
+
+async def test_prefixes_are_forgotten_only_while_no_block_is_in_use(engine: VllmEngine) -> None:
+    await engine.submit(request("f1", max_tokens=400, prompt=100))
+    while not any(output.attempt_id == "f1" for output in await engine.step()):
+        pass
+    assert not await engine.forget_prefixes()
+    await engine.abort(["f1"])
+    async with asyncio.timeout(30):
+        while (await engine.stats()).running:
+            await engine.step()
+    assert await engine.forget_prefixes()
+    await engine.submit(request("f2", prompt=100))
+    origin = (await finish(engine, "f2"))["f2"][0].origin
+    assert origin is not None
+    assert origin.cached_tokens == 0

@@ -105,6 +105,12 @@ class ScriptedWorker(worker_pb2_grpc.WorkerServicer):
     async def Describe(self, request: worker_pb2.DescribeRequest, context: object) -> worker_pb2.WorkerDescription:
         return self.describe()
 
+    async def ForgetPrefixes(
+        self, request: worker_pb2.ForgetPrefixesRequest, context: object
+    ) -> worker_pb2.ForgetPrefixesResponse:
+        """As an engine does: not while it has work."""
+        return worker_pb2.ForgetPrefixesResponse(forgotten=not self.running)
+
     async def Session(
         self, requests: AsyncIterator[worker_pb2.SessionRequest], context: object
     ) -> AsyncIterator[worker_pb2.SessionReply]:

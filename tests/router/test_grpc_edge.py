@@ -79,16 +79,8 @@ class NoAdmin(admin_pb2_grpc.AdminServicer):
     async def Drain(self, request: Any, context: Any) -> Any:
         raise NotImplementedError
 
-    async def Scale(self, request: Any, context: Any) -> Any:
-        raise NotImplementedError
-
-    async def Autoscale(self, request: Any, context: Any) -> Any:
-        raise NotImplementedError
-
-    async def Trace(self, request: Any, context: Any) -> Any:
-
-    async def PauseAutoscale(self, request: Any, context: Any) -> Any:
-        raise NotImplementedError
+    Scale = Autoscale = PauseAutoscale = Trace = FlushCache = Drain
+    ListRequests = ListLeases = ListEvents = Cache = ShowConfig = Drain
 
 
 class Bench:

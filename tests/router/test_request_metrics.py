@@ -27,7 +27,8 @@ from cluster.metrics import Buckets, Sample
 from protos.baton.v1 import admin_pb2
 from router.actions import Settle
 from router.dispatch import DispatchParts
-from router.fleet import Fleet, WorkerReport
+from router.fleet import Fleet
+from router.fleet_reports import WorkerReport
 from router.generation import Emission, GenerationRequest, Outcome
 from router.journal_record import Attempt, RequestRecord
 from router.metrics_page import MetricsPage, page_of

@@ -77,12 +77,19 @@ Global___DrainResponse: _TypeAlias = DrainResponse  # noqa: Y015
 class StatusRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    WAIT_S_FIELD_NUMBER: _builtins.int
+    wait_s: _builtins.float
+    """How long to wait for workers, seconds. Of one that has not answered by then, what was known before is told. 0: as
+    long as the router's `worker_deadline_s`.
+    """
     def __init__(
         self,
+        *,
+        wait_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["wait_s", b"wait_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -98,8 +105,11 @@ class StatusResponse(_message.Message):
     WORKERS_FIELD_NUMBER: _builtins.int
     ROUTER_FIELD_NUMBER: _builtins.int
     STORE_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
     router_id: _builtins.str
     model: _builtins.str
+    version: _builtins.str
+    """Of Baton, as this router runs it."""
     @_builtins.property
     def pools(self) -> _containers.RepeatedCompositeFieldContainer[Global___PoolStatus]: ...
     @_builtins.property
@@ -119,10 +129,11 @@ class StatusResponse(_message.Message):
         workers: _abc.Iterable[Global___WorkerStatus] | None = ...,
         router: Global___RouterCounters | None = ...,
         store: Global___StoreStatus | None = ...,
+        version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["router", b"router", "store", b"store"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "pools", b"pools", "router", b"router", "router_id", b"router_id", "store", b"store", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "pools", b"pools", "router", b"router", "router_id", b"router_id", "store", b"store", "version", b"version", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -198,12 +209,21 @@ class WorkerStatus(_message.Message):
     UNREACHABLE_FIELD_NUMBER: _builtins.int
     DRAINED_FIELD_NUMBER: _builtins.int
     DRAIN_REASON_FIELD_NUMBER: _builtins.int
+    AGE_S_FIELD_NUMBER: _builtins.int
+    HEARD_S_FIELD_NUMBER: _builtins.int
+    CLOCK_AHEAD_S_FIELD_NUMBER: _builtins.int
     address: _builtins.str
     unreachable: _builtins.str
     """Why the worker did not answer; empty when it did."""
     drained: _builtins.bool
     """An operator wants it to get nothing new; and why."""
     drain_reason: _builtins.str
+    age_s: _builtins.float
+    """How old the description is, seconds; 0 for an answer."""
+    heard_s: _builtins.float
+    """Since the worker last said anything to this router over its session or watch, seconds. Absent: it never did."""
+    clock_ahead_s: _builtins.float
+    """Of the worker's wall clock before this router's, seconds, to half the time of the call. Absent: it did not answer."""
     @_builtins.property
     def description(self) -> _worker_pb2.WorkerDescription: ...
     def __init__(
@@ -214,12 +234,22 @@ class WorkerStatus(_message.Message):
         unreachable: _builtins.str = ...,
         drained: _builtins.bool = ...,
         drain_reason: _builtins.str = ...,
+        age_s: _builtins.float = ...,
+        heard_s: _builtins.float | None = ...,
+        clock_ahead_s: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["description", b"description"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_clock_ahead_s", b"_clock_ahead_s", "_heard_s", b"_heard_s", "clock_ahead_s", b"clock_ahead_s", "description", b"description", "heard_s", b"heard_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "description", b"description", "drain_reason", b"drain_reason", "drained", b"drained", "unreachable", b"unreachable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clock_ahead_s", b"_clock_ahead_s", "_heard_s", b"_heard_s", "address", b"address", "age_s", b"age_s", "clock_ahead_s", b"clock_ahead_s", "description", b"description", "drain_reason", b"drain_reason", "drained", b"drained", "heard_s", b"heard_s", "unreachable", b"unreachable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__clock_ahead_s: _TypeAlias = _typing.Literal["clock_ahead_s"]  # noqa: Y015
+    _WhichOneofArgType__clock_ahead_s: _TypeAlias = _typing.Literal["_clock_ahead_s", b"_clock_ahead_s"]  # noqa: Y015
+    _WhichOneofReturnType__heard_s: _TypeAlias = _typing.Literal["heard_s"]  # noqa: Y015
+    _WhichOneofArgType__heard_s: _TypeAlias = _typing.Literal["_heard_s", b"_heard_s"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clock_ahead_s) -> _WhichOneofReturnType__clock_ahead_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__heard_s) -> _WhichOneofReturnType__heard_s | None: ...
 
 Global___WorkerStatus: _TypeAlias = WorkerStatus  # noqa: Y015
 
@@ -1132,3 +1162,551 @@ class ScalingChange(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ScalingChange: _TypeAlias = ScalingChange  # noqa: Y015
+
+@_typing.final
+class ListRequestsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIMIT_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    WORKER_ID_FIELD_NUMBER: _builtins.int
+    limit: _builtins.int
+    """0: 100."""
+    state: _builtins.str
+    """"running", or an outcome; empty: all."""
+    tenant: _builtins.str
+    worker_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        limit: _builtins.int = ...,
+        state: _builtins.str = ...,
+        tenant: _builtins.str = ...,
+        worker_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit", "state", b"state", "tenant", b"tenant", "worker_id", b"worker_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRequestsRequest: _TypeAlias = ListRequestsRequest  # noqa: Y015
+
+@_typing.final
+class ListRequestsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUTER_ID_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    router_id: _builtins.str
+    @_builtins.property
+    def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___RequestSummary]: ...
+    def __init__(
+        self,
+        *,
+        router_id: _builtins.str = ...,
+        requests: _abc.Iterable[Global___RequestSummary] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["requests", b"requests", "router_id", b"router_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRequestsResponse: _TypeAlias = ListRequestsResponse  # noqa: Y015
+
+@_typing.final
+class RequestSummary(_message.Message):
+    """Seconds throughout."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    ARRIVED_UNIX_S_FIELD_NUMBER: _builtins.int
+    DURATION_S_FIELD_NUMBER: _builtins.int
+    QUEUED_S_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHED_TOKENS_FIELD_NUMBER: _builtins.int
+    OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    ACTUAL_FIELD_NUMBER: _builtins.int
+    PREFILL_WORKER_FIELD_NUMBER: _builtins.int
+    DECODE_WORKER_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    tenant: _builtins.str
+    priority: _builtins.str
+    session_id: _builtins.str
+    state: _builtins.str
+    """"running", "completed", "cancelled", "failed" or "refused"."""
+    arrived_unix_s: _builtins.float
+    duration_s: _builtins.float
+    """Until it ended, or until now."""
+    queued_s: _builtins.float
+    prompt_tokens: _builtins.int
+    cached_tokens: _builtins.int
+    output_tokens: _builtins.int
+    prefill_worker: _builtins.str
+    """Chosen last for each leg; both the same where one worker had the whole request."""
+    decode_worker: _builtins.str
+    attempts: _builtins.int
+    """That have ended."""
+    error: _builtins.str
+    @_builtins.property
+    def actual(self) -> Global___Timing: ...
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        tenant: _builtins.str = ...,
+        priority: _builtins.str = ...,
+        session_id: _builtins.str = ...,
+        state: _builtins.str = ...,
+        arrived_unix_s: _builtins.float = ...,
+        duration_s: _builtins.float = ...,
+        queued_s: _builtins.float = ...,
+        prompt_tokens: _builtins.int = ...,
+        cached_tokens: _builtins.int | None = ...,
+        output_tokens: _builtins.int = ...,
+        actual: Global___Timing | None = ...,
+        prefill_worker: _builtins.str = ...,
+        decode_worker: _builtins.str = ...,
+        attempts: _builtins.int = ...,
+        error: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cached_tokens", b"_cached_tokens", "actual", b"actual", "cached_tokens", b"cached_tokens"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cached_tokens", b"_cached_tokens", "actual", b"actual", "arrived_unix_s", b"arrived_unix_s", "attempts", b"attempts", "cached_tokens", b"cached_tokens", "decode_worker", b"decode_worker", "duration_s", b"duration_s", "error", b"error", "output_tokens", b"output_tokens", "prefill_worker", b"prefill_worker", "priority", b"priority", "prompt_tokens", b"prompt_tokens", "queued_s", b"queued_s", "request_id", b"request_id", "session_id", b"session_id", "state", b"state", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cached_tokens: _TypeAlias = _typing.Literal["cached_tokens"]  # noqa: Y015
+    _WhichOneofArgType__cached_tokens: _TypeAlias = _typing.Literal["_cached_tokens", b"_cached_tokens"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cached_tokens) -> _WhichOneofReturnType__cached_tokens | None: ...
+
+Global___RequestSummary: _TypeAlias = RequestSummary  # noqa: Y015
+
+@_typing.final
+class ListLeasesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKER_ID_FIELD_NUMBER: _builtins.int
+    worker_id: _builtins.str
+    """Empty: of all workers."""
+    def __init__(
+        self,
+        *,
+        worker_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["worker_id", b"worker_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListLeasesRequest: _TypeAlias = ListLeasesRequest  # noqa: Y015
+
+@_typing.final
+class ListLeasesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerLeases]: ...
+    def __init__(
+        self,
+        *,
+        workers: _abc.Iterable[Global___WorkerLeases] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["workers", b"workers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListLeasesResponse: _TypeAlias = ListLeasesResponse  # noqa: Y015
+
+@_typing.final
+class WorkerLeases(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKER_ID_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    LEASES_FIELD_NUMBER: _builtins.int
+    UNREACHABLE_FIELD_NUMBER: _builtins.int
+    worker_id: _builtins.str
+    role: _worker_pb2.Role.ValueType
+    epoch: _builtins.int
+    unreachable: _builtins.str
+    """Why it could not tell; empty when it could."""
+    @_builtins.property
+    def leases(self) -> _containers.RepeatedCompositeFieldContainer[Global___LeaseReport]: ...
+    def __init__(
+        self,
+        *,
+        worker_id: _builtins.str = ...,
+        role: _worker_pb2.Role.ValueType = ...,
+        epoch: _builtins.int = ...,
+        leases: _abc.Iterable[Global___LeaseReport] | None = ...,
+        unreachable: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "leases", b"leases", "role", b"role", "unreachable", b"unreachable", "worker_id", b"worker_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorkerLeases: _TypeAlias = WorkerLeases  # noqa: Y015
+
+@_typing.final
+class LeaseReport(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASE_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    READER_ID_FIELD_NUMBER: _builtins.int
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    AGE_S_FIELD_NUMBER: _builtins.int
+    LEFT_S_FIELD_NUMBER: _builtins.int
+    GROWING_FIELD_NUMBER: _builtins.int
+    lease: _builtins.str
+    """The beginning of its id: who has the whole of it could end it."""
+    state: _builtins.str
+    """"offered", "claimed" or "moving" """
+    reader_id: _builtins.str
+    """The engine that reads, as WORKER/EPOCH; empty while nobody does."""
+    blocks: _builtins.int
+    age_s: _builtins.float
+    left_s: _builtins.float
+    """Until it ends, if it is not renewed."""
+    growing: _builtins.bool
+    """Its prompt is still being computed."""
+    def __init__(
+        self,
+        *,
+        lease: _builtins.str = ...,
+        state: _builtins.str = ...,
+        reader_id: _builtins.str = ...,
+        blocks: _builtins.int = ...,
+        age_s: _builtins.float = ...,
+        left_s: _builtins.float = ...,
+        growing: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_s", b"age_s", "blocks", b"blocks", "growing", b"growing", "lease", b"lease", "left_s", b"left_s", "reader_id", b"reader_id", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeaseReport: _TypeAlias = LeaseReport  # noqa: Y015
+
+@_typing.final
+class ListEventsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIMIT_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    limit: _builtins.int
+    """The newest so many; 0: all."""
+    after: _builtins.int
+    """Only those with a larger number: what came since."""
+    def __init__(
+        self,
+        *,
+        limit: _builtins.int = ...,
+        after: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "limit", b"limit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListEventsRequest: _TypeAlias = ListEventsRequest  # noqa: Y015
+
+@_typing.final
+class ListEventsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUTER_ID_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
+    router_id: _builtins.str
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___FleetEvent]: ...
+    def __init__(
+        self,
+        *,
+        router_id: _builtins.str = ...,
+        events: _abc.Iterable[Global___FleetEvent] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "router_id", b"router_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListEventsResponse: _TypeAlias = ListEventsResponse  # noqa: Y015
+
+@_typing.final
+class FleetEvent(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    AT_UNIX_S_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    WORKER_ID_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """Grows by one; what is missing was forgotten."""
+    at_unix_s: _builtins.float
+    kind: _builtins.str
+    """"joined", "left", "ready", "draining", "stalled", "failed", "silent", "drain-ordered", "drain-undone", "slow",
+    "failing", "recovered" or "flushed".
+    """
+    worker_id: _builtins.str
+    role: _worker_pb2.Role.ValueType
+    reason: _builtins.str
+    request_id: _builtins.str
+    """Where it concerns one."""
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        at_unix_s: _builtins.float = ...,
+        kind: _builtins.str = ...,
+        worker_id: _builtins.str = ...,
+        role: _worker_pb2.Role.ValueType = ...,
+        reason: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_unix_s", b"at_unix_s", "kind", b"kind", "number", b"number", "reason", b"reason", "request_id", b"request_id", "role", b"role", "worker_id", b"worker_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FleetEvent: _TypeAlias = FleetEvent  # noqa: Y015
+
+@_typing.final
+class CacheRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CacheRequest: _TypeAlias = CacheRequest  # noqa: Y015
+
+@_typing.final
+class CacheResponse(_message.Message):
+    """Tokens are counted since the router's start, over requests that got an answer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUTER_ID_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHED_TOKENS_FIELD_NUMBER: _builtins.int
+    PREDICTED_TOKENS_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    INDEX_BLOCKS_FIELD_NUMBER: _builtins.int
+    INDEX_CAPACITY_FIELD_NUMBER: _builtins.int
+    INDEX_EVICTED_FIELD_NUMBER: _builtins.int
+    WORKERS_FIELD_NUMBER: _builtins.int
+    router_id: _builtins.str
+    prompt_tokens: _builtins.int
+    cached_tokens: _builtins.int
+    """Of them, found in the cache of the worker that computed the prompt."""
+    predicted_tokens: _builtins.int
+    """Of them, expected there by placement."""
+    requests: _builtins.int
+    index_blocks: _builtins.int
+    """Different blocks that the index knows, and the most it can."""
+    index_capacity: _builtins.int
+    index_evicted: _builtins.int
+    """Thrown out of the index to make room."""
+    @_builtins.property
+    def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerCache]: ...
+    def __init__(
+        self,
+        *,
+        router_id: _builtins.str = ...,
+        prompt_tokens: _builtins.int = ...,
+        cached_tokens: _builtins.int = ...,
+        predicted_tokens: _builtins.int = ...,
+        requests: _builtins.int = ...,
+        index_blocks: _builtins.int = ...,
+        index_capacity: _builtins.int = ...,
+        index_evicted: _builtins.int = ...,
+        workers: _abc.Iterable[Global___WorkerCache] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "index_blocks", b"index_blocks", "index_capacity", b"index_capacity", "index_evicted", b"index_evicted", "predicted_tokens", b"predicted_tokens", "prompt_tokens", b"prompt_tokens", "requests", b"requests", "router_id", b"router_id", "workers", b"workers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CacheResponse: _TypeAlias = CacheResponse  # noqa: Y015
+
+@_typing.final
+class WorkerCache(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKER_ID_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    HELD_BLOCKS_FIELD_NUMBER: _builtins.int
+    NUM_BLOCKS_FIELD_NUMBER: _builtins.int
+    BLOCK_TOKENS_FIELD_NUMBER: _builtins.int
+    KV_USAGE_FIELD_NUMBER: _builtins.int
+    worker_id: _builtins.str
+    role: _worker_pb2.Role.ValueType
+    held_blocks: _builtins.int
+    """That the worker says it holds, as far as the index still has them; and all that it has room for."""
+    num_blocks: _builtins.int
+    block_tokens: _builtins.int
+    kv_usage: _builtins.float
+    """In use by running requests, as last told."""
+    def __init__(
+        self,
+        *,
+        worker_id: _builtins.str = ...,
+        role: _worker_pb2.Role.ValueType = ...,
+        held_blocks: _builtins.int = ...,
+        num_blocks: _builtins.int = ...,
+        block_tokens: _builtins.int = ...,
+        kv_usage: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_tokens", b"block_tokens", "held_blocks", b"held_blocks", "kv_usage", b"kv_usage", "num_blocks", b"num_blocks", "role", b"role", "worker_id", b"worker_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorkerCache: _TypeAlias = WorkerCache  # noqa: Y015
+
+@_typing.final
+class FlushCacheRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKER_ID_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    worker_id: _builtins.str
+    """At most one of the two; neither: all workers."""
+    role: _worker_pb2.Role.ValueType
+    def __init__(
+        self,
+        *,
+        worker_id: _builtins.str = ...,
+        role: _worker_pb2.Role.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["role", b"role", "worker_id", b"worker_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FlushCacheRequest: _TypeAlias = FlushCacheRequest  # noqa: Y015
+
+@_typing.final
+class FlushCacheResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerFlush]: ...
+    def __init__(
+        self,
+        *,
+        workers: _abc.Iterable[Global___WorkerFlush] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["workers", b"workers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FlushCacheResponse: _TypeAlias = FlushCacheResponse  # noqa: Y015
+
+@_typing.final
+class WorkerFlush(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKER_ID_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    FLUSHED_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    worker_id: _builtins.str
+    role: _worker_pb2.Role.ValueType
+    flushed: _builtins.bool
+    reason: _builtins.str
+    """Why not."""
+    def __init__(
+        self,
+        *,
+        worker_id: _builtins.str = ...,
+        role: _worker_pb2.Role.ValueType = ...,
+        flushed: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["flushed", b"flushed", "reason", b"reason", "role", b"role", "worker_id", b"worker_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorkerFlush: _TypeAlias = WorkerFlush  # noqa: Y015
+
+@_typing.final
+class ShowConfigRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShowConfigRequest: _TypeAlias = ShowConfigRequest  # noqa: Y015
+
+@_typing.final
+class ShowConfigResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUTER_ID_FIELD_NUMBER: _builtins.int
+    EFFECTIVE_JSON_FIELD_NUMBER: _builtins.int
+    GIVEN_JSON_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    router_id: _builtins.str
+    effective_json: _builtins.str
+    """Every key with its value, as JSON. Secrets are no part of a configuration."""
+    given_json: _builtins.str
+    """Of them, those that the file names; all others are defaults."""
+    version: _builtins.str
+    def __init__(
+        self,
+        *,
+        router_id: _builtins.str = ...,
+        effective_json: _builtins.str = ...,
+        given_json: _builtins.str = ...,
+        version: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["effective_json", b"effective_json", "given_json", b"given_json", "router_id", b"router_id", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShowConfigResponse: _TypeAlias = ShowConfigResponse  # noqa: Y015

@@ -69,6 +69,36 @@ class AdminStub:
                 request_serializer=protos_dot_baton_dot_v1_dot_admin__pb2.PauseAutoscaleRequest.SerializeToString,
                 response_deserializer=protos_dot_baton_dot_v1_dot_admin__pb2.AutoscaleReport.FromString,
                 _registered_method=True)
+        self.ListRequests = channel.unary_unary(
+                '/baton.v1.Admin/ListRequests',
+                request_serializer=protos_dot_baton_dot_v1_dot_admin__pb2.ListRequestsRequest.SerializeToString,
+                response_deserializer=protos_dot_baton_dot_v1_dot_admin__pb2.ListRequestsResponse.FromString,
+                _registered_method=True)
+        self.ListLeases = channel.unary_unary(
+                '/baton.v1.Admin/ListLeases',
+                request_serializer=protos_dot_baton_dot_v1_dot_admin__pb2.ListLeasesRequest.SerializeToString,
+                response_deserializer=protos_dot_baton_dot_v1_dot_admin__pb2.ListLeasesResponse.FromString,
+                _registered_method=True)
+        self.ListEvents = channel.unary_unary(
+                '/baton.v1.Admin/ListEvents',
+                request_serializer=protos_dot_baton_dot_v1_dot_admin__pb2.ListEventsRequest.SerializeToString,
+                response_deserializer=protos_dot_baton_dot_v1_dot_admin__pb2.ListEventsResponse.FromString,
+                _registered_method=True)
+        self.Cache = channel.unary_unary(
+                '/baton.v1.Admin/Cache',
+                request_serializer=protos_dot_baton_dot_v1_dot_admin__pb2.CacheRequest.SerializeToString,
+                response_deserializer=protos_dot_baton_dot_v1_dot_admin__pb2.CacheResponse.FromString,
+                _registered_method=True)
+        self.FlushCache = channel.unary_unary(
+                '/baton.v1.Admin/FlushCache',
+                request_serializer=protos_dot_baton_dot_v1_dot_admin__pb2.FlushCacheRequest.SerializeToString,
+                response_deserializer=protos_dot_baton_dot_v1_dot_admin__pb2.FlushCacheResponse.FromString,
+                _registered_method=True)
+        self.ShowConfig = channel.unary_unary(
+                '/baton.v1.Admin/ShowConfig',
+                request_serializer=protos_dot_baton_dot_v1_dot_admin__pb2.ShowConfigRequest.SerializeToString,
+                response_deserializer=protos_dot_baton_dot_v1_dot_admin__pb2.ShowConfigResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
@@ -127,6 +157,49 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListRequests(self, request, context):
+        """Requests that run and those that have ended, newest first; of the router that answers.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListLeases(self, request, context):
+        """Leases on blocks, as the workers' engines tell them at the time of the call.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListEvents(self, request, context):
+        """What this router saw of its fleet, oldest first. It remembers some hundreds.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Cache(self, request, context):
+        """How well prompts are found in caches, and what this router knows of them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FlushCache(self, request, context):
+        """Workers forget the prefixes that they hold, where that disturbs no request: one with blocks in use refuses. Routers
+        hear of it from the workers themselves. NOT_FOUND: this router knows no such worker.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ShowConfig(self, request, context):
+        """The configuration that this router runs with.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -164,6 +237,36 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.PauseAutoscale,
                     request_deserializer=protos_dot_baton_dot_v1_dot_admin__pb2.PauseAutoscaleRequest.FromString,
                     response_serializer=protos_dot_baton_dot_v1_dot_admin__pb2.AutoscaleReport.SerializeToString,
+            ),
+            'ListRequests': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRequests,
+                    request_deserializer=protos_dot_baton_dot_v1_dot_admin__pb2.ListRequestsRequest.FromString,
+                    response_serializer=protos_dot_baton_dot_v1_dot_admin__pb2.ListRequestsResponse.SerializeToString,
+            ),
+            'ListLeases': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListLeases,
+                    request_deserializer=protos_dot_baton_dot_v1_dot_admin__pb2.ListLeasesRequest.FromString,
+                    response_serializer=protos_dot_baton_dot_v1_dot_admin__pb2.ListLeasesResponse.SerializeToString,
+            ),
+            'ListEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListEvents,
+                    request_deserializer=protos_dot_baton_dot_v1_dot_admin__pb2.ListEventsRequest.FromString,
+                    response_serializer=protos_dot_baton_dot_v1_dot_admin__pb2.ListEventsResponse.SerializeToString,
+            ),
+            'Cache': grpc.unary_unary_rpc_method_handler(
+                    servicer.Cache,
+                    request_deserializer=protos_dot_baton_dot_v1_dot_admin__pb2.CacheRequest.FromString,
+                    response_serializer=protos_dot_baton_dot_v1_dot_admin__pb2.CacheResponse.SerializeToString,
+            ),
+            'FlushCache': grpc.unary_unary_rpc_method_handler(
+                    servicer.FlushCache,
+                    request_deserializer=protos_dot_baton_dot_v1_dot_admin__pb2.FlushCacheRequest.FromString,
+                    response_serializer=protos_dot_baton_dot_v1_dot_admin__pb2.FlushCacheResponse.SerializeToString,
+            ),
+            'ShowConfig': grpc.unary_unary_rpc_method_handler(
+                    servicer.ShowConfig,
+                    request_deserializer=protos_dot_baton_dot_v1_dot_admin__pb2.ShowConfigRequest.FromString,
+                    response_serializer=protos_dot_baton_dot_v1_dot_admin__pb2.ShowConfigResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -355,6 +458,168 @@ class Admin:
             '/baton.v1.Admin/PauseAutoscale',
             protos_dot_baton_dot_v1_dot_admin__pb2.PauseAutoscaleRequest.SerializeToString,
             protos_dot_baton_dot_v1_dot_admin__pb2.AutoscaleReport.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRequests(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.v1.Admin/ListRequests',
+            protos_dot_baton_dot_v1_dot_admin__pb2.ListRequestsRequest.SerializeToString,
+            protos_dot_baton_dot_v1_dot_admin__pb2.ListRequestsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListLeases(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.v1.Admin/ListLeases',
+            protos_dot_baton_dot_v1_dot_admin__pb2.ListLeasesRequest.SerializeToString,
+            protos_dot_baton_dot_v1_dot_admin__pb2.ListLeasesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.v1.Admin/ListEvents',
+            protos_dot_baton_dot_v1_dot_admin__pb2.ListEventsRequest.SerializeToString,
+            protos_dot_baton_dot_v1_dot_admin__pb2.ListEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Cache(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.v1.Admin/Cache',
+            protos_dot_baton_dot_v1_dot_admin__pb2.CacheRequest.SerializeToString,
+            protos_dot_baton_dot_v1_dot_admin__pb2.CacheResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FlushCache(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.v1.Admin/FlushCache',
+            protos_dot_baton_dot_v1_dot_admin__pb2.FlushCacheRequest.SerializeToString,
+            protos_dot_baton_dot_v1_dot_admin__pb2.FlushCacheResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ShowConfig(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.v1.Admin/ShowConfig',
+            protos_dot_baton_dot_v1_dot_admin__pb2.ShowConfigRequest.SerializeToString,
+            protos_dot_baton_dot_v1_dot_admin__pb2.ShowConfigResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -53,6 +53,20 @@ class AdminStub:
     """
     PauseAutoscale: _grpc.UnaryUnaryMultiCallable[_admin_pb2.PauseAutoscaleRequest, _admin_pb2.AutoscaleReport]
     """Whether they change by themselves; orders are carried out in either case."""
+    ListRequests: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListRequestsRequest, _admin_pb2.ListRequestsResponse]
+    """Requests that run and those that have ended, newest first; of the router that answers."""
+    ListLeases: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListLeasesRequest, _admin_pb2.ListLeasesResponse]
+    """Leases on blocks, as the workers' engines tell them at the time of the call."""
+    ListEvents: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListEventsRequest, _admin_pb2.ListEventsResponse]
+    """What this router saw of its fleet, oldest first. It remembers some hundreds."""
+    Cache: _grpc.UnaryUnaryMultiCallable[_admin_pb2.CacheRequest, _admin_pb2.CacheResponse]
+    """How well prompts are found in caches, and what this router knows of them."""
+    FlushCache: _grpc.UnaryUnaryMultiCallable[_admin_pb2.FlushCacheRequest, _admin_pb2.FlushCacheResponse]
+    """Workers forget the prefixes that they hold, where that disturbs no request: one with blocks in use refuses. Routers
+    hear of it from the workers themselves. NOT_FOUND: this router knows no such worker.
+    """
+    ShowConfig: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ShowConfigRequest, _admin_pb2.ShowConfigResponse]
+    """The configuration that this router runs with."""
 
 @_typing.type_check_only
 class AdminAsyncStub(AdminStub):
@@ -79,6 +93,20 @@ class AdminAsyncStub(AdminStub):
     """
     PauseAutoscale: _aio.UnaryUnaryMultiCallable[_admin_pb2.PauseAutoscaleRequest, _admin_pb2.AutoscaleReport]  # type: ignore[assignment]
     """Whether they change by themselves; orders are carried out in either case."""
+    ListRequests: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListRequestsRequest, _admin_pb2.ListRequestsResponse]  # type: ignore[assignment]
+    """Requests that run and those that have ended, newest first; of the router that answers."""
+    ListLeases: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListLeasesRequest, _admin_pb2.ListLeasesResponse]  # type: ignore[assignment]
+    """Leases on blocks, as the workers' engines tell them at the time of the call."""
+    ListEvents: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListEventsRequest, _admin_pb2.ListEventsResponse]  # type: ignore[assignment]
+    """What this router saw of its fleet, oldest first. It remembers some hundreds."""
+    Cache: _aio.UnaryUnaryMultiCallable[_admin_pb2.CacheRequest, _admin_pb2.CacheResponse]  # type: ignore[assignment]
+    """How well prompts are found in caches, and what this router knows of them."""
+    FlushCache: _aio.UnaryUnaryMultiCallable[_admin_pb2.FlushCacheRequest, _admin_pb2.FlushCacheResponse]  # type: ignore[assignment]
+    """Workers forget the prefixes that they hold, where that disturbs no request: one with blocks in use refuses. Routers
+    hear of it from the workers themselves. NOT_FOUND: this router knows no such worker.
+    """
+    ShowConfig: _aio.UnaryUnaryMultiCallable[_admin_pb2.ShowConfigRequest, _admin_pb2.ShowConfigResponse]  # type: ignore[assignment]
+    """The configuration that this router runs with."""
 
 class AdminServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -144,5 +172,55 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.AutoscaleReport, _abc.Awaitable[_admin_pb2.AutoscaleReport]]:
         """Whether they change by themselves; orders are carried out in either case."""
+
+    @_abc_1.abstractmethod
+    def ListRequests(
+        self,
+        request: _admin_pb2.ListRequestsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ListRequestsResponse, _abc.Awaitable[_admin_pb2.ListRequestsResponse]]:
+        """Requests that run and those that have ended, newest first; of the router that answers."""
+
+    @_abc_1.abstractmethod
+    def ListLeases(
+        self,
+        request: _admin_pb2.ListLeasesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ListLeasesResponse, _abc.Awaitable[_admin_pb2.ListLeasesResponse]]:
+        """Leases on blocks, as the workers' engines tell them at the time of the call."""
+
+    @_abc_1.abstractmethod
+    def ListEvents(
+        self,
+        request: _admin_pb2.ListEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ListEventsResponse, _abc.Awaitable[_admin_pb2.ListEventsResponse]]:
+        """What this router saw of its fleet, oldest first. It remembers some hundreds."""
+
+    @_abc_1.abstractmethod
+    def Cache(
+        self,
+        request: _admin_pb2.CacheRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.CacheResponse, _abc.Awaitable[_admin_pb2.CacheResponse]]:
+        """How well prompts are found in caches, and what this router knows of them."""
+
+    @_abc_1.abstractmethod
+    def FlushCache(
+        self,
+        request: _admin_pb2.FlushCacheRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.FlushCacheResponse, _abc.Awaitable[_admin_pb2.FlushCacheResponse]]:
+        """Workers forget the prefixes that they hold, where that disturbs no request: one with blocks in use refuses. Routers
+        hear of it from the workers themselves. NOT_FOUND: this router knows no such worker.
+        """
+
+    @_abc_1.abstractmethod
+    def ShowConfig(
+        self,
+        request: _admin_pb2.ShowConfigRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ShowConfigResponse, _abc.Awaitable[_admin_pb2.ShowConfigResponse]]:
+        """The configuration that this router runs with."""
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

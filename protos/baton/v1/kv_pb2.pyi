@@ -612,3 +612,76 @@ class PullCount(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PullCount: _TypeAlias = PullCount  # noqa: Y015
+
+@_typing.final
+class KvLeasesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KvLeasesRequest: _TypeAlias = KvLeasesRequest  # noqa: Y015
+
+@_typing.final
+class KvLeasesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def leases(self) -> _containers.RepeatedCompositeFieldContainer[Global___KvLease]: ...
+    def __init__(
+        self,
+        *,
+        leases: _abc.Iterable[Global___KvLease] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["leases", b"leases"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KvLeasesResponse: _TypeAlias = KvLeasesResponse  # noqa: Y015
+
+@_typing.final
+class KvLease(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASE_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    READER_ID_FIELD_NUMBER: _builtins.int
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    AGE_S_FIELD_NUMBER: _builtins.int
+    LEFT_S_FIELD_NUMBER: _builtins.int
+    GROWING_FIELD_NUMBER: _builtins.int
+    lease: _builtins.str
+    """The beginning of the id: the whole of it would let its holder end the lease."""
+    state: _builtins.str
+    reader_id: _builtins.str
+    blocks: _builtins.int
+    age_s: _builtins.float
+    left_s: _builtins.float
+    growing: _builtins.bool
+    def __init__(
+        self,
+        *,
+        lease: _builtins.str = ...,
+        state: _builtins.str = ...,
+        reader_id: _builtins.str = ...,
+        blocks: _builtins.int = ...,
+        age_s: _builtins.float = ...,
+        left_s: _builtins.float = ...,
+        growing: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_s", b"age_s", "blocks", b"blocks", "growing", b"growing", "lease", b"lease", "left_s", b"left_s", "reader_id", b"reader_id", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KvLease: _TypeAlias = KvLease  # noqa: Y015

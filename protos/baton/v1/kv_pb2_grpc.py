@@ -66,6 +66,11 @@ class KvSourceStub:
                 request_serializer=protos_dot_baton_dot_v1_dot_kv__pb2.KvStatsRequest.SerializeToString,
                 response_deserializer=protos_dot_baton_dot_v1_dot_kv__pb2.KvStatsResponse.FromString,
                 _registered_method=True)
+        self.Leases = channel.unary_unary(
+                '/baton.v1.KvSource/Leases',
+                request_serializer=protos_dot_baton_dot_v1_dot_kv__pb2.KvLeasesRequest.SerializeToString,
+                response_deserializer=protos_dot_baton_dot_v1_dot_kv__pb2.KvLeasesResponse.FromString,
+                _registered_method=True)
 
 
 class KvSourceServicer:
@@ -121,6 +126,13 @@ class KvSourceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Leases(self, request, context):
+        """The leases that live, for the operator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_KvSourceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -153,6 +165,11 @@ def add_KvSourceServicer_to_server(servicer, server):
                     servicer.Stats,
                     request_deserializer=protos_dot_baton_dot_v1_dot_kv__pb2.KvStatsRequest.FromString,
                     response_serializer=protos_dot_baton_dot_v1_dot_kv__pb2.KvStatsResponse.SerializeToString,
+            ),
+            'Leases': grpc.unary_unary_rpc_method_handler(
+                    servicer.Leases,
+                    request_deserializer=protos_dot_baton_dot_v1_dot_kv__pb2.KvLeasesRequest.FromString,
+                    response_serializer=protos_dot_baton_dot_v1_dot_kv__pb2.KvLeasesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -319,6 +336,33 @@ class KvSource:
             '/baton.v1.KvSource/Stats',
             protos_dot_baton_dot_v1_dot_kv__pb2.KvStatsRequest.SerializeToString,
             protos_dot_baton_dot_v1_dot_kv__pb2.KvStatsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Leases(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.v1.KvSource/Leases',
+            protos_dot_baton_dot_v1_dot_kv__pb2.KvLeasesRequest.SerializeToString,
+            protos_dot_baton_dot_v1_dot_kv__pb2.KvLeasesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -58,6 +58,8 @@ class KvSourceStub:
     """
     Stats: _grpc.UnaryUnaryMultiCallable[_kv_pb2.KvStatsRequest, _kv_pb2.KvStatsResponse]
     """Both halves of this engine's hand-off: its leases and its own pulls."""
+    Leases: _grpc.UnaryUnaryMultiCallable[_kv_pb2.KvLeasesRequest, _kv_pb2.KvLeasesResponse]
+    """The leases that live, for the operator."""
 
 @_typing.type_check_only
 class KvSourceAsyncStub(KvSourceStub):
@@ -89,6 +91,8 @@ class KvSourceAsyncStub(KvSourceStub):
     """
     Stats: _aio.UnaryUnaryMultiCallable[_kv_pb2.KvStatsRequest, _kv_pb2.KvStatsResponse]  # type: ignore[assignment]
     """Both halves of this engine's hand-off: its leases and its own pulls."""
+    Leases: _aio.UnaryUnaryMultiCallable[_kv_pb2.KvLeasesRequest, _kv_pb2.KvLeasesResponse]  # type: ignore[assignment]
+    """The leases that live, for the operator."""
 
 class KvSourceServicer(metaclass=_abc_1.ABCMeta):
     """Served inside every engine that has Baton's connector, beside its block pool. A reader is one engine; with tensor
@@ -153,6 +157,14 @@ class KvSourceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_kv_pb2.KvStatsResponse, _abc.Awaitable[_kv_pb2.KvStatsResponse]]:
         """Both halves of this engine's hand-off: its leases and its own pulls."""
+
+    @_abc_1.abstractmethod
+    def Leases(
+        self,
+        request: _kv_pb2.KvLeasesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_kv_pb2.KvLeasesResponse, _abc.Awaitable[_kv_pb2.KvLeasesResponse]]:
+        """The leases that live, for the operator."""
 
 def add_KvSourceServicer_to_server(servicer: KvSourceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 

@@ -128,6 +128,40 @@ FINISH_REASON_LOST: FinishReason.ValueType  # 7
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
 @_typing.final
+class ForgetPrefixesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForgetPrefixesRequest: _TypeAlias = ForgetPrefixesRequest  # noqa: Y015
+
+@_typing.final
+class ForgetPrefixesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FORGOTTEN_FIELD_NUMBER: _builtins.int
+    forgotten: _builtins.bool
+    def __init__(
+        self,
+        *,
+        forgotten: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["forgotten", b"forgotten"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForgetPrefixesResponse: _TypeAlias = ForgetPrefixesResponse  # noqa: Y015
+
+@_typing.final
 class SessionRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -795,6 +829,8 @@ class WorkerDescription(_message.Message):
     COUNTERS_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     DRAIN_LEFT_S_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    CLOCK_UNIX_S_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     role: Global___Role.ValueType
     epoch: _builtins.int
@@ -812,6 +848,10 @@ class WorkerDescription(_message.Message):
     """host:port of the engine's KvSource; empty without one."""
     drain_left_s: _builtins.float
     """DRAINING: seconds until what is still open is moved, at least 0."""
+    version: _builtins.str
+    """Of Baton, as this worker runs it."""
+    clock_unix_s: _builtins.float
+    """The worker's wall clock when it answered, seconds since 1970."""
     @_builtins.property
     def load(self) -> Global___Load: ...
     @_builtins.property
@@ -834,10 +874,12 @@ class WorkerDescription(_message.Message):
         counters: Global___Counters | None = ...,
         source: _builtins.str = ...,
         drain_left_s: _builtins.float | None = ...,
+        version: _builtins.str = ...,
+        clock_unix_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_drain_left_s", b"_drain_left_s", "counters", b"counters", "drain_left_s", b"drain_left_s", "load", b"load"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_drain_left_s", b"_drain_left_s", "block_size", b"block_size", "counters", b"counters", "drain_left_s", b"drain_left_s", "engine", b"engine", "epoch", b"epoch", "fingerprint", b"fingerprint", "load", b"load", "max_model_len", b"max_model_len", "model", b"model", "num_blocks", b"num_blocks", "reason", b"reason", "role", b"role", "source", b"source", "state", b"state", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_drain_left_s", b"_drain_left_s", "block_size", b"block_size", "clock_unix_s", b"clock_unix_s", "counters", b"counters", "drain_left_s", b"drain_left_s", "engine", b"engine", "epoch", b"epoch", "fingerprint", b"fingerprint", "load", b"load", "max_model_len", b"max_model_len", "model", b"model", "num_blocks", b"num_blocks", "reason", b"reason", "role", b"role", "source", b"source", "state", b"state", "version", b"version", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__drain_left_s: _TypeAlias = _typing.Literal["drain_left_s"]  # noqa: Y015
     _WhichOneofArgType__drain_left_s: _TypeAlias = _typing.Literal["_drain_left_s", b"_drain_left_s"]  # noqa: Y015

@@ -49,6 +49,11 @@ class WorkerStub:
                 request_serializer=protos_dot_baton_dot_v1_dot_worker__pb2.WatchRequest.SerializeToString,
                 response_deserializer=protos_dot_baton_dot_v1_dot_worker__pb2.WatchReply.FromString,
                 _registered_method=True)
+        self.ForgetPrefixes = channel.unary_unary(
+                '/baton.v1.Worker/ForgetPrefixes',
+                request_serializer=protos_dot_baton_dot_v1_dot_worker__pb2.ForgetPrefixesRequest.SerializeToString,
+                response_deserializer=protos_dot_baton_dot_v1_dot_worker__pb2.ForgetPrefixesResponse.FromString,
+                _registered_method=True)
 
 
 class WorkerServicer:
@@ -77,6 +82,14 @@ class WorkerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ForgetPrefixes(self, request, context):
+        """The engine forgets all prefixes that it holds, unless some of their blocks are in use: then it keeps all of them.
+        Routers hear of it by Watch. UNAVAILABLE: the engine does not answer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WorkerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -94,6 +107,11 @@ def add_WorkerServicer_to_server(servicer, server):
                     servicer.Watch,
                     request_deserializer=protos_dot_baton_dot_v1_dot_worker__pb2.WatchRequest.FromString,
                     response_serializer=protos_dot_baton_dot_v1_dot_worker__pb2.WatchReply.SerializeToString,
+            ),
+            'ForgetPrefixes': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForgetPrefixes,
+                    request_deserializer=protos_dot_baton_dot_v1_dot_worker__pb2.ForgetPrefixesRequest.FromString,
+                    response_serializer=protos_dot_baton_dot_v1_dot_worker__pb2.ForgetPrefixesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -177,6 +195,33 @@ class Worker:
             '/baton.v1.Worker/Watch',
             protos_dot_baton_dot_v1_dot_worker__pb2.WatchRequest.SerializeToString,
             protos_dot_baton_dot_v1_dot_worker__pb2.WatchReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForgetPrefixes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.v1.Worker/ForgetPrefixes',
+            protos_dot_baton_dot_v1_dot_worker__pb2.ForgetPrefixesRequest.SerializeToString,
+            protos_dot_baton_dot_v1_dot_worker__pb2.ForgetPrefixesResponse.FromString,
             options,
             channel_credentials,
             insecure,

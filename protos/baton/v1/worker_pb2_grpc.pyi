@@ -41,6 +41,10 @@ class WorkerStub:
     """Which blocks the worker holds, how busy it is and what state it is in: a snapshot, then what changes. A router that is
     too far behind gets a new snapshot on the same stream. FAILED_PRECONDITION: the epoch is not this engine's.
     """
+    ForgetPrefixes: _grpc.UnaryUnaryMultiCallable[_worker_pb2.ForgetPrefixesRequest, _worker_pb2.ForgetPrefixesResponse]
+    """The engine forgets all prefixes that it holds, unless some of their blocks are in use: then it keeps all of them.
+    Routers hear of it by Watch. UNAVAILABLE: the engine does not answer.
+    """
 
 @_typing.type_check_only
 class WorkerAsyncStub(WorkerStub):
@@ -54,6 +58,10 @@ class WorkerAsyncStub(WorkerStub):
     Watch: _aio.UnaryStreamMultiCallable[_worker_pb2.WatchRequest, _worker_pb2.WatchReply]  # type: ignore[assignment]
     """Which blocks the worker holds, how busy it is and what state it is in: a snapshot, then what changes. A router that is
     too far behind gets a new snapshot on the same stream. FAILED_PRECONDITION: the epoch is not this engine's.
+    """
+    ForgetPrefixes: _aio.UnaryUnaryMultiCallable[_worker_pb2.ForgetPrefixesRequest, _worker_pb2.ForgetPrefixesResponse]  # type: ignore[assignment]
+    """The engine forgets all prefixes that it holds, unless some of their blocks are in use: then it keeps all of them.
+    Routers hear of it by Watch. UNAVAILABLE: the engine does not answer.
     """
 
 class WorkerServicer(metaclass=_abc_1.ABCMeta):
@@ -83,6 +91,16 @@ class WorkerServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_worker_pb2.WatchReply], _abc.AsyncIterator[_worker_pb2.WatchReply]]:
         """Which blocks the worker holds, how busy it is and what state it is in: a snapshot, then what changes. A router that is
         too far behind gets a new snapshot on the same stream. FAILED_PRECONDITION: the epoch is not this engine's.
+        """
+
+    @_abc_1.abstractmethod
+    def ForgetPrefixes(
+        self,
+        request: _worker_pb2.ForgetPrefixesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_worker_pb2.ForgetPrefixesResponse, _abc.Awaitable[_worker_pb2.ForgetPrefixesResponse]]:
+        """The engine forgets all prefixes that it holds, unless some of their blocks are in use: then it keeps all of them.
+        Routers hear of it by Watch. UNAVAILABLE: the engine does not answer.
         """
 
 def add_WorkerServicer_to_server(servicer: WorkerServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

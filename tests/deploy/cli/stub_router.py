@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,18 +12,23 @@ from typing import Any
 
 import grpc
 
+from cluster.config import parse_config
+from cluster.release import release
 from protos.baton.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc, worker_pb2
+from tests.deploy.cli.stub_lists import some_caches, some_events, some_leases, some_requests
 
 
 @dataclass
 class StubRouter(admin_pb2_grpc.AdminServicer, inference_pb2_grpc.InferenceServicer):
-    """`refusal` ends every call; `pieces` is the text of an answer, ended by `finish`, or never when that is None.
-    `later_statuses` are answered one after the other, and the last of them from then on."""
+    """`refusal` ends every call; a `forgetful` one has no journal. `pieces` is the text of an answer, ended by
+    `finish`, or never when that is None. `later_statuses` are answered one after the other, and the
+    last of them from then on."""
 
     status: admin_pb2.StatusResponse = field(default_factory=lambda: healthy_status())
     later_statuses: list[admin_pb2.StatusResponse] = field(default_factory=list)
     refusal: tuple[grpc.StatusCode, str] | None = None
     silent: bool = False
+    forgetful: bool = False
     pieces: tuple[str, ...] = ("Hel", "lo", "!")
     finish: str | None = "stop"
     asked: list[inference_pb2.GenerateRequest] = field(default_factory=list)
@@ -30,6 +36,10 @@ class StubRouter(admin_pb2_grpc.AdminServicer, inference_pb2_grpc.InferenceServi
     explained: list[admin_pb2.ExplainRequest] = field(default_factory=list)
     scaled: list[admin_pb2.ScaleRequest] = field(default_factory=list)
     paused: list[admin_pb2.PauseAutoscaleRequest] = field(default_factory=list)
+    listed: list[admin_pb2.ListRequestsRequest] = field(default_factory=list)
+    flushes: list[admin_pb2.FlushCacheRequest] = field(default_factory=list)
+    flushed: list[admin_pb2.WorkerFlush] = field(default_factory=list)
+    config: dict[str, Any] = field(default_factory=lambda: {"model": {"path": "none"}})
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     address: str = ""
 
@@ -42,6 +52,8 @@ class StubRouter(admin_pb2_grpc.AdminServicer, inference_pb2_grpc.InferenceServi
     async def Explain(self, request: admin_pb2.ExplainRequest, context: Any) -> admin_pb2.Explanation:
         await self._refuse_or_stall(context)
         self.explained.append(request)
+        if self.forgetful:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "it is in no journal")
         told = explained(request.request_id)
         if request.WhichOneof("what") == "dry_run":
             told.ClearField("arrived_unix_s")
@@ -69,6 +81,40 @@ class StubRouter(admin_pb2_grpc.AdminServicer, inference_pb2_grpc.InferenceServi
         await self._refuse_or_stall(context)
         self.paused.append(request)
         return sized(paused=not request.resume, pause_reason=request.reason)
+
+    async def ListRequests(
+        self, request: admin_pb2.ListRequestsRequest, context: Any
+    ) -> admin_pb2.ListRequestsResponse:
+        await self._refuse_or_stall(context)
+        self.listed.append(request)
+        return admin_pb2.ListRequestsResponse(router_id="router-1", requests=some_requests())
+
+    async def ListLeases(self, request: admin_pb2.ListLeasesRequest, context: Any) -> admin_pb2.ListLeasesResponse:
+        await self._refuse_or_stall(context)
+        return admin_pb2.ListLeasesResponse(workers=some_leases())
+
+    async def ListEvents(self, request: admin_pb2.ListEventsRequest, context: Any) -> admin_pb2.ListEventsResponse:
+        await self._refuse_or_stall(context)
+        return admin_pb2.ListEventsResponse(router_id="router-1", events=some_events())
+
+    async def Cache(self, request: admin_pb2.CacheRequest, context: Any) -> admin_pb2.CacheResponse:
+        await self._refuse_or_stall(context)
+        return some_caches()
+
+    async def FlushCache(self, request: admin_pb2.FlushCacheRequest, context: Any) -> admin_pb2.FlushCacheResponse:
+        await self._refuse_or_stall(context)
+        self.flushes.append(request)
+        return admin_pb2.FlushCacheResponse(workers=self.flushed)
+
+    async def ShowConfig(self, request: admin_pb2.ShowConfigRequest, context: Any) -> admin_pb2.ShowConfigResponse:
+        await self._refuse_or_stall(context)
+        config = parse_config(self.config)
+        return admin_pb2.ShowConfigResponse(
+            router_id="router-1",
+            effective_json=json.dumps(config.model_dump(mode="json")),
+            given_json=json.dumps(config.model_dump(mode="json", exclude_unset=True)),
+            version=release(),
+        )
 
     async def Generate(
         self, request: inference_pb2.GenerateRequest, context: Any
@@ -192,7 +238,7 @@ def traced(request_id: str) -> admin_pb2.RequestTrace:
 def healthy_status() -> admin_pb2.StatusResponse:
     """One worker a pool; the decode worker pulled 7 blocks, and one pull failed."""
     prefill, decode = worker_pb2.ROLE_PREFILL, worker_pb2.ROLE_DECODE
-    landed = worker_pb2.TransferCount(transport="nixl", outcome="landed", count=3, blocks=7, bytes=7_000)
+    landed = worker_pb2.TransferCount(transport="nixl", outcome="landed", count=3, blocks=7, bytes=7_000, seconds=0.5)
     failed = worker_pb2.TransferCount(transport="nixl", outcome="failed", count=1)
     sent = worker_pb2.Counters(blocks_sent=7, bytes_sent=7_000, leases_offered=4, leases_released=3, pinned_blocks=2)
     pulled = worker_pb2.Counters(transfers=[landed, failed], recomputed_requests=1, attempts_by_outcome={"finished": 4})
@@ -211,6 +257,7 @@ def healthy_status() -> admin_pb2.StatusResponse:
             retries_refused=3,
             slow_workers=1,
         ),
+        version=release(),
         store=admin_pb2.StoreStatus(degraded=True, degraded_s=1.5, reason="gone", routers=2, dropped_writes=3),
     )
 
@@ -225,7 +272,8 @@ def _worker(
         state=worker_pb2.WORKER_STATE_READY,
         engine="simulated",
         model="demo",
+        version=release(),
         load=worker_pb2.Load(running=1, queued_prefill_tokens=300, kv_usage=0.25, leases=leases),
         counters=counters,
     )
-    return admin_pb2.WorkerStatus(description=description, address="127.0.0.1:4242")
+    return admin_pb2.WorkerStatus(description=description, address="127.0.0.1:4242", heard_s=0.25, clock_ahead_s=-0.125)

@@ -55,7 +55,7 @@ async def test_the_table_is_plain_when_piped_and_names_what_is_assumed(baton: Ba
     assert (ended.code, lines[0].split()[:4]) == (0, ["POOL", "REPLICAS", "GPUS", "TP"])
     assert any(line.startswith("disaggregated ") for line in lines)
     assert any(line.startswith("whole ") for line in lines)
-    assert "efficiencies are guesses: nothing was measured on this hardware (docs/planning.md)" in lines
+    assert "efficiencies are guesses: nothing was measured on this hardware (`baton profile`)" in lines
     assert ended.stdout.isascii()
 
 

@@ -19,7 +19,7 @@ async def test_json_holds_pools_workers_and_counters(baton: Baton, router: StubR
     document = json.loads(ended.stdout)
     assert (ended.code, ended.stderr) == (0, "")
     assert (document["apiVersion"], document["kind"]) == ("baton/v1", "ClusterStatus")
-    assert document["router"] == {"id": "router-1", "model": "demo", "inFlight": 2, "queued": 1}
+    assert document["router"] == {"id": "router-1", "version": "0.1.0", "model": "demo", "inFlight": 2, "queued": 1}
     assert document["store"] == {
         "degraded": True,
         "degradedSeconds": 1.5,
@@ -44,8 +44,8 @@ async def test_json_holds_pools_workers_and_counters(baton: Baton, router: StubR
         "disaggregated": 4,
         "whole": 1,
         "kvTransfers": [
-            {"transport": "nixl", "outcome": "failed", "count": 1, "blocks": 0, "bytes": 0},
-            {"transport": "nixl", "outcome": "landed", "count": 3, "blocks": 7, "bytes": 7000},
+            {"transport": "nixl", "outcome": "failed", "count": 1, "blocks": 0, "bytes": 0, "seconds": 0.0},
+            {"transport": "nixl", "outcome": "landed", "count": 3, "blocks": 7, "bytes": 7000, "seconds": 0.5},
         ],
         "blocksMoved": 7,
         "bytesMoved": 7000,
