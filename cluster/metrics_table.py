@@ -202,6 +202,16 @@ LINKED = _gauge(
     "state",
 )
 
+# Sizes
+
+POOL_SIZE = _gauge(
+    "pool_size",
+    "workers",
+    "Workers that are wanted in a pool, by its configuration or the autoscaler.",
+    *ROUTER,
+    "pool",
+)
+
 # What routers share, and traces
 
 STORE_DEGRADED = _gauge("store_degraded", "1 or 0", "1 while the shared store does not answer.", *ROUTER)

@@ -167,8 +167,9 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
         )),
     )),
     ("Scaling", (
-        Panel("Ready workers", "short", (
+        Panel("Ready and wanted workers", "short", (
             Query(_now("baton_worker_state", _WORKER + ',state="ready"', "pool"), "{{pool}}"),
+            Query(_now("baton_pool_size", _ROUTER, "pool", over="max"), "{{pool}} wanted"),
         )),
         Panel("Prompt tokens waiting at workers", "short", (
             Query(_now("baton_worker_queued_prompt_tokens", _WORKER, "pool"), "{{pool}}"),

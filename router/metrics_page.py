@@ -53,7 +53,7 @@ def page_of(samples: Iterable[Sample]) -> bytes:
 
 def _of_worker(report: WorkerReport) -> Iterator[Sample]:
     """A worker that does not answer is named, and nothing is said of it that may be old."""
-    if report.description is not None:
+    if report.description is not None and not report.unreachable:
         yield from worker_samples(report.description)
     else:
         yield Sample(table.WORKER_UP, (report.record.role.value, report.record.worker_id), 0.0)

@@ -21,6 +21,7 @@ from router.journal_record import RequestRecord
 from router.metrics_page import MetricsPage
 from router.request_metrics import RequestMetrics
 from router.router_metrics import RouterMetrics
+from router.scaling_link import ScalingLink
 from router.shared_state import SharedState
 from router.trace_spans import exported
 
@@ -43,12 +44,12 @@ class RouterObservation:
         if self._outbox is not None:
             self._outbox.send(exported(record, trace))
 
-    def page(self, fleet: Fleet, shared: SharedState) -> MetricsPage:
-        return MetricsPage(self._metrics(fleet, shared).samples, fleet.describe)
+    def page(self, fleet: Fleet, shared: SharedState, scaling: ScalingLink) -> MetricsPage:
+        return MetricsPage(self._metrics(fleet, shared, scaling).samples, fleet.describe)
 
-    def start(self, fleet: Fleet, shared: SharedState, outlet: Outlet) -> None:
+    def start(self, fleet: Fleet, shared: SharedState, scaling: ScalingLink, outlet: Outlet) -> None:
         """From now on `outlet` is told what the router's own page says of the router."""
-        metrics = self._metrics(fleet, shared)
+        metrics = self._metrics(fleet, shared, scaling)
 
         async def collect() -> Iterable[Sample]:
             return list(metrics.samples())
@@ -63,7 +64,7 @@ class RouterObservation:
             await asyncio.gather(self._publishing, return_exceptions=True)
         await close_outbox(self._outbox)
 
-    def _metrics(self, fleet: Fleet, shared: SharedState) -> RouterMetrics:
+    def _metrics(self, fleet: Fleet, shared: SharedState, scaling: ScalingLink) -> RouterMetrics:
         return RouterMetrics(
             router_id=self._router_id,
             dispatch=fleet.dispatch,
@@ -71,4 +72,5 @@ class RouterObservation:
             store=shared.status,
             drains=lambda: len(shared.mirror.marks),
             spans=lambda: {} if self._outbox is None else self._outbox.counts,
+            sizes=lambda: scaling.sizes,
         )

@@ -83,7 +83,7 @@ class RouterReplica:
             lambda: fleet.ready,
             dispatch.leave,
             around.defence.guard,
-            around.observation.page(fleet, around.shared),
+            around.observation.page(fleet, around.shared, around.scaling),
             around.observation.watch,
         )
         self._observation = around.observation
@@ -171,7 +171,7 @@ async def start_replica(
     await fleet.start()
     scaling.start(lambda: report_of(router_id, fleet.dispatch))
     if outlet is not None:
-        watched.start(fleet, shared, outlet)
+        watched.start(fleet, shared, scaling, outlet)
     # A million objects of imported modules live as long as the process: no collection need look at them again.
     gc.collect()
     gc.freeze()

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 
 from cluster import metrics_table as table
+from cluster.engine import Role
 from cluster.metrics import Metric, Sample
 from cluster.metrics_table import known
 from protos.baton.v1 import admin_pb2
@@ -24,7 +25,7 @@ _OUTCOMES = {outcome.value: 0 for outcome in Outcome}
 
 class RouterMetrics:
     """`drains`: how many workers are drained now; `spans`: spans by what became of them, empty where nothing is
-    traced."""
+    traced; `sizes`: how many workers each pool should have."""
 
     def __init__(
         self,
@@ -34,6 +35,7 @@ class RouterMetrics:
         store: StoreStatus,
         drains: Callable[[], int],
         spans: Callable[[], Mapping[str, int]] = dict,
+        sizes: Callable[[], Mapping[Role, int]] = dict,
     ) -> None:
         self._router = router_id
         self._dispatch = dispatch
@@ -41,6 +43,7 @@ class RouterMetrics:
         self._store = store
         self._drains = drains
         self._spans = spans
+        self._sizes = sizes
 
     def samples(self) -> Iterator[Sample]:
         yield from self._requests.samples()
@@ -69,6 +72,8 @@ class RouterMetrics:
         for pool in ("prefill", "decode"):
             for state in ("ready", "leaving"):
                 yield Sample(table.LINKED, (self._router, pool, state), float(linked[pool, state]))
+        for role, size in self._sizes().items():
+            yield Sample(table.POOL_SIZE, (self._router, role.value), float(size))
 
     def _shared(self, store: admin_pb2.StoreStatus) -> Iterator[Sample]:
         yield Sample(table.STORE_DEGRADED, (self._router,), float(store.degraded))

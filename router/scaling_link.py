@@ -31,6 +31,10 @@ class ScalingLink:
         self._orders = ScalingOrders()
         self._bounds: Mapping[Role, Bounds] = effective_bounds(setup, self._orders)
         self._starting: frozenset[Role] = frozenset()
+        self.sizes: Mapping[Role, int] = {
+            role: size.least for role, size in self._bounds.items() if size.least == size.most
+        }
+        """Wanted of each pool, at the autoscaler's last word; before the first, of those that have no choice."""
         self._task: asyncio.Task[None] | None = None
 
     def may_begin(self, role: Role) -> bool:
@@ -76,6 +80,7 @@ class ScalingLink:
 
     def _heard(self, standing: Standing) -> None:
         self._orders, self._bounds, self._starting = standing.orders, standing.bounds, standing.starting
+        self.sizes = standing.sizes or self.sizes
 
     async def _keep_reporting(self, report: Callable[[], RouterReport]) -> None:
         away = False

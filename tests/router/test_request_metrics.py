@@ -24,7 +24,7 @@ from cluster.errors import (
 )
 from cluster.membership import WorkerRecord
 from cluster.metrics import Buckets, Sample
-from protos.baton.v1 import admin_pb2
+from protos.baton.v1 import admin_pb2, worker_pb2
 from router.actions import Settle
 from router.dispatch import DispatchParts
 from router.fleet import Fleet
@@ -64,7 +64,9 @@ class Observed:
             RouterConfig(), cluster.directory, clock, ME, 1, DispatchParts(made.placing, journal, made.rules)
         )
         self.clients = Clients(self.fleet.dispatch, "c")
-        self.metrics = RouterMetrics(ME, self.fleet.dispatch, self.requests, admin_pb2.StoreStatus, lambda: 2)
+        self.metrics = RouterMetrics(
+            ME, self.fleet.dispatch, self.requests, admin_pb2.StoreStatus, lambda: 2, sizes=lambda: {Role.DECODE: 3}
+        )
         self.page = MetricsPage(self.metrics.samples, self.fleet.describe)
 
     async def ready(self) -> None:
@@ -96,6 +98,7 @@ async def test_the_numbers_are_those_of_the_status_and_of_the_answers(observed: 
     assert values["baton_requests_placed_total", ME, "disaggregated"] == status.disaggregated == 3
     assert (values["baton_prompt_tokens_total", ME], values["baton_output_tokens_total", ME]) == (192.0, 15.0)
     assert values["baton_drains", ME] == 2.0
+    assert values["baton_pool_size", ME, "decode"] == 3.0
     assert values["baton_router_workers", ME, "decode", "ready"] == 1.0
     for stage in ("ttft", "queue", "placement", "prefill", "request", "ttft_predicted"):
         assert count(samples, f"baton_{stage}_seconds", ME) == 3, stage
@@ -146,11 +149,12 @@ async def test_who_asks_while_the_page_is_written_gets_the_same_one() -> None:
     assert asked == 2
 
 
-async def test_of_a_silent_worker_nothing_is_said_but_that() -> None:
+@pytest.mark.parametrize("last_word", [None, worker_pb2.WorkerDescription(worker_id="d1")])
+async def test_of_a_silent_worker_nothing_is_said_but_that(last_word: worker_pb2.WorkerDescription | None) -> None:
     record = WorkerRecord("d1", Role.DECODE, 7, "127.0.0.1:1")
 
     async def describe() -> list[WorkerReport]:
-        return [WorkerReport(record, None, "no answer")]
+        return [WorkerReport(record, last_word, "no answer", age_s=9.0)]
 
     lines = (await MetricsPage(list, describe)()).decode().splitlines()
     assert [line for line in lines if not line.startswith("#")] == ['baton_worker_up{pool="decode",worker="d1"} 0.0']
