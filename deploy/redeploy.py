@@ -39,7 +39,8 @@ def redeploy(config: Config, deadline_s: float, progress: Progress) -> None:
 
 
 def _settled(states: dict[str, int]) -> bool:
-    return {state for state, count in states.items() if count} == {"RUNNING"}
+    """Also where there are none: a pool may be at zero."""
+    return {state for state, count in states.items() if count} <= {"RUNNING"}
 
 
 def _counts(states: dict[str, int]) -> str:

@@ -37,11 +37,11 @@ EVERY: dict[Path_, Case] = {
     ("top",): Case(("--once",)),
     ("explain",): Case(("{request}",)),
     ("trace",): Case(("{request}",)),
-    ("scale",): Case(("decode=1",), code=1),  # the pools of that cluster have fixed sizes
+    ("scale",): Case(("decode=1",), code=1),  # here and below: the pools of that cluster have fixed sizes
     ("autoscale", "show"): Case(),
     ("autoscale", "explain"): Case(),
-    ("autoscale", "pause"): Case(("--reason", "a test")),
-    ("autoscale", "resume"): Case(),
+    ("autoscale", "pause"): Case(("--reason", "a test"), code=1),
+    ("autoscale", "resume"): Case(code=1),
     ("key", "new"): Case(("--tenant", "acme")),
     ("drain",): Case(("no-such-worker",), code=4),
     ("undrain",): Case(("{worker}",)),
