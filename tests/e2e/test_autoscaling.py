@@ -31,7 +31,7 @@ STEADY_S = 10.0
 ENGINE = {"step_s": 0.02, "prefill_token_s": 0.001, "num_blocks": 100, "vocabulary": VOCABULARY}
 POOL = {"autoscale": {"min_replicas": 0, "max_replicas": 3}, "drain_s": 5.0, "cpus_per_replica": 0.1}
 PACE = {"down_after_s": 6.0, "down_cooldown_s": 2.0, "idle_s": 5.0}
-CALM_S = 15.0  # longer than the way from one size to the next
+CALM_S = 30.0  # longer than the way from one size to the next, after a first guess that was too high
 FORECAST = {"level_s": 2.0, "trend_s": 4.0, "horizon_s": 4.0}
 
 LONG_PROMPTS = Kind(per_s=2.0, prompt_tokens=500, max_tokens=2)
