@@ -9,7 +9,7 @@ import time
 
 from cluster.config import Config
 from cluster.errors import StartFailed
-from deploy.serve_cluster import APPLICATION, Progress, raise_on_failure
+from deploy.serve_cluster import APPLICATION, Progress, raise_on_failure, replicas_of
 
 _POLL_S = 0.25
 
@@ -27,7 +27,7 @@ def redeploy(config: Config, deadline_s: float, progress: Progress) -> None:
     shown = ""
     while True:
         status = serve.status().applications[APPLICATION]
-        line = ", ".join(f"{name} {_counts(each.replica_states)}" for name, each in sorted(status.deployments.items()))
+        line = replicas_of(status)
         if line != shown:
             progress(shown := line)
         raise_on_failure(status)
@@ -41,7 +41,3 @@ def redeploy(config: Config, deadline_s: float, progress: Progress) -> None:
 def _settled(states: dict[str, int]) -> bool:
     """Also where there are none: a pool may be at zero."""
     return {state for state, count in states.items() if count} <= {"RUNNING"}
-
-
-def _counts(states: dict[str, int]) -> str:
-    return " ".join(f"{count} {state.lower()}" for state, count in states.items() if count) or "pending"

@@ -163,9 +163,7 @@ class ServeCluster:
         while True:
             status = self._application_status()
             if status is not None:
-                line = ", ".join(
-                    f"{name} {_counts(d.replica_states)}" for name, d in sorted(status.deployments.items())
-                )
+                line = replicas_of(status)
                 if line != shown:
                     self._progress(shown := line)
                 raise_on_failure(status)
@@ -224,6 +222,11 @@ def raise_on_failure(status: ApplicationStatusOverview) -> None:
             raise StartFailed(f"{name}: {_last_words(deployment.message)}")
     if status.status in ("DEPLOY_FAILED", "UNHEALTHY"):
         raise StartFailed(_last_words(status.message))
+
+
+def replicas_of(status: ApplicationStatusOverview) -> str:
+    """Each deployment with its replicas by state, in one line."""
+    return ", ".join(f"{name} {_counts(each.replica_states)}" for name, each in sorted(status.deployments.items()))
 
 
 def _counts(states: dict[str, int]) -> str:

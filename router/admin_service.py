@@ -24,11 +24,6 @@ from router.shared_state import SharedState
 Answer = TypeVar("Answer")
 _Context = grpc.aio.ServicerContext[Any, Any]
 _DrainContext = grpc.aio.ServicerContext[admin_pb2.DrainRequest, admin_pb2.DrainResponse]
-_ScaleContext = grpc.aio.ServicerContext[admin_pb2.ScaleRequest, admin_pb2.AutoscaleReport]
-_PauseContext = grpc.aio.ServicerContext[admin_pb2.PauseAutoscaleRequest, admin_pb2.AutoscaleReport]
-_AutoscaleContext = grpc.aio.ServicerContext[admin_pb2.AutoscaleRequest, admin_pb2.AutoscaleReport]
-_TraceContext = grpc.aio.ServicerContext[admin_pb2.TraceRequest, admin_pb2.RequestTrace]
-_ExplainContext = grpc.aio.ServicerContext[admin_pb2.ExplainRequest, admin_pb2.Explanation]
 
 
 class AdminService(admin_pb2_grpc.AdminServicer):
@@ -68,18 +63,11 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             version=release(),
         )
 
-    async def Explain(self, request: admin_pb2.ExplainRequest, context: _ExplainContext) -> admin_pb2.Explanation:
-        if self._explainer is None:
-            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this router keeps no journal")
-        try:
-            if request.WhichOneof("what") == "dry_run":
-                return await self._explainer.tried(request.dry_run)
-            told = await self._explainer.recorded(request.request_id)
-        except BatonError as error:
-            await context.abort(answer_for(error).grpc, str(error))
-        if told is None:
-            await context.abort(grpc.StatusCode.NOT_FOUND, _in_no_journal(request.request_id))
-        return told
+    async def Explain(self, request: admin_pb2.ExplainRequest, context: _Context) -> admin_pb2.Explanation:
+        explainer = await self._explaining(context)
+        if request.WhichOneof("what") == "dry_run":
+            return await _answered(context, explainer.tried(request.dry_run))
+        return await _found(context, explainer.recorded(request.request_id), request.request_id)
 
     async def Drain(self, request: admin_pb2.DrainRequest, context: _DrainContext) -> admin_pb2.DrainResponse:
         if self._drains is None:
@@ -96,44 +84,20 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             await context.abort(grpc.StatusCode.NOT_FOUND, f"no worker {request.worker_id}: `baton status` lists them")
         return admin_pb2.DrainResponse(deadline_s=applied_s)
 
-    async def Scale(self, request: admin_pb2.ScaleRequest, context: _ScaleContext) -> admin_pb2.AutoscaleReport:
-        if self._scalings is None:
-            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this router knows no autoscaler")
-        try:
-            return await self._scalings.scale(request)
-        except BatonError as error:
-            await context.abort(answer_for(error).grpc, str(error))
+    async def Scale(self, request: admin_pb2.ScaleRequest, context: _Context) -> admin_pb2.AutoscaleReport:
+        return await _answered(context, (await self._scaled(context)).scale(request))
 
-    async def Autoscale(
-        self, request: admin_pb2.AutoscaleRequest, context: _AutoscaleContext
-    ) -> admin_pb2.AutoscaleReport:
-        if self._scalings is None:
-            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this router knows no autoscaler")
-        try:
-            return await self._scalings.report()
-        except BatonError as error:
-            await context.abort(answer_for(error).grpc, str(error))
+    async def Autoscale(self, request: admin_pb2.AutoscaleRequest, context: _Context) -> admin_pb2.AutoscaleReport:
+        return await _answered(context, (await self._scaled(context)).report())
 
     async def PauseAutoscale(
-        self, request: admin_pb2.PauseAutoscaleRequest, context: _PauseContext
+        self, request: admin_pb2.PauseAutoscaleRequest, context: _Context
     ) -> admin_pb2.AutoscaleReport:
-        if self._scalings is None:
-            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this router knows no autoscaler")
-        try:
-            return await self._scalings.pause(request)
-        except BatonError as error:
-            await context.abort(answer_for(error).grpc, str(error))
+        return await _answered(context, (await self._scaled(context)).pause(request))
 
-    async def Trace(self, request: admin_pb2.TraceRequest, context: _TraceContext) -> admin_pb2.RequestTrace:
-        if self._explainer is None:
-            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this router keeps no journal")
-        try:
-            told = await self._explainer.traced(request.request_id)
-        except BatonError as error:
-            await context.abort(answer_for(error).grpc, str(error))
-        if told is None:
-            await context.abort(grpc.StatusCode.NOT_FOUND, _in_no_journal(request.request_id))
-        return told
+    async def Trace(self, request: admin_pb2.TraceRequest, context: _Context) -> admin_pb2.RequestTrace:
+        explainer = await self._explaining(context)
+        return await _found(context, explainer.traced(request.request_id), request.request_id)
 
     async def ListRequests(
         self, request: admin_pb2.ListRequestsRequest, context: _Context
@@ -155,6 +119,16 @@ class AdminService(admin_pb2_grpc.AdminServicer):
     async def ShowConfig(self, request: admin_pb2.ShowConfigRequest, context: _Context) -> admin_pb2.ShowConfigResponse:
         return (await self._inspected(context)).config()
 
+    async def _explaining(self, context: _Context) -> Explainer:
+        if self._explainer is None:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this router keeps no journal")
+        return self._explainer
+
+    async def _scaled(self, context: _Context) -> Scalings:
+        if self._scalings is None:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this router knows no autoscaler")
+        return self._scalings
+
     async def _inspected(self, context: _Context) -> Inspection:
         if self._inspection is None:
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this router lists nothing")
@@ -165,15 +139,20 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         return {} if self._drains is None else self._drains.marks
 
 
-def _in_no_journal(request_id: str) -> str:
-    return f"request {request_id} is in no journal: it is too long ago, or never was"
-
-
 async def _answered(context: _Context, answer: Awaitable[Answer]) -> Answer:
     try:
         return await answer
     except BatonError as error:
         await context.abort(answer_for(error).grpc, str(error))
+
+
+async def _found(context: _Context, answer: Awaitable[Answer | None], request_id: str) -> Answer:
+    """The journal's answer about a request."""
+    told = await _answered(context, answer)
+    if told is None:
+        why = f"request {request_id} is in no journal: it is too long ago, or never was"
+        await context.abort(grpc.StatusCode.NOT_FOUND, why)
+    return told
 
 
 def _pool(role: Role, reports: list[WorkerReport]) -> admin_pb2.PoolStatus:

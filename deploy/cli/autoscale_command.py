@@ -8,11 +8,10 @@ import typer
 
 from deploy.cli.options import Endpoint
 from deploy.cli.outcome import Exit, command
-from deploy.cli.output import Format, Table, print_json, print_tables, print_yaml
+from deploy.cli.output import Format, print_as
 from deploy.cli.quick_group import QuickGroup
 
 if TYPE_CHECKING:
-    from deploy.cli.autoscale_document import Autoscaling
     from protos.baton.v1 import admin_pb2
 
 app = typer.Typer(
@@ -30,8 +29,7 @@ Timeout = Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Longes
 @command
 def show(endpoint: Endpoint = "127.0.0.1:9000", output: Output = Format.TABLE, timeout: Timeout = 5.0) -> int:
     """Show the size of each pool and its reason; exits 7 when no router answers."""
-    print_summary(_ask(endpoint, timeout), output)
-    return Exit.OK
+    return print_summary(_ask(endpoint, timeout), output)
 
 
 @app.command()
@@ -42,8 +40,7 @@ def explain(endpoint: Endpoint = "127.0.0.1:9000", output: Output = Format.TABLE
     from deploy.cli.autoscale_tables import explanation
 
     told = autoscaling(_ask(endpoint, timeout))
-    _print(told, explanation(told), output)
-    return Exit.OK
+    return print_as(told.document, explanation(told), output)
 
 
 @app.command()
@@ -55,34 +52,22 @@ def pause(
     timeout: Timeout = 5.0,
 ) -> int:
     """Leave the sizes as they are, but for orders of `baton scale`; exits 7 when no router answers."""
-    print_summary(_pause(endpoint, timeout, reason=reason), output)
-    return Exit.OK
+    return print_summary(_pause(endpoint, timeout, reason=reason), output)
 
 
 @app.command()
 @command
 def resume(endpoint: Endpoint = "127.0.0.1:9000", output: Output = Format.TABLE, timeout: Timeout = 5.0) -> int:
     """Let the sizes follow the load again; exits 7 when no router answers."""
-    print_summary(_pause(endpoint, timeout, resume=True), output)
-    return Exit.OK
+    return print_summary(_pause(endpoint, timeout, resume=True), output)
 
 
-def print_summary(answer: admin_pb2.AutoscaleReport, output: Format) -> None:
+def print_summary(answer: admin_pb2.AutoscaleReport, output: Format) -> Exit:
     from deploy.cli.autoscale_document import autoscaling
     from deploy.cli.autoscale_tables import summary
 
     told = autoscaling(answer)
-    _print(told, summary(told), output)
-
-
-def _print(told: Autoscaling, tables: list[Table], output: Format) -> None:
-    match output:
-        case Format.JSON:
-            print_json(told.model_dump(mode="json", by_alias=True))
-        case Format.YAML:
-            print_yaml([told.model_dump(mode="json", by_alias=True)])
-        case Format.TABLE:
-            print_tables(tables)
+    return print_as(told.document, summary(told), output)
 
 
 def _ask(endpoint: str, timeout_s: float) -> admin_pb2.AutoscaleReport:

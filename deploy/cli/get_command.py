@@ -109,8 +109,8 @@ def transfers(
     watch: Watching = False,
     timeout: Timeout = 5.0,
 ) -> int:
-    """Pulls of KV blocks since the workers' start, by worker, transport and outcome. `seconds` adds up those that
-    landed."""
+    """Pulls of KV blocks since the workers' start, by worker, transport and outcome. `seconds` adds up what they
+    took."""
     from deploy.cli.kinds import TRANSFERS, transfers_of
 
     return show(TRANSFERS, lambda: transfers_of(_workers(pool, worker, endpoint, timeout)), output, _period(watch))

@@ -10,7 +10,7 @@ import typer
 
 from deploy.cli import plan_options as options
 from deploy.cli.outcome import Exit, Stop, command
-from deploy.cli.output import Format, print_json, print_tables, print_yaml
+from deploy.cli.output import Format, print_as, print_json, print_yaml
 from deploy.cli.plan_options import CacheKind, Emit, PlanMode
 
 if TYPE_CHECKING:
@@ -101,11 +101,4 @@ def _print(made: Plan, why: bool, figures: str, output: Format) -> Exit:
 
     assumptions = [*made.demand.workload.assumed, *price_assumptions(made.demand), figures]
     document = plan_document(made, assumptions, why)
-    match output:
-        case Format.JSON:
-            print_json(document.model_dump(mode="json", by_alias=True))
-        case Format.YAML:
-            print_yaml([document.model_dump(mode="json", by_alias=True)])
-        case Format.TABLE:
-            print_tables(plan_tables(document))
-    return Exit.OK
+    return print_as(document.document, plan_tables(document), output)

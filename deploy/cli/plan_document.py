@@ -10,11 +10,9 @@ from collections.abc import Callable, Iterable
 from statistics import fmean
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-from pydantic.alias_generators import to_camel
-
 from cluster.cost_model import CostModel
 from cluster.model_size import active_parameters, kv_bytes, kv_bytes_per_token, parameters, weight_bytes
+from deploy.cli.document_part import Part
 from deploy.planning.apart import Apart
 from deploy.planning.demand import Demand
 from deploy.planning.planner import Plan
@@ -23,10 +21,6 @@ from deploy.planning.reasons import plan_reasons
 from deploy.planning.whole_pool import Whole
 
 _HOUR_S = 3_600.0
-
-
-class Part(BaseModel):
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, frozen=True)
 
 
 class Model(Part):

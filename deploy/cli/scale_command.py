@@ -38,8 +38,7 @@ def scale(
     from deploy.cli.endpoint import ask_admin
 
     asked = _order(sizes)
-    print_summary(ask_admin(endpoint, timeout, lambda admin: admin.Scale(asked, timeout=timeout)), output)
-    return Exit.OK
+    return print_summary(ask_admin(endpoint, timeout, lambda admin: admin.Scale(asked, timeout=timeout)), output)
 
 
 def _order(sizes: list[str]) -> admin_pb2.ScaleRequest:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deploy.cli.options import Endpoint
-from deploy.cli.outcome import Exit, command
-from deploy.cli.output import Format, Table, print_json, print_tables, print_yaml
+from deploy.cli.outcome import command
+from deploy.cli.output import Format, Table, print_as
 
 if TYPE_CHECKING:
     from deploy.cli.trace_document import Span, Trace
@@ -31,14 +31,7 @@ def trace(
 
     asked = admin_pb2.TraceRequest(request_id=request_id)
     told = trace_document(ask_admin(endpoint, timeout, lambda admin: admin.Trace(asked, timeout=timeout)))
-    match output:
-        case Format.JSON:
-            print_json(told.model_dump(mode="json", by_alias=True))
-        case Format.YAML:
-            print_yaml([told.model_dump(mode="json", by_alias=True)])
-        case Format.TABLE:
-            print_tables([_tree(told)])
-    return Exit.OK
+    return print_as(told.document, [_tree(told)], output)
 
 
 def _tree(told: Trace) -> Table:
