@@ -9,10 +9,10 @@ RUN pip install --no-cache-dir uv==0.13.8 && python -m venv /opt/baton
 WORKDIR /src
 COPY pyproject.toml README.md ./
 COPY requirements requirements
-RUN uv pip install --no-cache --python /opt/baton/bin/python --torch-backend cpu \
+RUN uv pip install --no-cache --compile-bytecode --python /opt/baton/bin/python --torch-backend cpu \
       --override requirements/overrides.txt --constraint requirements/cpu.lock --requirements pyproject.toml --extra cpu
 COPY . .
-RUN uv pip install --no-cache --python /opt/baton/bin/python --no-deps . \
+RUN uv pip install --no-cache --compile-bytecode --python /opt/baton/bin/python --no-deps . \
  && /opt/baton/bin/baton model demo /models/demo
 
 FROM python:${PYTHON}

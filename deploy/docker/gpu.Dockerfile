@@ -9,10 +9,10 @@ RUN pip install --no-cache-dir uv==0.13.8 && python -m venv /opt/baton
 WORKDIR /src
 COPY pyproject.toml README.md ./
 COPY requirements requirements
-RUN uv pip install --no-cache --python /opt/baton/bin/python \
+RUN uv pip install --no-cache --compile-bytecode --python /opt/baton/bin/python \
       --override requirements/overrides.txt --constraint requirements/gpu.lock --requirements pyproject.toml --extra gpu
 COPY . .
-RUN uv pip install --no-cache --python /opt/baton/bin/python --no-deps .
+RUN uv pip install --no-cache --compile-bytecode --python /opt/baton/bin/python --no-deps .
 
 FROM python:${PYTHON}
 # gcc: Triton compiles the launchers of its kernels. The others: RDMA for UCX. There is no nvcc: kernels that FlashInfer
