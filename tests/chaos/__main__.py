@@ -30,11 +30,12 @@ from protos.baton.v1 import admin_pb2
 from tests.chaos.faults import KINDS, Faults
 from tests.chaos.load import Clients, End
 from tests.chaos.scene import Scene, scene
-from tests.chaos.verdict import result, resumed
+from tests.chaos.verdict import result, resumed, slowest
 from tests.e2e.cluster_status import left_in
 
 _QUIET_S = 30.0
 _CALL_S = 5.0
+_BEGAN = time.monotonic()  # what is said has the seconds since then
 
 Say = Callable[[str], None]
 
@@ -60,8 +61,9 @@ async def break_scene(
         if stream.end is not End.WHOLE:
             say(f"{stream.end.value}: {stream.request_id} {len(stream.tokens)}/{stream.wanted} {stream.error}")
     leaks = await asyncio.to_thread(left_behind, made)
-    moved = await asyncio.to_thread(resumed, load.streams, faults.dealt, _asking(made))
-    for line in (*leaks, *faults.failed):
+    explain, wall_ahead_s = _asking(made), time.time() - time.monotonic()
+    moved = await asyncio.to_thread(resumed, load.streams, faults.dealt, explain, wall_ahead_s)
+    for line in (*leaks, *faults.failed, *slowest(moved, _BEGAN, explain)):
         say(line)
     return result(seed, load.streams, faults.dealt, moved, [*leaks, *faults.failed])
 
@@ -99,8 +101,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=40, help="streams at a time")
     parser.add_argument("--every", type=float, default=3.0, help="seconds between faults, on average")
     arguments = parser.parse_args()
-    began = time.monotonic()
-    say: Say = lambda line: print(f"{time.monotonic() - began:7.1f} {line}", file=sys.stderr, flush=True)  # noqa: E731
+    say: Say = lambda line: print(f"{time.monotonic() - _BEGAN:7.1f} {line}", file=sys.stderr, flush=True)  # noqa: E731
     told = asyncio.run(chaos(arguments.seed, arguments.requests, arguments.clients, arguments.every, say))
     print(json.dumps(told, indent=None if arguments.json else 2))
     sys.exit(any(told[key] for key in ("lost", "wrong_tokens", "hangs", "leaks")))

@@ -142,10 +142,13 @@ class Scene:
         return admin.Status(admin_pb2.StatusRequest(), timeout=2 * _CALL_S)
 
     def forget_dead_routers(self) -> None:
+        """All share one port: where one has died, another answers a call that dials anew."""
         for router_id in list(self.admins):
             try:
-                self.status(router_id)
+                answers = self.status(router_id).router_id
             except grpc.RpcError:
+                answers = ""
+            if answers != router_id:
                 del self.admins[router_id]
 
     async def ready(self) -> dict[str, worker_pb2.WorkerDescription]:

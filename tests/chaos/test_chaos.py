@@ -18,7 +18,7 @@ from tests.chaos.load import Clients, End
 from tests.chaos.scene import Scene, scene
 from tests.waiting import eventually
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(400), pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.engine, pytest.mark.long, pytest.mark.timeout(400), pytest.mark.asyncio(loop_scope="module")]
 
 REQUESTS, CLIENTS, EVERY_S = 250, 16, 1.5
 BACK_S = 60.0
