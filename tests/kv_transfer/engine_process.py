@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, ClassVar
 
-from cluster.config import KvTransferConfig
+from cluster.config_transfer import KvTransferConfig
 from cluster.engine import Role
 from cluster.errors import TransferFailed
 from cluster.kv_link import KvStats
@@ -199,12 +199,14 @@ class EngineChild:
     def settle(self) -> KvStats:
         """Steps as the busy loop would until nothing is left to do; then nothing may be left behind."""
         end = time.monotonic() + 30
+        stats: KvStats = self.half.stats()
+        # Work is looked for after the counts: a lease that ends in between has its step, and is counted once more.
         while self.scheduler.has_requests():
             assert time.monotonic() < end, f"requests for ever: {list(self.scheduler.requests)}"
             self.llm.llm_engine.step()
             time.sleep(0.001)
+            stats = self.half.stats()
         self.half.check_idle()
-        stats: KvStats = self.half.stats()
         if not stats.leases:
             assert self.pool.get_num_free_blocks() == self.all_blocks, "blocks are held that nobody leases"
         return stats
