@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -22,6 +22,7 @@ from cluster.config_scaling import AutoscalingConfig, PoolBounds
 from cluster.config_section import Count, Port, Seconds, Section, Share
 from cluster.config_security import SecurityConfig, open_edges
 from cluster.config_store import StoreConfig
+from cluster.config_transfer import KvTransferConfig
 from cluster.errors import ConfigError
 
 
@@ -77,7 +78,8 @@ Surge = Annotated[int, Field(ge=0, le=100)]
 
 
 class PoolConfig(Section):
-    """One pool of workers. `gpus_per_replica` is also the tensor parallelism.
+    """One pool of workers: `replicas` of them, or as many as `autoscale` says. `gpus_per_replica` is also the tensor
+    parallelism.
 
     `engine_options` wins over `engine.options`. A worker that stops finishes what it has for `drain_s`; then it moves.
     """
@@ -112,10 +114,16 @@ class PoolConfig(Section):
             raise ValueError(f"{', '.join(ours)}: set by Baton from other keys; leave it out of engine_options")
         return self
 
+    @model_validator(mode="after")
+    def _one_size(self) -> Self:
+        if self.autoscale is not None and self.replicas != 1:
+            raise ValueError(f"replicas is {self.replicas}, but autoscale sizes the pool: leave one of them out")
+        return self
+
 
 class RouterConfig(Section):
-    """`http_port` is Serve's HAProxy; `grpc_port` is shared by the routers of one node. A client that neither sends nor
-    reads for `client_deadline_s` loses its request.
+    """`http_port` is Serve's HAProxy; `grpc_port` is shared by the routers of one node. A client whose body does not
+    come within `client_deadline_s`, or that does not read for so long, loses its request.
 
     A worker of which nothing was heard for `silent_after_s` is taken out, and its requests move. One request may have
     `attempts_most` attempts that fail or are lost, and `lost_workers_most` workers lost under it in a row. Retries
@@ -147,6 +155,12 @@ class RouterConfig(Section):
     tool_call_parser: str | None = None
     reasoning_parser: str | None = None
 
+    @model_validator(mode="after")
+    def _ports_differ(self) -> Self:
+        if self.http_port == self.grpc_port != 0:
+            raise ValueError(f"grpc_port {self.grpc_port} is also http_port: give each a port of its own")
+        return self
+
     @property
     def most_replicas(self) -> int:
         return with_surge(self.replicas, self.surge_percent)
@@ -156,79 +170,6 @@ class RouterConfig(Section):
         """The longest that a stopping router takes to finish: HTTP requests first, then the calls over gRPC that came
         meanwhile."""
         return 2 * self.request_deadline_s
-
-
-TransportName = Literal["nixl", "grpc"]
-
-
-class RungConfig(Section):
-    """How long one transport may take for a read of so many bytes before the next one is tried: bytes / `mib_per_s` *
-    `factor`, but at least `floor_s` and at most `ceiling_s`."""
-
-    mib_per_s: Annotated[float, Field(gt=0)]
-    factor: Annotated[float, Field(ge=1)] = 4.0
-    floor_s: Seconds = 2.0
-    ceiling_s: Seconds = 20.0
-
-    @model_validator(mode="after")
-    def _floor_below_ceiling(self) -> Self:
-        if self.floor_s > self.ceiling_s:
-            raise ValueError(f"floor_s {self.floor_s:g} is above ceiling_s {self.ceiling_s:g}")
-        return self
-
-
-class KvTransferConfig(Section):
-    """How finished KV blocks move. A lease is held for `lease_s` from its offer and anew from each claim.
-
-    `prefer` is tried first, what `forbid` names never. A transport that failed with a peer is skipped for
-    `circuit_open_s`, twice as long after each probe that fails, at most `circuit_most_s`. `net_device` is the network
-    interface that NIXL may use; None leaves the choice to UCX. With `vllm-nixl`, vLLM's own connector moves the blocks:
-    of these keys it knows `lease_s` and `net_device`. With `chunk_pipelining` decode pulls the blocks of a prompt of at
-    least `pipelining_least_tokens` tokens while prefill still computes the rest of it.
-    """
-
-    connector: Literal["baton", "vllm-nixl"] = "baton"
-    lease_s: Seconds = 30.0
-    connect_deadline_s: Seconds = 5.0
-    prefer: TransportName = "nixl"
-    forbid: list[TransportName] = Field(default_factory=list)
-    nixl: RungConfig = RungConfig(mib_per_s=512)
-    grpc: RungConfig = RungConfig(mib_per_s=128)
-    probe_s: Seconds = 1.0
-    circuit_open_s: Seconds = 5.0
-    circuit_most_s: Seconds = 60.0
-    net_device: str | None = None
-    frame_kib: Annotated[int, Field(ge=256, le=4096)] = 1024
-    in_flight_mib: Annotated[int, Field(ge=1)] = 64
-    chunk_pipelining: bool = False
-    pipelining_least_tokens: Count = 2_048
-
-    @property
-    def first_token_from_prefill(self) -> bool:
-        """Whether decode can go on behind a token that prefill sampled; vLLM's connector moves whole prompts only."""
-        return self.connector == "baton"
-
-    @model_validator(mode="after")
-    def _some_way_is_left(self) -> Self:
-        if set(self.forbid) == set(get_args(TransportName)):
-            raise ValueError("forbid names every transport: leave at least one, blocks could never move")
-        if self.prefer in self.forbid:
-            raise ValueError(f"prefer is {self.prefer}, which forbid names: set prefer to what may be used")
-        if self.circuit_most_s < self.circuit_open_s:
-            raise ValueError(f"circuit_most_s {self.circuit_most_s:g} is below circuit_open_s {self.circuit_open_s:g}")
-        return self
-
-    @model_validator(mode="after")
-    def _connector_can(self) -> Self:
-        if self.connector == "vllm-nixl":
-            wanted = {
-                "chunk_pipelining": self.chunk_pipelining,
-                "prefer: grpc": self.prefer == "grpc",
-                "forbid: [nixl]": "nixl" in self.forbid,
-            }
-            if refused := ", ".join(key for key, is_set in wanted.items() if is_set):
-                raise ValueError(f"connector vllm-nixl cannot do {refused}: leave it out, or use connector: baton")
-        return self
 
 
 class Config(Section):
@@ -341,7 +282,9 @@ def _explain(detail: ErrorDetails) -> str:
         return f"{key}: unknown key; {hint}valid here: {', '.join(valid)}"
     if detail["type"] == "missing":
         return f"{key}: required, but missing"
-    got = "" if isinstance(detail["input"], dict) else f" (got {detail['input']!r})"  # a section may hold a secret
+    # A section may hold a secret, and so may what stands in place of a key's hash.
+    hidden = isinstance(detail["input"], dict) or detail["loc"][:1] == ("security",)
+    got = "" if hidden else f" (got {detail['input']!r})"
     return f"{key}: {detail['msg'].removeprefix('Value error, ')}{got}"
 
 

@@ -15,9 +15,9 @@ _NotNegative = Annotated[float, Field(ge=0)]
 
 
 class LatencyStart(Section):
-    """Costs assumed of every worker until its own are measured. A prefill takes `prefill_s` and `prefill_token_s` for
-    each token computed; a token of output takes `step_s` and `step_sequence_s` for each sequence running beside it; a
-    transfer takes `transfer_s` and its bytes at `transfer_mib_per_s`."""
+    """Costs assumed of every worker until its own are measured; they come before the cost model's. A prefill takes
+    `prefill_s`, and `prefill_token_s` for each token computed; a token of output takes `step_s`, and `step_sequence_s`
+    for each sequence running beside it; a transfer takes `transfer_s`, and its bytes at `transfer_mib_per_s`."""
 
     prefill_s: _NotNegative = 0.01
     prefill_token_s: _NotNegative = 0.0001
@@ -58,8 +58,11 @@ class PlacementConfig(Section):
 
     `index_blocks` bounds the prefix index; a prompt just sent to a worker counts as held there for `guess_s`, and up to
     twice as long. A session stays with its worker at a cost of up to `affinity_share` of the best predicted time, and
-    no more than `affinity_most_s`. What was measured `half_life_s` ago counts half. A worker that failed
-    `circuit_after` requests in a row gets none for `circuit_s`, and at most `circuit_most_s` while it goes on failing.
+    no more than `affinity_most_s`. A router alone remembers the workers of `pins` sessions, each for `pin_s` after its
+    last request; with a shared store its `max_pins` and `pin_s` count instead.
+
+    What was measured `half_life_s` ago counts half. A worker that failed `circuit_after` requests in a row gets none
+    for `circuit_s`, and at most `circuit_most_s` while it goes on failing.
     """
 
     pick: Literal["predicted", "round-robin", "random"] = "predicted"
@@ -79,6 +82,7 @@ class PlacementConfig(Section):
     circuit_most_s: Seconds = 30.0
     slow: SlowWorkersConfig = SlowWorkersConfig()
     start: LatencyStart = LatencyStart()
+    profile: str | None = None
 
     @model_validator(mode="after")
     def _circuit_can_open(self) -> Self:

@@ -1,4 +1,5 @@
 """What every section of the configuration is built from: strict, frozen models and the number ranges they share.
+Numbers are finite.
 
 It must not know any section.
 """
@@ -16,4 +17,4 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)

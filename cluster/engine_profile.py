@@ -103,16 +103,17 @@ def fitted(shape: ModelShape, hardware: Hardware, tensor_parallel: int, measured
 
     found = _least(cost, figures)
     engine = _engine(shape, hardware, tensor_parallel, found)
-    network = measured.copy_bytes_per_s or hardware.network
-    kept, efficiency = replace(hardware, network=network), engine.efficiency
+    kept, efficiency = hardware, engine.efficiency
+    if measured.copy_bytes_per_s is not None:
+        # Of the peak that this makes the model gets what was measured. The share itself is also that of the links
+        # between the GPUs of one machine, of which nothing was measured.
+        kept = replace(hardware, network=measured.copy_bytes_per_s / efficiency.link)
     if hardware.name == CPU:
         # What it does is all that is known of it: that is its peak, of which it gets everything.
         kept = replace(
             kept, flops=hardware.flops * efficiency.compute, bandwidth=hardware.bandwidth * efficiency.memory
         )
         efficiency = replace(efficiency, compute=1.0, memory=1.0, reserve_bytes=1e9)
-    if measured.copy_bytes_per_s is not None:
-        efficiency = replace(efficiency, link=1.0)
     error = median(abs(math.expm1(each)) for each in missed(found))
     return EngineProfile(shape.name, tensor_parallel, kept, efficiency, found[3], error, measured)
 

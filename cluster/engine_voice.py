@@ -22,41 +22,55 @@ _EXCEPTION = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception|Exit|Interrupt|Timeou
 
 
 class EngineVoice:
-    """Processes write to the named pipe at `path`; it must be open before the first of them starts."""
+    """Processes write to the named pipe at `path`; it must be open before the first of them starts. Until `seal` they
+    may come and go."""
 
     def __init__(self, keep_lines: int = 400) -> None:
         self._folder = tempfile.mkdtemp(prefix="baton-engine-")
         self.path = os.path.join(self._folder, "voice")
         os.mkfifo(self.path, 0o600)
         self._pipe = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK)
+        # Before the engine come processes that only look at the model: the end of the first would be the end of all.
+        self._held_open: int | None = os.open(self.path, os.O_WRONLY | os.O_NONBLOCK)
+        self._lock = threading.Lock()
         self._lines: deque[str] = deque(maxlen=keep_lines)
         self._ended = threading.Event()
         self._reader = threading.Thread(target=self._listen, name="baton-engine-voice", daemon=True)
         self._reader.start()
 
     def tail(self, lines: int = 20) -> list[str]:
-        return [line for line in self._lines if line.strip()][-lines:]
+        return [line for line in self._heard() if line.strip()][-lines:]
 
     def last_words(self) -> str:
         """The last exception that was printed, on one line; empty when there was none."""
-        stripped = (_strip_prefix(line) for line in reversed(self._lines))
+        stripped = (_strip_prefix(line) for line in reversed(self._heard()))
         return next((line for line in stripped if _EXCEPTION.match(line)), "")
 
     def wait_for_end(self, timeout_s: float) -> None:
-        """Returns once every writer is gone, so that nothing said is missing, or the time is over. Blocks."""
+        """Returns once the voice is sealed and every writer gone, so that nothing said is missing, or the time is over.
+        Blocks."""
         self._ended.wait(timeout_s)
 
     def seal(self) -> None:
-        """No more processes will join: takes the pipe's name away, so that not even a killed owner leaves it behind."""
+        """No more processes will join: takes the pipe's name away, so that not even a killed owner leaves it behind.
+        May be called twice."""
+        held, self._held_open = self._held_open, None
+        if held is not None:
+            os.close(held)
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def close(self) -> None:
-        """Stops listening. May be called twice."""
-        # A writer that comes and goes is seen as the end by a reader that waits for its first one.
-        with contextlib.suppress(OSError):
-            os.close(os.open(self.path, os.O_WRONLY | os.O_NONBLOCK))
-        self._reader.join(timeout=1.0)
+        """Stops listening, once the last writer is gone. May be called twice."""
         self.seal()
+        self._reader.join(timeout=1.0)
+
+    def _heard(self) -> list[str]:
+        with self._lock:
+            return list(self._lines)
+
+    def _hear(self, lines: list[bytes]) -> None:
+        with self._lock:
+            self._lines.extend(line.decode(errors="replace") for line in lines)
 
     def _listen(self) -> None:
         partial = b""
@@ -71,9 +85,9 @@ class EngineVoice:
                     break
                 _write_all(chunk)
                 *lines, partial = (partial + chunk).split(b"\n")
-                self._lines.extend(line.decode(errors="replace") for line in lines)
+                self._hear(lines)
         finally:
-            self._lines.append(partial.decode(errors="replace"))
+            self._hear([partial])
             os.close(self._pipe)
             self._ended.set()
 

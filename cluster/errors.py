@@ -1,4 +1,4 @@
-"""The error tree, and the one table that gives every error its HTTP status, gRPC code and "may be retried".
+"""The error tree, and the one table that gives every error its HTTP status, gRPC code and type.
 
     BatonError
     ├── ConfigError            the configuration cannot work
@@ -19,15 +19,16 @@
     │   └── WorkersLost        one worker after the other went away under the request
     ├── EngineFailed           the engine died, cannot start or reported an error
     ├── DeadlineExceeded
-    ├── ClientLost             the client left, or neither sends nor reads
+    ├── ClientLost             the client left, or its body does not come, or it does not read
     ├── TransferFailed         KV blocks did not arrive
     │   ├── LeaseLost          they may have changed while they were read
-    │   └── FingerprintMismatch
-    ├── TicketRefused          bad signature, version or content
+    │   ├── FingerprintMismatch
+    │   └── TicketRefused      bad signature, version or content
     ├── StoreUnavailable       the store that routers share does not answer
     ├── PlanImpossible         no cluster of the given hardware does what is asked
     └── StartFailed            a part of the cluster did not start in time
 
+An error that only a module and its neighbours know stands in that module: `CollectorRefuses`, `BadFrame` and the like.
 Every message says what happened and, where someone can act, what to do. All arguments go through `args`, so an error
 keeps its text when it is pickled between actors.
 """
@@ -125,7 +126,7 @@ class DeadlineExceeded(BatonError):
 
 
 class ClientLost(BatonError):
-    """The client left, or has neither sent nor read for too long: its request is ended."""
+    """The client left, or was too slow to send its body or to read: its request is ended."""
 
 
 class TransferFailed(BatonError):
@@ -165,36 +166,35 @@ class Answer:
 
     http: HTTPStatus
     grpc: grpc.StatusCode
-    retry: bool
     kind: str
 
 
 _ANSWERS: dict[type[BaseException], Answer] = {
     RequestTooLarge: Answer(
-        HTTPStatus.REQUEST_ENTITY_TOO_LARGE, grpc.StatusCode.INVALID_ARGUMENT, False, "invalid_request_error"
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE, grpc.StatusCode.INVALID_ARGUMENT, "invalid_request_error"
     ),
-    InvalidRequest: Answer(HTTPStatus.BAD_REQUEST, grpc.StatusCode.INVALID_ARGUMENT, False, "invalid_request_error"),
-    Unauthenticated: Answer(HTTPStatus.UNAUTHORIZED, grpc.StatusCode.UNAUTHENTICATED, False, "authentication_error"),
-    Forbidden: Answer(HTTPStatus.FORBIDDEN, grpc.StatusCode.PERMISSION_DENIED, False, "permission_error"),
-    UnknownModel: Answer(HTTPStatus.NOT_FOUND, grpc.StatusCode.NOT_FOUND, False, "invalid_request_error"),
-    UnknownWorker: Answer(HTTPStatus.NOT_FOUND, grpc.StatusCode.NOT_FOUND, False, "invalid_request_error"),
-    Overloaded: Answer(HTTPStatus.SERVICE_UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, True, "overloaded_error"),
-    TenantLimited: Answer(HTTPStatus.TOO_MANY_REQUESTS, grpc.StatusCode.RESOURCE_EXHAUSTED, True, "rate_limit_error"),
-    RetryLater: Answer(HTTPStatus.SERVICE_UNAVAILABLE, grpc.StatusCode.UNAVAILABLE, True, "unavailable_error"),
-    RetriesSpent: Answer(HTTPStatus.SERVICE_UNAVAILABLE, grpc.StatusCode.UNAVAILABLE, True, "unavailable_error"),
-    StoreUnavailable: Answer(HTTPStatus.SERVICE_UNAVAILABLE, grpc.StatusCode.UNAVAILABLE, True, "unavailable_error"),
-    NoWorker: Answer(HTTPStatus.SERVICE_UNAVAILABLE, grpc.StatusCode.UNAVAILABLE, True, "unavailable_error"),
-    WorkersLost: Answer(HTTPStatus.BAD_GATEWAY, grpc.StatusCode.INTERNAL, False, "internal_error"),
-    WorkerLost: Answer(HTTPStatus.BAD_GATEWAY, grpc.StatusCode.UNAVAILABLE, True, "unavailable_error"),
-    DeadlineExceeded: Answer(HTTPStatus.GATEWAY_TIMEOUT, grpc.StatusCode.DEADLINE_EXCEEDED, True, "timeout_error"),
-    ClientLost: Answer(HTTPStatus.REQUEST_TIMEOUT, grpc.StatusCode.RESOURCE_EXHAUSTED, True, "timeout_error"),
-    TicketRefused: Answer(HTTPStatus.BAD_REQUEST, grpc.StatusCode.INVALID_ARGUMENT, False, "invalid_request_error"),
-    LeaseLost: Answer(HTTPStatus.CONFLICT, grpc.StatusCode.FAILED_PRECONDITION, False, "internal_error"),
-    FingerprintMismatch: Answer(HTTPStatus.CONFLICT, grpc.StatusCode.FAILED_PRECONDITION, False, "internal_error"),
-    TransferFailed: Answer(HTTPStatus.BAD_GATEWAY, grpc.StatusCode.UNAVAILABLE, True, "internal_error"),
-    EngineFailed: Answer(HTTPStatus.BAD_GATEWAY, grpc.StatusCode.INTERNAL, True, "internal_error"),
+    InvalidRequest: Answer(HTTPStatus.BAD_REQUEST, grpc.StatusCode.INVALID_ARGUMENT, "invalid_request_error"),
+    Unauthenticated: Answer(HTTPStatus.UNAUTHORIZED, grpc.StatusCode.UNAUTHENTICATED, "authentication_error"),
+    Forbidden: Answer(HTTPStatus.FORBIDDEN, grpc.StatusCode.PERMISSION_DENIED, "permission_error"),
+    UnknownModel: Answer(HTTPStatus.NOT_FOUND, grpc.StatusCode.NOT_FOUND, "invalid_request_error"),
+    UnknownWorker: Answer(HTTPStatus.NOT_FOUND, grpc.StatusCode.NOT_FOUND, "invalid_request_error"),
+    Overloaded: Answer(HTTPStatus.SERVICE_UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, "overloaded_error"),
+    TenantLimited: Answer(HTTPStatus.TOO_MANY_REQUESTS, grpc.StatusCode.RESOURCE_EXHAUSTED, "rate_limit_error"),
+    RetryLater: Answer(HTTPStatus.SERVICE_UNAVAILABLE, grpc.StatusCode.UNAVAILABLE, "unavailable_error"),
+    RetriesSpent: Answer(HTTPStatus.SERVICE_UNAVAILABLE, grpc.StatusCode.UNAVAILABLE, "unavailable_error"),
+    StoreUnavailable: Answer(HTTPStatus.SERVICE_UNAVAILABLE, grpc.StatusCode.UNAVAILABLE, "unavailable_error"),
+    NoWorker: Answer(HTTPStatus.SERVICE_UNAVAILABLE, grpc.StatusCode.UNAVAILABLE, "unavailable_error"),
+    WorkersLost: Answer(HTTPStatus.BAD_GATEWAY, grpc.StatusCode.INTERNAL, "internal_error"),
+    WorkerLost: Answer(HTTPStatus.BAD_GATEWAY, grpc.StatusCode.UNAVAILABLE, "unavailable_error"),
+    DeadlineExceeded: Answer(HTTPStatus.GATEWAY_TIMEOUT, grpc.StatusCode.DEADLINE_EXCEEDED, "timeout_error"),
+    ClientLost: Answer(HTTPStatus.REQUEST_TIMEOUT, grpc.StatusCode.RESOURCE_EXHAUSTED, "timeout_error"),
+    TicketRefused: Answer(HTTPStatus.BAD_REQUEST, grpc.StatusCode.INVALID_ARGUMENT, "invalid_request_error"),
+    LeaseLost: Answer(HTTPStatus.CONFLICT, grpc.StatusCode.FAILED_PRECONDITION, "internal_error"),
+    FingerprintMismatch: Answer(HTTPStatus.CONFLICT, grpc.StatusCode.FAILED_PRECONDITION, "internal_error"),
+    TransferFailed: Answer(HTTPStatus.BAD_GATEWAY, grpc.StatusCode.UNAVAILABLE, "internal_error"),
+    EngineFailed: Answer(HTTPStatus.BAD_GATEWAY, grpc.StatusCode.INTERNAL, "internal_error"),
 }
-_OTHER = Answer(HTTPStatus.INTERNAL_SERVER_ERROR, grpc.StatusCode.INTERNAL, False, "internal_error")
+_OTHER = Answer(HTTPStatus.INTERNAL_SERVER_ERROR, grpc.StatusCode.INTERNAL, "internal_error")
 
 
 def answer_for(error: BaseException) -> Answer:

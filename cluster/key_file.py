@@ -57,10 +57,13 @@ class CurrentKeys:
 
 
 def read_keys(path: Path) -> list[KeyEntry]:
-    """Raises `ConfigError`: no such file, not YAML, or not a list of keys. What stands there is not repeated."""
+    """Raises `ConfigError`: no such file, an empty one, not YAML, or not a list of keys. What stands there is not
+    repeated."""
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return _ENTRIES.validate_python([] if raw is None else raw)
+        if raw is None:  # so is, for a moment, a file that is written in place: that must lock nobody out
+            raise ConfigError(f"security.keys_file: {path}: is empty; write [] where nobody shall have a key")
+        return _ENTRIES.validate_python(raw)
     except OSError as error:
         raise ConfigError(f"security.keys_file: {path}: cannot be read: {error.strerror}") from error
     except (UnicodeDecodeError, yaml.YAMLError):

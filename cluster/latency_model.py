@@ -8,7 +8,7 @@ for many workers at once. Pure: the time is an argument. It must not know reques
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,10 +41,14 @@ class Prefill:
 
 
 class LatencyModel:
-    """`row` is a worker's place in arrays with one element for each worker; a row is used again once it is removed."""
+    """`row` is a worker's place in arrays with one element for each worker; a row is used again once it is removed.
+    `starts`: of pools by name; of any other, and of transfers, `start`."""
 
-    def __init__(self, start: LatencyStart, half_life_s: float) -> None:
+    def __init__(
+        self, start: LatencyStart, half_life_s: float, starts: Mapping[str, LatencyStart] | None = None
+    ) -> None:
         self._start = start
+        self._starts = starts or {}
         self._half_life_s = half_life_s
         self._pools: dict[str, _Fits] = {}
         self._workers: dict[int, _Fits] = {}
@@ -62,7 +66,8 @@ class LatencyModel:
         """A worker about which nothing is known but its pool."""
         self._grow(row + 1)
         self._pair[row, :] = self._pair[:, row] = 1.0
-        fits = self._pools.setdefault(pool, _first_fits(self._start, self._half_life_s))
+        start = self._starts.get(pool, self._start)
+        fits = self._pools.setdefault(pool, _first_fits(start, self._half_life_s))
         self._workers[row] = fits.like()
         self._pool_of[row] = pool
         self._publish(row, 0.0)

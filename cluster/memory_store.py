@@ -14,7 +14,7 @@ from cluster.config_store import StoreConfig
 from cluster.quota import Claim, QuotaTable, Verdict
 from cluster.store import PINS_AT_ONCE, Changes, DrainMark, Pin, Record, Reserved, Shared
 
-_FORGET_TENANTS_S = 3_600.0
+_SWEEP_EVERY_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +77,8 @@ class MemoryStore:
             self._quotas.note(claim, now)
         for returned in changes.returned:
             self._quotas.give_back(returned, now)
-        if self._swept + _FORGET_TENANTS_S <= now:
-            self._quotas.forget_idle(now, _FORGET_TENANTS_S)
+        if self._swept + _SWEEP_EVERY_S <= now:
+            self._quotas.forget_idle(now)
             self._swept = now
 
     def _write(self, records: tuple[Record, ...]) -> None:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -139,7 +139,7 @@ _FAMILIES: dict[str, _Family] = {
 
 
 def model_shape(model: str, weights: str | None = None) -> ModelShape:
-    """The shape of a shipped model by its name, of a `config.json`, or of a directory that holds one.
+    """The shape of a shipped model by its name or its hub's, of a `config.json`, or of a directory that holds one.
 
     `weights`: a key of `WEIGHTS`, or None for what the configuration says. Raises `ConfigError`: no such file or name,
     a file that is no model configuration, a family or quantisation that is not known.
@@ -150,16 +150,26 @@ def model_shape(model: str, weights: str | None = None) -> ModelShape:
     if path.suffix == ".json" or path.is_file():
         return _from_file(path, path.resolve().parent.name, weights)
     by_name = {name.lower(): name for name in known_models()}
-    if model.lower() not in by_name:
+    name = by_name.get(model.lower()) or _of_hub(model)
+    if name is None:
         raise unknown_name("model", model, known_models())
-    name = by_name[model.lower()]
-    document = json.loads((_SHIPPED / f"{name}.json").read_text("utf-8"))
+    document = _shipped(name)
     return replace(parse_shape(document["config"], name, weights), hub=document["hub"])
 
 
 def known_models() -> tuple[str, ...]:
     """Names of the shapes that are shipped, sorted."""
     return tuple(sorted(file.name.removesuffix(".json") for file in _SHIPPED.iterdir() if file.name.endswith(".json")))
+
+
+def _shipped(name: str) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((_SHIPPED / f"{name}.json").read_text("utf-8"))
+    return document
+
+
+def _of_hub(model: str) -> str | None:
+    found = (name for name in known_models() if _shipped(name)["hub"].lower() == model.lower())
+    return next(found, None) if "/" in model else None
 
 
 def parse_shape(raw: object, name: str, weights: str | None = None) -> ModelShape:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from cluster.model_shape import Attention, DenseForward, Forward, GroupedAttention, LayerGroup, ModelShape
 
-_HEAD_BYTES = 2.0
+HEAD_BYTES = 2.0
+"""Of each number of the embedding and the output head, which stay in 16 bit."""
 
 
 def parameters(shape: ModelShape) -> int:
@@ -64,8 +65,8 @@ def expert_parameters(forward: Forward, hidden: int) -> int:
 
 
 def weight_bytes(shape: ModelShape) -> float:
-    """Of all weights, as the engine holds them. Embedding and output head stay in 16 bit."""
-    return layer_weight_bytes(shape) + _HEAD_BYTES * shape.vocabulary * shape.hidden * (1 if shape.tied else 2)
+    """Of all weights, as the engine holds them."""
+    return layer_weight_bytes(shape) + HEAD_BYTES * shape.vocabulary * shape.hidden * (1 if shape.tied else 2)
 
 
 def layer_weight_bytes(shape: ModelShape) -> float:

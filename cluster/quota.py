@@ -98,6 +98,10 @@ class _Bucket:
         self.level = min(depth, self.level + max(0.0, now - self.at) * rate)
         self.at = now
 
+    def full(self, rate: float, depth: float, now: float) -> bool:
+        """Whether it would be, refilled; one without a rate is never emptied."""
+        return not rate or self.level + (now - self.at) * rate >= depth
+
     def lacks_s(self, wanted: float, rate: float, depth: float) -> float:
         """Seconds until `wanted` can be taken; 0 for now."""
         return max(0.0, (min(wanted, depth) - self.level) / rate)
@@ -105,6 +109,9 @@ class _Bucket:
 
 @dataclass(slots=True)
 class _Tenant:
+    """`limits`: the last that were asked with."""
+
+    limits: Limits
     requests: _Bucket
     tokens: _Bucket
     held: dict[str, float] = field(default_factory=dict)  # claim id -> expiry
@@ -119,6 +126,12 @@ class _Tenant:
             return
         self.held = {claim_id: expiry for claim_id, expiry in self.held.items() if expiry > now}
         self.earliest = min(self.held.values(), default=float("inf"))
+
+    def owes_nothing(self, now: float) -> bool:
+        limits = self.limits
+        return self.requests.full(limits.requests_per_s, limits.request_depth, now) and self.tokens.full(
+            limits.tokens_per_s, limits.token_depth, now
+        )
 
 
 class QuotaTable:
@@ -162,11 +175,16 @@ class QuotaTable:
             tenant.requests.level = min(limits.request_depth, tenant.requests.level + returned.unused_requests)
             tenant.tokens.level = min(limits.token_depth, tenant.tokens.level + returned.unused_tokens)
 
-    def forget_idle(self, now: float, after_s: float) -> None:
-        """Drops tenants that hold nothing and have not been heard of for `after_s`: by then a bucket is full again."""
-        idle = [name for name, t in self._tenants.items() if not t.held and t.requests.at + after_s <= now]
-        for name in idle:
-            del self._tenants[name]
+    def forget_idle(self, now: float) -> None:
+        """Drops tenants of which nothing has to be remembered: they hold nothing, and their buckets are full."""
+        for tenant in self._tenants.values():
+            tenant.drop_lapsed(now)
+        self._tenants = {name: t for name, t in self._tenants.items() if t.held or not t.owes_nothing(now)}
+
+    @property
+    def known(self) -> set[str]:
+        """Tenants of which something is remembered. For inspection."""
+        return set(self._tenants)
 
     def held(self, tenant: str) -> int:
         """Claims of the tenant that had not lapsed when it was last asked about."""
@@ -176,8 +194,9 @@ class QuotaTable:
     def _refilled(self, name: str, limits: Limits, now: float) -> _Tenant:
         tenant = self._tenants.get(name)
         if tenant is None:
-            tenant = _Tenant(_Bucket(limits.request_depth, now), _Bucket(limits.token_depth, now))
+            tenant = _Tenant(limits, _Bucket(limits.request_depth, now), _Bucket(limits.token_depth, now))
             self._tenants[name] = tenant
+        tenant.limits = limits
         tenant.requests.refill(limits.requests_per_s, limits.request_depth, now)
         tenant.tokens.refill(limits.tokens_per_s, limits.token_depth, now)
         tenant.drop_lapsed(now)

@@ -10,14 +10,13 @@ from functools import lru_cache
 
 from cluster.model_shape import ExpertForward, GroupedAttention, LayerGroup, ModelShape
 from cluster.model_size import (
+    HEAD_BYTES,
     attention_matrices,
     expert_parameters,
     layer_kv_bytes,
     layer_weight_bytes,
     shared_matrices,
 )
-
-_HEAD_BYTES = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +85,7 @@ def head_work(shape: ModelShape, step: Step) -> Work:
     """The output head computes one position of each sequence, and of each prompt."""
     numbers = float(shape.vocabulary * shape.hidden)
     positions = step.sequences + (step.chunk.prompts if step.chunk.tokens else 0.0)
-    return Work(2.0 * numbers * positions, _HEAD_BYTES * numbers)
+    return Work(2.0 * numbers * positions, HEAD_BYTES * numbers)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,11 +7,13 @@ task, owned by the router. It must not know where the state is kept.
     reserve, pin, give_back, record        told to the store within a period; never wait, never fail
     reserved_elsewhere, pinned, marks      answered from memory; never wait, never fail
     claim                                  waits for the store, at most its deadline; while it is away not at all
-    mark, unmark, recall                   wait, at most the deadline; raise `StoreUnavailable`
+    recall                                 waits, at most the deadline; raises `StoreUnavailable`
+    mark, unmark                           the same, and first for an exchange under way
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Mapping
@@ -28,7 +30,6 @@ from cluster.store_outbox import Outbox
 logger = logging.getLogger(__name__)
 
 _RENEWALS_PER_LEASE = 3
-_FORGET_TENANTS_S = 3_600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,9 @@ class StoreMirror:
         self._own: dict[str, Reserved] = {}
         self._others: Mapping[str, Reserved] = {}
         self._marks: dict[str, DrainMark] = {}
+        # Connections overtake each other: what an exchange heard of marks may be older than a mark made meanwhile, and
+        # what it puts back newer than its unmaking. So one at a time.
+        self._marking = asyncio.Lock()
         self._held: dict[str, Claim] = {}
         self._alone = QuotaTable(lease_s=float("inf"))  # this router knows itself when its claims end
         self._renewed_at = float("-inf")
@@ -132,12 +136,14 @@ class StoreMirror:
         return verdict
 
     async def mark(self, mark: DrainMark) -> None:
-        await self._store.mark(mark)
-        self._marks[mark.worker_id] = mark
+        async with self._marking:
+            await self._store.mark(mark)
+            self._marks[mark.worker_id] = mark
 
     async def unmark(self, worker_id: str) -> None:
-        await self._store.unmark(worker_id)
-        self._marks.pop(worker_id, None)
+        async with self._marking:
+            await self._store.unmark(worker_id)
+            self._marks.pop(worker_id, None)
 
     async def recall(self, request_id: str) -> bytes | None:
         return await self._store.recall(request_id)
@@ -152,17 +158,18 @@ class StoreMirror:
 
     async def exchange(self) -> None:
         """Says what is new and hears what others said. A store that is away is noted, not raised."""
-        changes = self._changes()
-        try:
-            shared = await self._store.exchange(self._router_id, changes)
-        except StoreUnavailable as error:
-            self._outbox.put_back(changes)
-            self._lost(error)
-        except BaseException:
-            self._outbox.put_back(changes)
-            raise
-        else:
-            self._hear(changes, shared)
+        async with self._marking:
+            asked_at, changes = self._clock.now(), self._changes()
+            try:
+                shared = await self._store.exchange(self._router_id, changes)
+            except StoreUnavailable as error:
+                self._outbox.put_back(changes)
+                self._lost(error)
+            except BaseException:
+                self._outbox.put_back(changes)
+                raise
+            else:
+                self._hear(changes, shared, asked_at)
 
     async def leave(self) -> None:
         """The last word: what waits is said, what is reserved is taken back. After `run` has ended."""
@@ -209,17 +216,18 @@ class StoreMirror:
                 held[claim.tenant].append(claim.claim_id)
         return {tenant: tuple(claim_ids) for tenant, claim_ids in held.items()}
 
-    def _hear(self, changes: Changes, shared: Shared) -> None:
+    def _hear(self, changes: Changes, shared: Shared, asked_at: float) -> None:
         now = self._clock.now()
         self._outbox.said(changes)
         if changes.renewed:
             self._renewed_at = now
-            self._alone.forget_idle(now, _FORGET_TENANTS_S)
+            self._alone.forget_idle(now)
         self._came_back(now)
         self._others, self._routers, self._heard_at = shared.reserved, shared.routers, now
         self._cursor = shared.cursor
         for pin in shared.pins:
-            self._pins.hear(pin.session_id, pin.worker_id, now - pin.age_s)
+            # At the earliest: the echo of an own pin must not pass for newer than what was pinned meanwhile.
+            self._pins.hear(pin.session_id, pin.worker_id, asked_at - pin.age_s)
         known, self._incarnation = self._incarnation, shared.incarnation
         self._store_is_new = known not in ("", shared.incarnation)
         if self._store_is_new:

@@ -6,6 +6,7 @@ itself. Called on the outbox's thread only.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
@@ -18,6 +19,8 @@ from opentelemetry.proto.trace.v1 import trace_pb2
 from cluster.errors import BatonError
 from cluster.tracing import Span
 
+logger = logging.getLogger(__name__)
+
 _EXPORT_S = 5.0
 _SCOPE = InstrumentationScope(name="baton")
 
@@ -25,7 +28,7 @@ Value = str | int | float
 
 
 class CollectorRefuses(BatonError):
-    """The collector did not take a batch of spans, or did not answer in time."""
+    """The collector did not take any of a batch of spans, or did not answer in time."""
 
 
 class OtlpExport:
@@ -33,21 +36,22 @@ class OtlpExport:
     `service`: what the resource of every span says. Connects at the first batch."""
 
     def __init__(self, endpoint: str, service: Mapping[str, Value]) -> None:
+        self._endpoint = endpoint
+        self._said = False  # that it rejects spans
         parts = urlsplit(endpoint)
-        target = f"{parts.hostname}:{parts.port}"
         tls = parts.scheme == "https"
         # As everywhere between parts of a cluster, a proxy of the environment is not asked.
         options = [("grpc.enable_http_proxy", 0)]
         self._channel = (
-            grpc.secure_channel(target, grpc.ssl_channel_credentials(), options)
+            grpc.secure_channel(parts.netloc, grpc.ssl_channel_credentials(), options)
             if tls
-            else grpc.insecure_channel(target, options)
+            else grpc.insecure_channel(parts.netloc, options)
         )
         self._stub = trace_service_pb2_grpc.TraceServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._resource = Resource(attributes=_attributes(service))
 
-    def __call__(self, spans: Sequence[Span]) -> None:
-        """Raises `CollectorRefuses`."""
+    def __call__(self, spans: Sequence[Span]) -> int:
+        """Returns how many of them the collector rejected; why is said once. Raises `CollectorRefuses`."""
         scoped = trace_pb2.ScopeSpans(scope=_SCOPE, spans=[to_otlp(span) for span in spans])
         batch = trace_pb2.ResourceSpans(resource=self._resource, scope_spans=[scoped])
         request = trace_service_pb2.ExportTraceServiceRequest(resource_spans=[batch])
@@ -55,10 +59,14 @@ class OtlpExport:
             answer = self._stub.Export(request, timeout=_EXPORT_S)
         except grpc.RpcError as error:
             raise CollectorRefuses(f"{error.code().name}: {error.details()}") from error
-        if answer.partial_success.rejected_spans:
-            raise CollectorRefuses(
-                f"{answer.partial_success.rejected_spans} spans: {answer.partial_success.error_message}"
-            )
+        rejected: int = min(answer.partial_success.rejected_spans, len(spans))
+        if rejected and not self._said:
+            self._said = True
+            logger.warning(
+                "%s rejects %d of %d spans: %s; said once, counted from now on",
+                self._endpoint, rejected, len(spans), answer.partial_success.error_message,
+            )  # fmt: skip
+        return rejected
 
 
 def to_otlp(span: Span) -> trace_pb2.Span:

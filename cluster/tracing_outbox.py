@@ -15,8 +15,9 @@ from cluster.tracing import Span
 
 logger = logging.getLogger(__name__)
 
-Export = Callable[[Sequence[Span]], None]
-"""Sends a batch; raises what kept it from arriving. Must return within a deadline of its own."""
+Export = Callable[[Sequence[Span]], int]
+"""Sends a batch and says how many of it were refused; raises what kept it from arriving. Must return within a deadline
+of its own."""
 
 _ROOM = 8_192
 _BATCH = 512
@@ -66,14 +67,15 @@ class Outbox:
 
     def _try(self, batch: Sequence[Span]) -> None:
         try:
-            self._export(batch)
+            refused = self._export(batch)
         except Exception as error:
             self._counts[FAILED] += len(batch)
             if not self._lost:
                 self._lost = True
                 logger.warning("traces do not reach %s: %s; said once, counted from now on", self._collector, error)
         else:
-            self._counts[SENT] += len(batch)
+            self._counts[SENT] += len(batch) - refused
+            self._counts[FAILED] += refused
             if self._lost:
                 self._lost = False
                 logger.warning("traces reach %s again", self._collector)

@@ -24,6 +24,7 @@ from cluster.engine import (
 )
 from cluster.errors import InvalidRequest
 from cluster.release import release
+from protos.baton.v1 import kv_pb2
 from protos.baton.v1 import worker_pb2 as pb
 
 _LEGS = {
@@ -179,7 +180,7 @@ def describe_engine(info: EngineInfo, stats: EngineStats) -> pb.WorkerDescriptio
         version=release(),
         clock_unix_s=time.time(),
         counters=pb.Counters(
-            transfers=[_transfer_to_wire(count) for count in stats.transfers],
+            transfers=[transfer_to_wire(count) for count in stats.transfers],
             recomputed_requests=stats.recomputed_requests,
             blocks_sent=stats.blocks_sent,
             bytes_sent=stats.bytes_sent,
@@ -201,8 +202,8 @@ def _follow_from_wire(wire: pb.PrefillInProgress) -> PrefillInProgress:
     return PrefillInProgress(wire.source, wire.epoch, wire.attempt_id)
 
 
-def _transfer_to_wire(count: TransferCount) -> pb.TransferCount:
-    return pb.TransferCount(
+def transfer_to_wire(count: TransferCount) -> kv_pb2.TransferCount:
+    return kv_pb2.TransferCount(
         transport=count.transport,
         outcome=count.outcome,
         count=count.count,

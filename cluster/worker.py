@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine, Sequence
-from dataclasses import replace
 
 import grpc
 
@@ -22,14 +21,15 @@ from cluster.engine import (
     EngineLoad,
     EngineOutput,
     EngineRequest,
-    EngineStats,
     FinishReason,
     Leg,
     Role,
 )
+from cluster.engine_counters import EngineCounters
 from cluster.errors import EngineFailed, InvalidRequest, WorkerLost
+from cluster.host_port import host_port
 from cluster.membership import WorkerRecord
-from cluster.progress import ProgressWatch
+from cluster.stall_watch import StallWatch
 from cluster.wire import describe_engine, output_to_wire, request_from_wire, role_to_wire
 from cluster.worker_drain import WorkerDrain
 from cluster.worker_service import WorkerServer
@@ -45,23 +45,21 @@ logger = logging.getLogger(__name__)
 _LEGS = {Role.PREFILL: {Leg.PREFILL, Leg.WHOLE}, Role.DECODE: {Leg.DECODE, Leg.WHOLE, Leg.PREFETCH}}
 _ENGINE_CALL_S = 10.0
 _FLUSH_S = 2.0
-_LOOK_SLACK_S = 0.01
-_MOVING = (State.READY, State.DRAINING)  # as they should while they have work
 
 
 class Worker:
     def __init__(self, spec: WorkerSpec, engine: Engine, clock: Clock) -> None:
         self.spec = spec
         self._engine = engine
-        self._clock = clock
         self._state, self._reason = State.STARTING, ""
         self._attempts: AttemptTable[Session] = AttemptTable()
         self._sessions: set[Session] = set()
-        self._progress = ProgressWatch(spec.stall_after_s)
         self._info: EngineInfo | None = None
-        self._stats = EngineStats()
-        self._stirred = False  # since the counters were last looked at; an idle engine is left alone
         self._feed = WatchFeed(self.load, clock, spec.watch_every_s)
+        self._stalls = StallWatch(self, engine, self._attempts, spec, clock)
+        self._counters = EngineCounters(
+            engine, clock, spec.look_every_s, busy=lambda: bool(self._attempts), counted=self._feed.stir
+        )
         self._drain = WorkerDrain(self, clock)
         self._server: WorkerServer | None = None
         self._port = 0
@@ -88,7 +86,7 @@ class Worker:
     @property
     def record(self) -> WorkerRecord:
         """What to announce, once started."""
-        address = f"{self.spec.advertise_host}:{self._port}"
+        address = host_port(self.spec.advertise_host, self._port)
         return WorkerRecord(self.spec.worker_id, self.spec.role, self.spec.epoch, address)
 
     async def start(self) -> None:
@@ -101,7 +99,8 @@ class Worker:
             await self.close()
             raise
         self._run(self._pump(), "worker pump")
-        self._run(self._look_after(), "worker look-after")
+        self._run(self._stalls.run(), "worker stalls")
+        self._run(self._counters.run(), "worker counters")
         self._run(self._follow_blocks(), "worker blocks")
         self._run(self._feed.run(), "worker watch")
         self._run(self._drain.run(), "worker drain")
@@ -148,14 +147,14 @@ class Worker:
             waiting=load.waiting,
             queued_prefill_tokens=self._attempts.queued_prefill_tokens,
             kv_usage=load.kv_usage,
-            leases=self._stats.leases,
+            leases=self._counters.last.leases,
         )
 
     async def describe(self) -> pb.WorkerDescription:
         """Counts anew; what a dead engine counted last, when it cannot."""
         assert self._info is not None, "start() comes first"
-        await self._refresh_stats()
-        description = describe_engine(self._info, self._stats)
+        await self._counters.refresh()
+        description = describe_engine(self._info, self._counters.last)
         description.worker_id, description.epoch = self.spec.worker_id, self.spec.epoch
         description.role, description.state = role_to_wire(self.spec.role), self._state.value
         description.reason = self._reason
@@ -197,7 +196,7 @@ class Worker:
             await self._engine.submit(request)
         except (InvalidRequest, EngineFailed) as error:
             if self._attempts.end(request.attempt_id, "refused"):
-                self._owe_nothing()
+                self._stalls.work_went()
                 self._tell(session, [refusal(request.attempt_id, error)])
 
     async def abort(self, session: Session, attempt_ids: Sequence[str]) -> None:
@@ -227,8 +226,8 @@ class Worker:
         return len(self._attempts)
 
     async def open_leases(self) -> int:
-        await self._refresh_stats()
-        return self._stats.leases
+        await self._counters.refresh()
+        return self._counters.last.leases
 
     async def move_attempts(self, reason: str) -> None:
         moved: list[str] = []
@@ -242,6 +241,18 @@ class Worker:
         await self._stop_in_engine(moved)
         await asyncio.gather(*(session.flush(_FLUSH_S) for session in list(self._sessions)))
 
+    # What follows from a stall (`stall_watch.StallHost`) --------------------------------------------------------------
+
+    async def stalled(self, reason: str) -> None:
+        """A worker that drains need not be replaced for it, but what it has cannot wait for the deadline."""
+        if self._state is State.READY:
+            self._enter(State.STALLED, reason)
+        elif self._state is State.DRAINING:
+            await self.move_attempts(reason)
+
+    def recovered(self) -> None:
+        self._enter(State.READY)
+
     # ----------------------------------------------------------------------------------------------------------------
 
     def _open(self, request: EngineRequest, session: Session) -> None:
@@ -251,7 +262,7 @@ class Worker:
         # What decode continues was computed elsewhere.
         to_compute = 0 if request.leg is Leg.DECODE else len(request.prompt_token_ids)
         self._attempts.add(request.attempt_id, session, to_compute, pulls=request.leg is Leg.DECODE)
-        self._progress.work_came(self._clock.now())
+        self._stalls.work_came()
 
     def _accept(self, submit: pb.Submit) -> EngineRequest:
         if self._state is not State.READY:
@@ -269,7 +280,7 @@ class Worker:
 
     async def _stop_in_engine(self, ended: Sequence[str]) -> None:
         """Of attempts that are no longer open."""
-        self._owe_nothing()
+        self._stalls.work_went()
         if not ended:
             return
         self._feed.stir()
@@ -279,20 +290,13 @@ class Worker:
         except (EngineFailed, TimeoutError) as error:
             logger.warning("%d attempts were not aborted: %s", len(ended), error)
 
-    def _owe_nothing(self) -> None:
-        """If so: no step is due once nobody waits for one."""
-        if not self._attempts.awaited:
-            self._progress.work_gone()
-
     async def _pump(self) -> None:
         while True:
             outputs = await self._engine.step()
-            self._stirred = True
+            self._counters.stir()
             self._deliver(outputs)
             self._feed.stir()
-            self._progress.moved(self._clock.now(), work_left=bool(self._attempts.awaited))
-            if self._state is State.STALLED:
-                self._enter(State.READY)
+            self._stalls.stepped()
 
     async def _follow_blocks(self) -> None:
         while True:
@@ -310,60 +314,6 @@ class Worker:
     def _tell(self, session: Session, outputs: Sequence[EngineOutput]) -> None:
         session.put(pb.StepOutputs(outputs=[output_to_wire(output) for output in outputs], load=self.load()))
 
-    async def _look_after(self) -> None:
-        """Keeps the counters fresh and watches that the engine moves."""
-        while self._state is not State.FAILED:
-            asleep = self._clock.now()
-            nap_s = self.spec.look_every_s
-            if self._state in _MOVING:
-                nap_s = min(nap_s, self._progress.next_look_s(asleep) + _LOOK_SLACK_S)
-            await self._clock.sleep(nap_s)
-            # A process that was stopped, or kept from running, cannot say what its engine did meanwhile.
-            now = self._clock.now()
-            self._progress.excuse(now - asleep - nap_s - _LOOK_SLACK_S, now)
-            await self._watch_progress()
-            if self._stirred or self._attempts or self._stats.leases or self._stats.pinned_blocks:
-                self._stirred = False
-                await self._refresh_stats()
-
-    async def _watch_progress(self) -> None:
-        """An engine may rightly be silent while all that it has waits for blocks of others; and one that stalled shows
-        no step once its work has been moved. Both are asked whether their loop turns."""
-        idle_s = self._progress.stalled_for(self._clock.now())
-        if self._state is State.STALLED and not self._attempts.awaited:
-            if await self._answers():
-                self._enter(State.READY)
-        elif idle_s is not None and self._state in _MOVING:
-            if self._attempts.only_pulling and await self._answers():
-                self._progress.moved(self._clock.now(), work_left=bool(self._attempts.awaited))
-            elif self._attempts.awaited:
-                await self._stalled(f"no engine step for {idle_s:.1f} s with {len(self._attempts)} attempts open")
-
-    async def _stalled(self, reason: str) -> None:
-        """A worker that drains need not be replaced for it, but what it has cannot wait for the deadline."""
-        if self._state is State.READY:
-            self._enter(State.STALLED, reason)
-        elif self._state is State.DRAINING:
-            await self.move_attempts(reason)
-
-    async def _answers(self) -> bool:
-        try:
-            async with asyncio.timeout(min(self.spec.stall_after_s, _ENGINE_CALL_S)):
-                await self._engine.answer()
-        except (EngineFailed, TimeoutError):
-            return False
-        return True
-
-    async def _refresh_stats(self) -> None:
-        if self._state is State.FAILED:
-            return
-        try:
-            async with asyncio.timeout(_ENGINE_CALL_S):
-                self._stats = await self._engine.stats()
-            self._feed.stir()
-        except (EngineFailed, TimeoutError) as error:
-            logger.warning("the engine's counters are not fresh: %s", str(error) or "no answer in time")
-
     def _run(self, work: Coroutine[None, None, None], name: str) -> None:
         task = asyncio.create_task(work, name=name)
         task.add_done_callback(self._task_ended)
@@ -377,7 +327,7 @@ class Worker:
         """The engine is gone: every open attempt hears it, and the worker only waits to be replaced."""
         if not isinstance(error, EngineFailed):
             logger.error("the worker broke", exc_info=error)
-        self._stats = replace(self._stats, running=0, waiting=0, kv_usage=0.0, leases=0, pinned_blocks=0)
+        self._counters.engine_died()
         self._enter(State.FAILED, str(error) or repr(error))
         for session in self._sessions:
             lost = [refusal(id_, error, FinishReason.LOST) for id_ in self._attempts.owned_by(session)]
@@ -385,7 +335,7 @@ class Worker:
                 self._attempts.take(output)
             if lost:
                 self._tell(session, lost)
-        self._progress.work_gone()
+        self._stalls.work_went()
         self._drain.give_up()
 
     def _enter(self, state: State, reason: str = "") -> None:

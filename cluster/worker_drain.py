@@ -99,7 +99,9 @@ class WorkerDrain:
         while (order := self._orders.current) is not None:
             now = self._clock.now()
             if now >= heard_by and not self._host.open_attempts() and not await self._host.open_leases():
-                return self._end(clean=True)
+                if self._orders.current is order:
+                    return self._end(clean=True)
+                continue  # undone while the leases were counted: there may be new work
             if now >= order.deadline:
                 return await self._cut(order, heard_by)
             await self._clock.sleep(max(0.0, min(_LOOK_S, order.deadline - now)))

@@ -22,7 +22,7 @@ from cluster.worker import Worker, WorkerSpec
 
 logger = logging.getLogger(__name__)
 
-_WILDCARDS = {"0.0.0.0", "[::]"}
+_WILDCARDS = {"0.0.0.0", "::", "[::]"}
 _WITHDRAW_S = 5.0
 
 BuildEngine = Callable[[WorkerSpec, Path], Awaitable[Engine]]

@@ -7,8 +7,10 @@ from collections.abc import AsyncIterator
 
 import grpc
 
+from cluster.call_abort import abort_call
 from cluster.engine import Engine
 from cluster.errors import EngineFailed, StartFailed
+from cluster.host_port import host_port
 from cluster.rpc_options import SERVER_OPTIONS
 from cluster.tls import cluster_channels
 from cluster.worker_session import Session, SessionHost
@@ -25,7 +27,7 @@ class WorkerServer:
     """Raises `ConfigError` for certificates that cannot be used."""
 
     def __init__(self, host: SessionHost, engine: Engine, feed: WatchFeed, spec: WorkerSpec) -> None:
-        self._address = f"{spec.listen_host}:{spec.port}"
+        self._address = host_port(spec.listen_host, spec.port)
         self._channels = cluster_channels(spec.tls)
         self._server = grpc.aio.server(options=SERVER_OPTIONS)
         worker_pb2_grpc.add_WorkerServicer_to_server(_Service(host, engine, feed, spec.outgoing_limit), self._server)
@@ -80,4 +82,4 @@ class _Service(worker_pb2_grpc.WorkerServicer):
             async with asyncio.timeout(_FORGET_S):
                 return pb.ForgetPrefixesResponse(forgotten=await self._engine.forget_prefixes())
         except (EngineFailed, TimeoutError) as error:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error) or f"no answer within {_FORGET_S:g} s")
+            await abort_call(context, grpc.StatusCode.UNAVAILABLE, str(error) or f"no answer within {_FORGET_S:g} s")

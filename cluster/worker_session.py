@@ -11,10 +11,11 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
-from typing import NoReturn, Protocol
+from typing import Protocol
 
 import grpc
 
+from cluster.call_abort import abort_call
 from protos.baton.v1 import worker_pb2 as pb
 
 logger = logging.getLogger(__name__)
@@ -23,7 +24,6 @@ OUTGOING_LIMIT = 512
 """Steps that a router may be behind. One that does not read is ended, with all its attempts."""
 _HELLO_S = 5.0
 _WRITE_S = 30.0
-_ABORT_S = 5.0
 
 _Context = grpc.aio.ServicerContext[pb.SessionRequest, pb.SessionReply]
 
@@ -99,7 +99,7 @@ class Session:
             self._ending = asyncio.create_task(self._wind_up(reader, writer), name=f"session end of {self.router_id}")
             await asyncio.shield(self._ending)
         if code is not grpc.StatusCode.OK:
-            await _abort(context, code, reason)
+            await abort_call(context, code, reason)
 
     async def _wind_up(self, *tasks: asyncio.Task[None]) -> None:
         for task in tasks:
@@ -112,13 +112,15 @@ class Session:
             async with asyncio.timeout(_HELLO_S):
                 first = await anext(requests, None)
         except TimeoutError:
-            await _abort(context, grpc.StatusCode.DEADLINE_EXCEEDED, f"no hello within {_HELLO_S:g} s")
+            await abort_call(context, grpc.StatusCode.DEADLINE_EXCEEDED, f"no hello within {_HELLO_S:g} s")
         if first is None or not first.HasField("hello"):
-            await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, "the first message of a session must be a hello")
+            await abort_call(
+                context, grpc.StatusCode.INVALID_ARGUMENT, "the first message of a session must be a hello"
+            )
         self.router_id = first.hello.router_id
         if first.hello.epoch != self._host.epoch:
             reason = f"epoch {first.hello.epoch} is over; this engine's is {self._host.epoch}"
-            await _abort(context, grpc.StatusCode.FAILED_PRECONDITION, reason)
+            await abort_call(context, grpc.StatusCode.FAILED_PRECONDITION, reason)
         welcome = pb.SessionReply(welcome=pb.Welcome(worker=await self._host.describe()))
         async with asyncio.timeout(_WRITE_S):
             await context.write(welcome)
@@ -155,10 +157,3 @@ class Session:
             self.end(grpc.StatusCode.RESOURCE_EXHAUSTED, f"the router has not read for {_WRITE_S:g} s")
         except Exception as error:
             self.end(grpc.StatusCode.UNAVAILABLE, f"the stream broke: {error!r}")
-
-
-async def _abort(context: _Context, code: grpc.StatusCode, reason: str) -> NoReturn:
-    """Raises always. A router that does not read also keeps the status from leaving: not for ever."""
-    async with asyncio.timeout(_ABORT_S):
-        await context.abort(code, reason)
-    raise AssertionError("unreachable: abort always raises")

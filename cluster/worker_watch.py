@@ -11,11 +11,11 @@ import logging
 from array import array
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import NoReturn
 
 import grpc
 
 from cluster.block_changes import BlockChanges, BlockDelta
+from cluster.call_abort import abort_call
 from cluster.clock import Clock
 from protos.baton.v1 import worker_pb2 as pb
 
@@ -31,7 +31,6 @@ LEAST_BEAT_S = 0.05
 """However often a router wants to hear from an idle worker."""
 _GATHER_S = 0.005  # a step's outputs and its blocks come from the engine by different ways, a moment apart
 _WRITE_S = 30.0
-_ABORT_S = 5.0
 
 _Context = grpc.aio.ServicerContext[pb.WatchRequest, pb.WatchReply]
 
@@ -203,7 +202,7 @@ async def serve_watch(feed: WatchFeed, epoch: int, request: pb.WatchRequest, con
     """One Watch call, until the router goes, does not read, or the feed is closed."""
     if request.epoch != epoch:
         reason = f"epoch {request.epoch} is over; this engine's is {epoch}"
-        await _abort(context, grpc.StatusCode.FAILED_PRECONDITION, reason)
+        await abort_call(context, grpc.StatusCode.FAILED_PRECONDITION, reason)
     watcher = feed.watch(max(request.beat_s, LEAST_BEAT_S) if request.beat_s else 0.0)
     try:
         async for message in watcher:
@@ -212,10 +211,10 @@ async def serve_watch(feed: WatchFeed, epoch: int, request: pb.WatchRequest, con
     except TimeoutError:
         reason = f"router {request.router_id} has not read for {_WRITE_S:g} s"
         logger.warning("watch ends: %s", reason)
-        await _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, reason)
+        await abort_call(context, grpc.StatusCode.RESOURCE_EXHAUSTED, reason)
     finally:
         watcher.close()
-    await _abort(context, grpc.StatusCode.UNAVAILABLE, "the worker is closing")
+    await abort_call(context, grpc.StatusCode.UNAVAILABLE, "the worker is closing")
 
 
 def _messages(delta: BlockDelta) -> Iterator[pb.WatchReply]:
@@ -245,10 +244,3 @@ def _parts(
 
 def _hashes_in(message: pb.WatchReply) -> int:
     return len(message.stored) + len(message.removed)
-
-
-async def _abort(context: _Context, code: grpc.StatusCode, reason: str) -> NoReturn:
-    """Raises always. A router that does not read also keeps the status from leaving: not for ever."""
-    async with asyncio.timeout(_ABORT_S):
-        await context.abort(code, reason)
-    raise AssertionError("unreachable: abort always raises")

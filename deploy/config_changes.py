@@ -18,6 +18,8 @@ DEPLOYMENTS = ("router", "prefill", "decode")
 _FIXED = ("name", "router.http_host", "router.http_port", "router.grpc_host", "router.grpc_port")
 """What a cluster is started with and keeps."""
 
+_CLOSE_S = 60.0  # on top of its drain, until a replica has ended
+
 
 @dataclass(frozen=True, slots=True)
 class Change:
@@ -43,6 +45,13 @@ def flattened(document: Mapping[str, Json], above: str = "") -> Iterator[tuple[s
             yield from flattened(value, key)
         else:
             yield key, value
+
+
+def longest_change_s(before: Config, after: Config) -> float:
+    """How long it may take until all runs with `after`: an old replica may need all of its drain, and a new one all of
+    the time that it has for its start, twice where a pool is replaced in two steps."""
+    drain_s = max(before.router.drain_s, before.prefill.drain_s, before.decode.drain_s)
+    return drain_s + _CLOSE_S + 2 * after.engine.start_deadline_s
 
 
 def refusals(before: Config, after: Config, found: list[Change]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Ports for servers that start later, in another process. Linux only."""
+"""Ports for servers that start later, in another process: which one, and whether one can be had. Linux only."""
 
 from __future__ import annotations
 
@@ -22,6 +22,17 @@ def free_port() -> int:
         probe.bind(("", 0))
         given: int = probe.getsockname()[1]
         return given
+
+
+def why_taken(host: str, port: int) -> str | None:
+    """Why nobody can listen there now; None when one can. `host`: an address, an IPv6 one bare, or a name."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            return error.strerror or str(error)
+    return None
 
 
 def _is_free(port: int) -> bool:

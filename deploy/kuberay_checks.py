@@ -9,7 +9,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from cluster.config import Config, RouterConfig
-from cluster.config_security import is_loopback
+from cluster.config_security import SecurityConfig, is_loopback
+
+_KUBERAYS_OWN = ("REDIS_PASSWORD", "RAY_REDIS_ADDRESS")
 
 
 def kuberay_mistakes(config: Config) -> Iterator[str]:
@@ -21,6 +23,11 @@ def kuberay_mistakes(config: Config) -> Iterator[str]:
     yield from _loopback_mistakes(config)
     yield from _port_mistakes(config.router)
     yield from _placement_mistakes(config)
+    yield from _file_mistakes(config.security)
+    if config.placement.profile is not None:
+        yield f"placement.profile: nothing mounts {config.placement.profile} into these pods; give `start` instead"
+    if config.store.password_env in _KUBERAYS_OWN:
+        yield f"store.password_env: KubeRay keeps {config.store.password_env} for itself; use BATON_REDIS_PASSWORD"
     for key, options in (
         ("engine.options", config.engine.options),
         ("prefill.engine_options", config.prefill.engine_options),
@@ -45,8 +52,6 @@ def _port_mistakes(router: RouterConfig) -> Iterator[str]:
     for key, port in (("router.http_port", router.http_port), ("router.grpc_port", router.grpc_port)):
         if port == 0:
             yield f"{key}: 0 is another port at every start; a Service needs a fixed one"
-    if router.http_port == router.grpc_port:
-        yield f"router.grpc_port: {router.grpc_port} is also router.http_port"
 
 
 def _placement_mistakes(config: Config) -> Iterator[str]:
@@ -55,6 +60,17 @@ def _placement_mistakes(config: Config) -> Iterator[str]:
         elsewhere = {name for other, offered in parts.items() if other != part for name in offered}
         if not resources.keys() - elsewhere:
             yield f"{part}.resources: name one that no other part has, as {{baton_{part}: 1}}; it places the replicas"
+
+
+def _file_mistakes(security: SecurityConfig) -> Iterator[str]:
+    paths = {"keys_file": security.keys_file}
+    if tls := security.tls:
+        paths |= {"tls.cert": tls.cert, "tls.key": tls.key, "tls.client_ca": tls.client_ca}
+    if member := security.cluster_tls:
+        paths |= {"cluster_tls.cert": member.cert, "cluster_tls.key": member.key, "cluster_tls.ca": member.ca}
+    for key, path in paths.items():
+        if path is not None:
+            yield f"security.{key}: nothing mounts {path} into these pods; deploy/helm/baton does, from a Secret"
 
 
 def _secret_mistakes(key: str, options: Mapping[str, Any]) -> Iterator[str]:

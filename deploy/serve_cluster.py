@@ -10,7 +10,6 @@ import os
 import re
 import secrets
 import shutil
-import socket
 import threading
 import time
 import urllib.error
@@ -20,8 +19,9 @@ from typing import TYPE_CHECKING
 
 from cluster.config import Config
 from cluster.errors import StartFailed
+from cluster.host_port import host_port, reachable
 from deploy.app_size import most_cpus, most_resources
-from deploy.free_port import free_port
+from deploy.free_port import free_port, why_taken
 from deploy.own_folder import own_folder, scratch_environment
 from deploy.processes import adopt_orphans, end_descendants
 from deploy.proxy_environment import proxy_environment
@@ -51,11 +51,12 @@ class ServeCluster:
 
     @property
     def http_url(self) -> str:
-        return f"http://{_reachable(self._config.router.http_host)}:{self._config.router.http_port}"
+        router = self._config.router
+        return f"http://{host_port(reachable(router.http_host), router.http_port)}"
 
     @property
     def grpc_address(self) -> str:
-        return f"{_reachable(self._config.router.grpc_host)}:{self._config.router.grpc_port}"
+        return host_port(reachable(self._config.router.grpc_host), self._config.router.grpc_port)
 
     def start(self, deadline_s: float) -> None:
         """Returns once a request would be served. Raises `StartFailed` with the failing part's own words."""
@@ -186,10 +187,10 @@ class ServeCluster:
 
     def _wait_until_serving(self, deadline: float) -> None:
         self._progress("waiting for the router to see its workers")
-        reason = "no answer yet"
+        reason, direct = "no answer yet", urllib.request.build_opener(urllib.request.ProxyHandler({}))
         while time.monotonic() < deadline:
             try:
-                with urllib.request.urlopen(f"{self.http_url}/health", timeout=2):
+                with direct.open(f"{self.http_url}/health", timeout=2):
                     return
             except urllib.error.HTTPError as error:
                 reason = f"HTTP {error.code}"
@@ -204,15 +205,11 @@ class ServeCluster:
             ("http", router.http_host, router.http_port),
             ("grpc", router.grpc_host, router.grpc_port),
         ):
-            with socket.socket() as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                try:
-                    probe.bind((host, port))
-                except OSError as error:
-                    raise StartFailed(
-                        f"router.{key}_port: cannot listen on {host}:{port} ({error.strerror}); "
-                        "stop what uses it or choose another port"
-                    ) from error
+            if (why := why_taken(host, port)) is not None:
+                raise StartFailed(
+                    f"router.{key}_port: cannot listen on {host_port(host, port)} ({why}); "
+                    "stop what uses it or choose another port"
+                )
 
 
 def raise_on_failure(status: ApplicationStatusOverview) -> None:
@@ -238,7 +235,3 @@ def _last_words(message: str) -> str:
     lines = [line for line in message.strip().splitlines() if line.strip()]
     raised = [at for at, line in enumerate(lines) if _RAISED.match(line)]
     return "\n".join(lines[raised[-1] :] if raised else lines[-_LAST_LINES:])
-
-
-def _reachable(host: str) -> str:
-    return "127.0.0.1" if host in ("0.0.0.0", "::", "") else host

@@ -11,15 +11,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from cluster.config import Config, load_config
 from cluster.errors import ConfigError, StartFailed
-from deploy.change_order import ChangeAsked, carry_out, changes_heard, order_waits
+from cluster.nearest import nearest_names
+from deploy.change_order import ChangeAsked, await_orders, carry_out, changes_heard, order_waits
 from deploy.cluster_record import ClusterRecord, all_records, read_record, recorded, state_folder
 from deploy.guard import ASK_TO_END, guard
+from deploy.interrupts import interruptible, uninterruptible
 from deploy.serve_cluster import ServeCluster
 
 OK, FAILED, NOT_FOUND, INTERRUPTED = 0, 1, 4, 130
@@ -38,9 +38,11 @@ def run_up(config_path: Path, detach: bool, deadline_s: float | None) -> int:
 
 def run_down(name: str | None) -> int:
     """Ends the named cluster, or the only one. Returns the exit code."""
-    records = [record for record in all_records() if name in (None, record.name)]
+    running = all_records()
+    records = [record for record in running if name in (None, record.name)]
     if not records:
-        print("no such cluster runs" if name else "no cluster runs", file=sys.stderr)
+        known = [record.name for record in running]
+        print(nearest_names("cluster", name, known) if name else "no cluster runs", file=sys.stderr)
         return NOT_FOUND
     if len(records) > 1:
         names = ", ".join(record.name for record in records)
@@ -51,10 +53,11 @@ def run_down(name: str | None) -> int:
 def _run_here(config: Config, deadline_s: float) -> int:
     guard()
     cluster = ServeCluster(config, _say)
-    with _interruptible():
+    with interruptible():
         try:
             cluster.start(deadline_s)
             record = ClusterRecord.of_this_process(config.name, cluster.http_url, cluster.grpc_address)
+            await_orders(config.name)
             with recorded(record):
                 _welcome(config, record)
                 _serve(config.name)
@@ -65,7 +68,7 @@ def _run_here(config: Config, deadline_s: float) -> int:
             print(f"baton up: {error}", file=sys.stderr)
             return FAILED
         finally:
-            with _uninterruptible():
+            with uninterruptible():
                 cluster.stop()
             _say("stopped")
     return OK
@@ -144,31 +147,3 @@ def _with_absolute_model(config: Config) -> Config:
 
 def _say(line: str) -> None:
     print(f"[{time.strftime('%H:%M:%S')}] {line}", file=sys.stderr, flush=True)
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the cluster the way Ctrl-C does."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
-
-
-@contextmanager
-def _uninterruptible() -> Iterator[None]:
-    """A second Ctrl-C must not leave half a cluster behind."""
-    before = {
-        number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    }
-    try:
-        yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)

@@ -13,16 +13,23 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cluster.config import KvTransferConfig
 from cluster.config_security import ClusterTlsConfig
+from cluster.config_transfer import KvTransferConfig
 from cluster.engine import Role
 from cluster.errors import ConfigError
 from cluster.tls import Channels, cluster_channels
 
 CONNECTOR = "BatonConnector"
 MODULE = "kv_transfer.connector.baton_connector"
+KV_ROLES = {Role.PREFILL: "kv_producer", Role.DECODE: "kv_consumer"}
+"""vLLM's names for the roles, whichever connector."""
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
-_ROLES = {Role.PREFILL: "kv_producer", Role.DECODE: "kv_consumer"}
+
+
+def net_device_of(config: KvTransferConfig, host: str) -> str | None:
+    """The network interface for NIXL; None leaves it to UCX, which listens on all. An engine that listens on the
+    loopback interface does so with NIXL as well."""
+    return config.net_device or ("lo" if host in _LOOPBACK else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +53,7 @@ class ConnectorSettings:
 
     @property
     def net_device(self) -> str | None:
-        """The network interface for NIXL; None leaves it to UCX, which listens on all. An engine that listens on the
-        loopback interface does so with NIXL as well."""
-        return self.transfer.net_device or ("lo" if self.listen_host in _LOOPBACK else None)
+        return net_device_of(self.transfer, self.listen_host)
 
     @property
     def reader_id(self) -> str:
@@ -79,7 +84,7 @@ def kv_transfer_config(settings: ConnectorSettings, role: Role) -> dict[str, Any
     return {
         "kv_connector": CONNECTOR,
         "kv_connector_module_path": MODULE,
-        "kv_role": _ROLES[role],
+        "kv_role": KV_ROLES[role],
         "engine_id": settings.reader_id,
         "kv_load_failure_policy": "recompute",
         "kv_connector_extra_config": {

@@ -82,14 +82,16 @@ class GrpcTransport:
         if message is None or len(decode(message, PROBE_BYTES).data) != PROBE_BYTES:
             raise TransferFailed(f"{peer.address}: the answer to a probe is not the one agreed")
 
+    def turn(self) -> asyncio.Semaphore:
+        return self._turns
+
     async def read(self, peer: GrpcPeer, read: BlockRead) -> None:
-        """Raises `TicketRefused`, `LeaseLost` and `TransferFailed`."""
-        async with self._turns:
-            blocks = self._memory.open(read.target)
-            try:
-                await self._fetch(peer, read, _Landing(blocks, self._frame_bytes))
-            finally:
-                blocks.close()
+        """Raises `TicketRefused`, `LeaseLost`, `TransferFailed` and `Overloaded`."""
+        blocks = self._memory.open(read.target)
+        try:
+            await self._fetch(peer, read, _Landing(blocks, self._frame_bytes))
+        finally:
+            blocks.close()
 
     def disconnect(self, peer: GrpcPeer) -> None:
         self._peers.discard(peer)
@@ -107,6 +109,8 @@ class GrpcTransport:
 
     async def _fetch(self, peer: GrpcPeer, read: BlockRead, landing: _Landing) -> None:
         idle, pause_s = 0, _FIRST_PAUSE_S
+        time = asyncio.get_running_loop().time
+        busy_until = time() + read.busy_s
         while not landing.complete:
             before = landing.landed
             failure = await self._stream(peer, read, landing)
@@ -114,8 +118,10 @@ class GrpcTransport:
                 return
             if landing.landed > before:
                 idle, pause_s = 0, _FIRST_PAUSE_S
-            elif not isinstance(failure, Overloaded):  # a busy peer is asked again for as long as the caller waits
+            elif not isinstance(failure, Overloaded):
                 idle += 1
+            elif time() + pause_s > busy_until:
+                raise failure
             if idle > _IDLE_RESUMES:
                 raise TransferFailed(f"{failure}; {landing} and {idle - 1} more tries brought nothing")
             self.resumed += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cluster.engine import TransferCount
 from cluster.kv_link import KvStats
+from cluster.wire import transfer_to_wire
 from kv_transfer.lease import LeaseView
 from kv_transfer.transport import Endpoint, Layout, Region
 from protos.baton.v1 import kv_pb2 as pb
@@ -38,7 +39,7 @@ def stats_to_wire(stats: KvStats) -> pb.KvStatsResponse:
         blocks_sent=stats.blocks_sent,
         bytes_sent=stats.bytes_sent,
         recomputed_requests=stats.recomputed_requests,
-        pulls=[_pull_to_wire(count) for count in stats.transfers],
+        pulls=[transfer_to_wire(count) for count in stats.transfers],
     )
 
 
@@ -73,16 +74,5 @@ def lease_from_wire(wire: pb.KvLease) -> LeaseView:
     return LeaseView(wire.lease, wire.state, wire.reader_id, wire.blocks, wire.age_s, wire.left_s, wire.growing)
 
 
-def _pull_to_wire(count: TransferCount) -> pb.PullCount:
-    return pb.PullCount(
-        transport=count.transport,
-        outcome=count.outcome,
-        count=count.count,
-        blocks=count.blocks,
-        bytes=count.bytes,
-        seconds=count.seconds,
-    )
-
-
-def _pull_from_wire(wire: pb.PullCount) -> TransferCount:
+def _pull_from_wire(wire: pb.TransferCount) -> TransferCount:
     return TransferCount(wire.transport, wire.outcome, wire.count, wire.blocks, wire.bytes, wire.seconds)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 
-from cluster.config import KvTransferConfig, RungConfig
+from cluster.config_transfer import KvTransferConfig, RungConfig
 from kv_transfer.circuit import Circuits, CircuitTimes
 
 _MIB = 1 << 20

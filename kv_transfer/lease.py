@@ -16,6 +16,7 @@ has claimed an open lease, each growth renews it; closed without a reader, it so
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from enum import Enum
@@ -27,8 +28,7 @@ _REMEMBERED = 4096
 # How long a grown lease that nobody has claimed waits for its reader after it was closed, seconds. Whoever comes later
 # has the ticket of the finished prompt.
 LINGER_S = 1.0
-# Characters of a lease's id that a view shows: whoever knows all of them can release it.
-_SHOWN = 8
+_NAME_BYTES = 4
 
 
 class LeaseState(Enum):
@@ -82,8 +82,8 @@ class Watermark:
 
 @dataclass(frozen=True, slots=True)
 class LeaseView:
-    """One live lease, for whoever looks on. `lease`: the beginning of its id, too little to end it with. `left_s`:
-    until it ends, if nobody renews it. `growing`: its prompt is still being computed."""
+    """One live lease, for whoever looks on. `lease`: a short name made from its id, by which nobody can end it.
+    `left_s`: until it ends, if nobody renews it. `growing`: its prompt is still being computed."""
 
     lease: str
     state: str
@@ -297,7 +297,7 @@ class LeaseTable:
 
 def _view(lease: Lease, now: float) -> LeaseView:
     return LeaseView(
-        lease=lease.lease_id[:_SHOWN],
+        lease=_name(lease.lease_id),
         state=lease.state.value,
         reader_id=lease.reader_id,
         blocks=len(lease.block_ids),
@@ -305,6 +305,11 @@ def _view(lease: Lease, now: float) -> LeaseView:
         left_s=max(0.0, lease.deadline - now),
         growing=lease.open,
     )
+
+
+def _name(lease_id: str) -> str:
+    """Whoever knows the id can end the lease; and many ids begin alike, as those of attempts do."""
+    return hashlib.blake2b(lease_id.encode(), digest_size=_NAME_BYTES).hexdigest()
 
 
 def _end_by_time(lease: Lease) -> LeaseState:

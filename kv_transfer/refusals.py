@@ -9,6 +9,7 @@ import grpc
 import grpc.aio
 
 from cluster.errors import BatonError, ConfigError
+from cluster.host_port import host_port
 from cluster.tls import Channels
 
 ERROR_KEY = "baton-error"
@@ -36,7 +37,7 @@ def listen(server: grpc.Server, service: str, channels: Channels, listen_host: s
     """Opens a free port. What peers dial: the advertised host with that port. Raises `ConfigError` where it cannot
     listen."""
     try:
-        port = channels.open_port(server, f"{listen_host}:0")
+        port = channels.open_port(server, host_port(listen_host, 0))
     except RuntimeError as error:
         raise ConfigError(f"{service} cannot listen on {listen_host}: {error}; set listen_host") from error
-    return f"{advertise_host}:{port}"
+    return host_port(advertise_host, port)

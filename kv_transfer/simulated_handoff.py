@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 from cluster.clock import Clock
-from cluster.config import KvTransferConfig, RungConfig
+from cluster.config_transfer import KvTransferConfig, RungConfig
 from cluster.engine import TransferRung
 from cluster.errors import LeaseLost, TicketRefused, TransferFailed
 from cluster.kv_link import KvStats
@@ -68,6 +69,9 @@ class PretendedTransport:
         return endpoint
 
     async def probe(self, peer: Endpoint) -> None: ...
+
+    def turn(self) -> AbstractAsyncContextManager[None]:
+        return nullcontext()
 
     async def read(self, peer: Endpoint, read: BlockRead) -> None:
         await self._clock.sleep(len(read.source) * self._block_s)

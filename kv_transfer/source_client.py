@@ -10,6 +10,7 @@ import grpc.aio
 
 from cluster.errors import FingerprintMismatch, LeaseLost, TransferFailed
 from cluster.kv_link import KvStats
+from cluster.rpc_options import CHANNEL_OPTIONS
 from cluster.tls import PLAIN, Channels
 from kv_transfer.fingerprint import Fingerprint
 from kv_transfer.growing_exports import Followed
@@ -35,7 +36,7 @@ class SourceClient:
         self.address = address
         self._reader_id = reader_id
         self._call_s = call_s
-        self._channel = channels.dial(address)
+        self._channel = channels.dial(address, CHANNEL_OPTIONS)
         self._stub = KvSourceStub(self._channel)
 
     async def connect(self, epoch: int, fingerprint: Fingerprint) -> tuple[Endpoint, ...]:

@@ -15,6 +15,7 @@ import grpc
 
 from cluster.errors import BatonError, LeaseLost, answer_for
 from cluster.kv_link import KvStats
+from cluster.rpc_options import SERVER_OPTIONS
 from cluster.tls import PLAIN, Channels
 from kv_transfer.fingerprint import Fingerprint, require_equal
 from kv_transfer.growing_exports import GrowingExports
@@ -96,7 +97,7 @@ class KvSourceServer:
 
     def __init__(self, listen_host: str, advertise_host: str, channels: Channels = PLAIN) -> None:
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="kv-source")
-        self._server = grpc.server(self._pool)
+        self._server = grpc.server(self._pool, options=SERVER_OPTIONS)
         self.address = listen(self._server, "KvSource", channels, listen_host, advertise_host)
 
     def start(self, source: KvSource) -> None:

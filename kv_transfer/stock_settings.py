@@ -11,13 +11,12 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from cluster.config import KvTransferConfig
+from cluster.config_transfer import KvTransferConfig
 from cluster.engine import Role
+from kv_transfer.engine_settings import KV_ROLES, net_device_of
 from kv_transfer.fingerprint import Fingerprint
 
 CONNECTOR = "NixlConnector"
-_ROLES = {Role.PREFILL: "kv_producer", Role.DECODE: "kv_consumer"}
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _CPU_INFO = Path("/proc/cpuinfo")
 
 
@@ -26,7 +25,7 @@ def stock_transfer_config(config: KvTransferConfig, role: Role, engine_id: str) 
     by it what they know of an engine's memory."""
     return {
         "kv_connector": CONNECTOR,
-        "kv_role": _ROLES[role],
+        "kv_role": KV_ROLES[role],
         "engine_id": engine_id,
         "kv_load_failure_policy": "recompute",
         "kv_connector_extra_config": {"kv_lease_duration": lease_seconds(config)},
@@ -59,10 +58,9 @@ class SideChannel:
         self.port: int = self._socket.getsockname()[1]
 
     def environment(self, config: KvTransferConfig) -> dict[str, str]:
-        """What the engine's processes need; vLLM reads it when its connector is made. NIXL itself listens on every
-        network interface unless it is given one: with a loopback host it stays on that."""
+        """What the engine's processes need; vLLM reads it when its connector is made."""
         wanted = {"VLLM_NIXL_SIDE_CHANNEL_HOST": self.host, "VLLM_NIXL_SIDE_CHANNEL_PORT": str(self.port)}
-        device = config.net_device or ("lo" if self.host in _LOOPBACK else None)
+        device = net_device_of(config, self.host)
         return wanted if device is None else wanted | {"UCX_NET_DEVICES": device}
 
     def close(self) -> None:

@@ -6,8 +6,10 @@ a transport knows addresses and block ids only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 
@@ -56,11 +58,13 @@ class Endpoint:
 @dataclass(frozen=True, slots=True)
 class BlockRead:
     """Blocks `source` of the peer into as many blocks `target` of ours, in the same order, of every layer. `ticket`:
-    sealed; proves to a peer that asks for it that `source` is ours to read."""
+    sealed; proves to a peer that asks for it that `source` is ours to read. `busy_s`: for how many seconds a peer that
+    has no room is asked again."""
 
     ticket: bytes
     source: tuple[int, ...]
     target: tuple[int, ...]
+    busy_s: float = field(default=math.inf, compare=False)
 
 
 P = TypeVar("P")
@@ -86,8 +90,14 @@ class Transport(Protocol[P]):
         the caller's. Leaves nothing behind, however it ends."""
         ...
 
+    def turn(self) -> AbstractAsyncContextManager[object]:
+        """To be held during a read; entering waits until there is room here for one more, which says nothing of the
+        peer."""
+        ...
+
     async def read(self, peer: P, read: BlockRead) -> None:
-        """Returns once every byte is there. Raises `TransferFailed`; the deadline is the caller's.
+        """Returns once every byte is there. Raises `TransferFailed`, and `Overloaded` when the peer had no room for too
+        long; the deadline is the caller's.
 
         However it ends, also when it is cancelled, nothing can write into the target blocks any more by then: as long
         as bytes may still arrive it does not end.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 
 from cluster.engine import EngineRequest, Leg
 from router.generation import Emission, Outcome
 
 
-class Ending(Enum):
+class Ending(StrEnum):
     """How an attempt ended. `FAILED`: its worker answered with an error. `CANCELLED`: nobody needs its answer any more.
     `LATE`: its time was over. `LOST`: with its worker. `STALLED`: its worker no longer moved, or said nothing. `MOVED`:
     its worker was not ready to take it, or is leaving."""
@@ -21,6 +21,10 @@ class Ending(Enum):
     LOST = "lost"
     STALLED = "stalled"
     MOVED = "moved"
+
+
+AS_WANTED = frozenset({Ending.COMPLETED, Ending.CANCELLED})
+"""Requests had to leave attempts that ended in another way."""
 
 
 @dataclass(frozen=True, slots=True)

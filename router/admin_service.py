@@ -56,7 +56,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         return admin_pb2.StatusResponse(
             router_id=self._router_id,
             model=self._model,
-            pools=[_pool(role, reports) for role in Role],
+            pools=[_pool(role, reports, self._sizes.get(role)) for role in Role],
             workers=[_worker(report, self._marks.get(report.record.worker_id)) for report in reports],
             router=self._fleet.dispatch.counters(),
             store=None if self._shared is None else self._shared.status(),
@@ -73,16 +73,11 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         if self._drains is None:
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this router has nowhere to keep the order")
         deadline_s: float | None = request.deadline_s if request.HasField("deadline_s") else None
-        try:
-            if request.undo:
-                applied_s = 0.0 if await self._drains.undo(request.worker_id) else None
-            else:
-                applied_s = await self._drains.order(request.worker_id, request.reason, deadline_s)
-        except BatonError as error:
-            await context.abort(answer_for(error).grpc, str(error))
-        if applied_s is None:
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"no worker {request.worker_id}: `baton status` lists them")
-        return admin_pb2.DrainResponse(deadline_s=applied_s)
+        if request.undo:
+            await _answered(context, self._drains.undo(request.worker_id))
+            return admin_pb2.DrainResponse()
+        ordered = self._drains.order(request.worker_id, request.reason, deadline_s)
+        return admin_pb2.DrainResponse(deadline_s=await _answered(context, ordered))
 
     async def Scale(self, request: admin_pb2.ScaleRequest, context: _Context) -> admin_pb2.AutoscaleReport:
         return await _answered(context, (await self._scaled(context)).scale(request))
@@ -135,6 +130,10 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         return self._inspection
 
     @property
+    def _sizes(self) -> Mapping[Role, int]:
+        return {} if self._scalings is None else self._scalings.sizes
+
+    @property
     def _marks(self) -> Mapping[str, DrainMark]:
         return {} if self._drains is None else self._drains.marks
 
@@ -155,10 +154,10 @@ async def _found(context: _Context, answer: Awaitable[Answer | None], request_id
     return told
 
 
-def _pool(role: Role, reports: list[WorkerReport]) -> admin_pb2.PoolStatus:
+def _pool(role: Role, reports: list[WorkerReport], wanted: int | None) -> admin_pb2.PoolStatus:
     members = [report for report in reports if report.record.role is role]
     ready = sum(report.ready for report in members)
-    return admin_pb2.PoolStatus(role=role_to_wire(role), ready=ready, total=len(members))
+    return admin_pb2.PoolStatus(role=role_to_wire(role), ready=ready, total=len(members), wanted=wanted)
 
 
 def _worker(report: WorkerReport, mark: DrainMark | None) -> admin_pb2.WorkerStatus:

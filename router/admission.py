@@ -2,7 +2,7 @@
 
 Every event takes the time and returns actions. Better classes go first, and waiting moves a request up; within a class
 tenants share by weight. What a tenant's own quota says comes with the arrival. It must not know workers, and it keeps
-no clock: `next_due` says when it wants to be called.
+no clock: `on_time` is to be called a few times a second.
 
     submit ──▶ Refuse                        cancel, finish: the caller ends it
        │  └──▶ Admit ──▶ (runs) ──▶ ended
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from cluster.config_admission import AdmissionConfig
 from cluster.errors import BatonError, DeadlineExceeded, DeadlineUnreachable, InvalidRequest, Overloaded, TenantLimited
 from cluster.quota import Denied, limits_of
-from router.admission_events import Action, Admit, Arrival, Occupancy, Queue, Refuse, give_back
+from router.admission_events import AdmissionAction, Admit, Arrival, Occupancy, Queue, Refuse, give_back
 from router.drain_rate import DrainRate
 from router.fair_queue import Waiting
 from router.waiting_room import WaitingRoom
@@ -56,7 +56,7 @@ class Admission:
 
     # Events
 
-    def submit(self, arrival: Arrival, now: float) -> list[Action]:
+    def submit(self, arrival: Arrival, now: float) -> list[AdmissionAction]:
         """The last action is the answer to this arrival: Admit, Queue or Refuse.
 
         Raises ValueError when the id is in use, `InvalidRequest` for a class that the tenant may not use.
@@ -70,14 +70,14 @@ class Admission:
             return [*actions, *self._refuse(arrival, refusal)]
         if self._runs_at_once(arrival, rank):
             self._run(arrival, None)
-            return [*actions, Admit(arrival.request_id, 0.0)]
+            return [*actions, Admit(arrival.request_id)]
         return [*actions, *self._enqueue(arrival, rank, now)]
 
-    def started(self, request_id: str, now: float) -> list[Action]:
+    def started(self, request_id: str, now: float) -> list[AdmissionAction]:
         """The request has its first token. Unknown ids, and a second time, are no error."""
         return self.on_time(now) if self._begun(request_id) else []
 
-    def finish(self, request_id: str, used_tokens: int, now: float) -> list[Action]:
+    def finish(self, request_id: str, used_tokens: int, now: float) -> list[AdmissionAction]:
         """A running request has ended, having made the fleet compute `used_tokens`. Unknown ids are no error."""
         self._begun(request_id)
         running = self._running.pop(request_id, None)
@@ -89,14 +89,14 @@ class Admission:
             self._room.settle(running.charged_to, arrival.tenant, arrival.tokens - used_tokens)
         return [*self._give_back(arrival, used_tokens), *self.on_time(now)]
 
-    def cancel(self, request_id: str, now: float, used_tokens: int = 0) -> list[Action]:
+    def cancel(self, request_id: str, now: float, used_tokens: int = 0) -> list[AdmissionAction]:
         """Nobody waits for the request any more, whether it is queued or runs. Unknown ids are no error."""
         if request_id not in self._room:
             return self.finish(request_id, used_tokens, now)
         entry = self._room.leave(request_id)
         return [*self._give_back(entry.arrival, None), *self.on_time(now)]
 
-    def on_time(self, now: float) -> list[Action]:
+    def on_time(self, now: float) -> list[AdmissionAction]:
         """Ends what has waited too long, moves up what has waited long, and admits what has room."""
         if self._room and self._most_requests:  # how fast it moves is not learnt while nothing may
             self._rate.waited(max(0.0, now - self._seen))
@@ -107,7 +107,7 @@ class Admission:
             for entry in self._room.expired(now)
             for action in self._refuse(entry.arrival, self._too_late(entry, now))
         ]
-        return [*actions, *self._admit(now)]
+        return [*actions, *self._admit()]
 
     def on_cached(self, request_id: str, cached_tokens: int) -> None:
         """So many of a queued request's prompt tokens are cached somewhere by now: who comes next is decided anew from
@@ -120,11 +120,6 @@ class Admission:
         self._most_requests, self._most_starting = running_requests, starting_tokens
 
     # Questions
-
-    @property
-    def next_due(self) -> float | None:
-        """Clock time by which `on_time` has something to do; None: nothing waits."""
-        return self._room.next_due
 
     @property
     def occupancy(self) -> Occupancy:
@@ -149,11 +144,6 @@ class Admission:
         if name not in allowed:
             raise InvalidRequest(f"priority {name!r}: not one that you may use; valid: {', '.join(allowed)}")
         return self._ranks[name]
-
-    def expected_wait_s(self, arrival: Arrival) -> float:
-        """How long the request would wait if it came now. Leaves everything as it is. Raises `InvalidRequest`."""
-        rank = self.rank_of(arrival.tenant, arrival.priority)
-        return 0.0 if self._runs_at_once(arrival, rank) else self._expected_s(arrival, rank)
 
     def check(self, tenant: str, priority: str, requests: int) -> None:
         """A quick look before anything is prepared; `submit` decides. Leaves everything as it is.
@@ -194,16 +184,16 @@ class Admission:
             return Overloaded(f"the queue is {aged:.0f} s long: try again later", _retry_s(aged))
         if arrival.deadline is None:
             return None
-        late = now + wait + arrival.service_s - arrival.deadline
+        late = now + wait - arrival.deadline
         if late <= 0:
             return None
         return DeadlineUnreachable(
-            f"the first token is expected {late:.1f} s after the deadline ({wait:.1f} s in the queue, "
-            f"{arrival.service_s:.1f} s to compute): allow more time, or try again later",
+            f"the queue alone takes {wait:.1f} s, {late:.1f} s more than the deadline leaves: allow more time, or try "
+            "again later",
             _retry_s(late),
         )
 
-    def _enqueue(self, arrival: Arrival, rank: int, now: float) -> list[Action]:
+    def _enqueue(self, arrival: Arrival, rank: int, now: float) -> list[AdmissionAction]:
         expected = self._expected_s(arrival, rank)
         pushed_out = self._room.enter(arrival, rank, self._weight(arrival), now)
         full = self._full()
@@ -211,19 +201,19 @@ class Admission:
             return self._refuse(arrival, Overloaded(f"{full}: try again later", _retry_s(expected)))
         gone = Overloaded(f"{full}, and others' requests come before this one: try again later", _retry_s(expected))
         actions = [action for entry in pushed_out for action in self._refuse(entry.arrival, gone)]
-        admitted = self._admit(now)  # the one that waited for more room may have been pushed out
+        admitted = self._admit()  # the one that waited for more room may have been pushed out
         if arrival.request_id in self._room:
-            return [*actions, *admitted, Queue(arrival.request_id, expected)]
+            return [*actions, *admitted, Queue(arrival.request_id)]
         mine = next(action for action in admitted if action.request_id == arrival.request_id)
         return [*actions, *(action for action in admitted if action is not mine), mine]
 
-    def _admit(self, now: float) -> list[Admit]:
+    def _admit(self) -> list[Admit]:
         admitted = []
         while (entry := self._room.peek()) and self._fits(entry.arrival):
             self._room.pop()
             self._rate.drained(entry.tokens)
             self._run(entry.arrival, entry.rank)
-            admitted.append(Admit(entry.request_id, max(0.0, now - entry.since)))
+            admitted.append(Admit(entry.request_id))
         return admitted
 
     def _run(self, arrival: Arrival, charged_to: int | None) -> None:
@@ -265,10 +255,10 @@ class Admission:
     def _weight(self, arrival: Arrival) -> float:
         return self._config.tenant(arrival.tenant).weight
 
-    def _refuse(self, arrival: Arrival, error: BatonError) -> list[Action]:
+    def _refuse(self, arrival: Arrival, error: BatonError) -> list[AdmissionAction]:
         return [*self._give_back(arrival, None), Refuse(arrival.request_id, error)]
 
-    def _give_back(self, arrival: Arrival, used_tokens: int | None) -> list[Action]:
+    def _give_back(self, arrival: Arrival, used_tokens: int | None) -> list[AdmissionAction]:
         if arrival.verdict is None or isinstance(arrival.verdict, Denied):
             return []
         return [give_back(arrival, limits_of(self._config.tenant(arrival.tenant)), used_tokens)]

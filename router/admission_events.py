@@ -17,8 +17,8 @@ class Arrival:
 
     `tokens`: what the fleet is expected to compute for it: prompt tokens that no worker has cached, and output;
     `prompt_tokens`: the former alone. `cached_tokens`: prompt tokens that some worker has. `deadline`: clock time by
-    which its first token must be out; None: whenever. `service_s`: predicted seconds from admission to the first token.
-    `verdict`: what the tenant's quota said; None: the tenant has no limits.
+    which its first token must be out; None: whenever. `verdict`: what the tenant's quota said; None: the tenant has no
+    limits.
     """
 
     request_id: str
@@ -28,24 +28,21 @@ class Arrival:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     deadline: float | None = None
-    service_s: float = 0.0
     verdict: Verdict | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Admit:
-    """The request runs from now on, until `finish` or `cancel`. `waited_s`: seconds in the queue."""
+    """The request runs from now on, until `finish` or `cancel`."""
 
     request_id: str
-    waited_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """The request waits. `expected_s`: for how long, as far as can be told now."""
+    """The request waits."""
 
     request_id: str
-    expected_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +60,7 @@ class GiveBack:
     returned: Returned
 
 
-Action = Admit | Queue | Refuse | GiveBack
+AdmissionAction = Admit | Queue | Refuse | GiveBack
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,13 @@ import asyncio
 
 from cluster.engine import Role
 from cluster.errors import WorkerLost
+from cluster.membership import WorkerRecord
 from cluster.wire import role_to_wire
 from protos.baton.v1 import admin_pb2 as pb
 from router.cache_counts import CacheCounts
-from router.fleet import Fleet
-from router.fleet_events import FleetEvents, Seen
+from router.fleet import NO_SESSION, Fleet
+from router.fleet_events import FleetEvents
+from router.seen import Seen
 from router.worker_link import WorkerLink
 
 _BUSY = "blocks of its cache are in use by requests or leases: try again when it is idle, or drain it first"
@@ -52,22 +54,26 @@ class CacheView:
         return answer
 
     async def flush(self, worker_id: str, role: Role | None) -> list[pb.WorkerFlush]:
-        """Of one worker, of a pool, or of all; at once, within the deadline of a call."""
-        links = [
-            link
-            for link in self._fleet.links
-            if worker_id in ("", link.record.worker_id) and role in (None, link.record.role)
+        """Of one worker, of a pool, or of all; at once, within the deadline of a call. Whose cache stays says why."""
+        asked = [
+            self._flush(record, link)
+            for record, link in self._fleet.known
+            if worker_id in ("", record.worker_id) and role in (None, record.role)
         ]
-        return list(await asyncio.gather(*map(self._flush, links)))
+        return list(await asyncio.gather(*asked))
 
-    async def _flush(self, link: WorkerLink) -> pb.WorkerFlush:
-        record = link.record
-        try:
-            reason = "" if await link.forget_prefixes() else _BUSY
-        except WorkerLost as error:
-            reason = str(error)
+    async def _flush(self, record: WorkerRecord, link: WorkerLink | None) -> pb.WorkerFlush:
+        reason = NO_SESSION if link is None else await _forget(link)
         if not reason:
             self._events.add(Seen.FLUSHED, record.worker_id, "an operator had its prefix cache emptied")
         return pb.WorkerFlush(
             worker_id=record.worker_id, role=role_to_wire(record.role), flushed=not reason, reason=reason
         )
+
+
+async def _forget(link: WorkerLink) -> str:
+    """Why the worker keeps its cache; empty: it does not."""
+    try:
+        return "" if await link.forget_prefixes() else _BUSY
+    except WorkerLost as error:
+        return str(error)

@@ -1,7 +1,7 @@
 """Events of the whole fleet to the pipelines of single requests, and their actions to workers and to the frontend.
 
-Synchronous: every entry runs to its end before the next event. It owns which requests and attempts are live, the
-counters and the deadlines; it must not know how a message gets to a worker.
+Synchronous: every entry runs to its end before the next event. It owns the live requests, the counters and what follows
+from a deadline; it must not know how a message gets to a worker.
 """
 
 from __future__ import annotations
@@ -15,28 +15,27 @@ from dataclasses import dataclass
 from cluster.config import RouterConfig
 from cluster.config_admission import AdmissionConfig
 from cluster.engine import EngineOutput, EngineRequest, Leg, PrefillInProgress, Role
-from cluster.errors import BatonError, DeadlineExceeded, NoWorker, RetryLater, WorkerLost, WorkerStalled
+from cluster.errors import BatonError, DeadlineExceeded, EngineFailed, NoWorker, RetryLater, WorkerLost, WorkerStalled
 from cluster.store import DrainMark
 from cluster.wire import request_to_wire, role_from_wire
 from protos.baton.v1 import admin_pb2, worker_pb2
 from router.actions import Action, Cancel, Emit, End, Ending, Later, Release, Settle, Submit
 from router.admission_events import Admit, Refuse
 from router.caller import Caller
-from router.deadlines import due
 from router.fleet_view import FleetView, WorkerView
-from router.gate import Decision, Gate
+from router.gate import Gate, Ruling
 from router.generation import Emission, GenerationRequest, Outcome, Sink
 from router.handover_rules import DEFAULT_RULES, HandoverRules
+from router.live_requests import LiveRequest, LiveRequests
 from router.pipeline import RequestPipeline
 from router.pipeline_questions import PipelineRules, Questions
 from router.placing import Placing
 from router.recovery import RecoveryRules
-from router.request_choices import RequestChoices
 from router.request_counts import RequestCounts
 from router.request_journal import RequestJournal
 from router.retry_budget import RetryBudget
 from router.strays import stray_ticket
-from router.worker_output import decoded
+from router.worker_output import Unreadable, decoded
 
 logger = logging.getLogger(__name__)
 
@@ -60,18 +59,6 @@ class DispatchParts:
     wall: Callable[[], float] = time.time
 
 
-@dataclass(slots=True)
-class _Live:
-    """`started`: past the gate. `answered`: the client has its first token."""
-
-    pipeline: RequestPipeline
-    choices: RequestChoices
-    deadline: float
-    caller: Caller
-    started: bool = False
-    answered: bool = False
-
-
 class Dispatch:
     """`now` gives seconds of a monotonic clock; `seed` spreads retries."""
 
@@ -84,23 +71,22 @@ class Dispatch:
         seed: int = 0,
     ) -> None:
         self._config = config
-        self._rules = parts.rules
-        self._pipeline_rules = PipelineRules(parts.rules.first_token_from_prefill, RecoveryRules.of(config))
+        self._handover = parts.rules
+        self.rules = PipelineRules(parts.rules.first_token_from_prefill, RecoveryRules.of(config))
         self._post = post
         self._now = now
         self.placing = parts.placing
         self._journal = parts.journal
         self._sink: Sink | None = None
-        self._live: dict[str, _Live] = {}  # in order of arrival, hence of deadline
-        self._attempts: dict[str, _Live] = {}
-        self._prefill_deadlines: dict[str, float] = {}  # attempt id -> when; in order of submission
+        self._live = LiveRequests()
         self._retries = RetryBudget(config.retry_share, config.retry_floor_per_s, seed)
-        self._retry_at: dict[str, float] = {}  # request id -> when
         self._emissions: list[Emission] = []
         self.counts = RequestCounts()
         self._gate = parts.gate or Gate(AdmissionConfig(), config.max_in_flight, now)
-        self._decided: deque[Decision] = deque()  # not carried out yet: one may lead to the next
+        self._decided: deque[Ruling] = deque()  # not carried out yet: one may lead to the next
         self._may_begin = parts.may_begin
+        # One worker of these pools is enough for any request.
+        self._serving = tuple(Role) if config.prefill_may_decode else (Role.DECODE,)
         self.view = FleetView()
 
     def connect(self, sink: Sink) -> None:
@@ -114,14 +100,17 @@ class Dispatch:
         return len(self._live)
 
     @property
+    def _can_serve(self) -> bool:
+        return self.view.has_any(self._serving)
+
+    @property
     def can_take(self) -> bool:
         """Whether a request would be served, now or once a worker has begun for it."""
-        return self.view.can_serve or any(map(self._may_begin, Role))
+        return self._can_serve or any(map(self._may_begin, self._serving))
 
     def waiting_prompts(self) -> list[int]:
         """Tokens of each prompt that no worker has."""
-        waits = (live.pipeline for live in self._live.values() if not live.started or live.pipeline.waits)
-        return [pipeline.prompt_tokens for pipeline in waits]
+        return [live.pipeline.prompt_tokens for live in self._live if live.waits]
 
     def admit(self, requests: int = 1, caller: Caller | None = None) -> None:
         """A quick look at whether so many more requests make sense now; `submit` decides.
@@ -140,12 +129,13 @@ class Dispatch:
         """Takes the request, which may have to wait; every way it can end comes as an emission."""
         choices = self.placing.choices(request)
         questions = Questions(choices.choose, self._follow, choices.whole_pays, self._retry, self._patience)
-        pipeline = RequestPipeline(request, questions, self._pipeline_rules)
-        live = _Live(pipeline, choices, self._now() + self._config.request_deadline_s, request.caller)
-        self._live[request.request_id] = live
+        pipeline = RequestPipeline(request, questions, self.rules)
+        deadline = request.caller.until(self._now(), self._config.request_deadline_s)
+        live = LiveRequest(pipeline, choices, deadline, request.caller)
+        self._live.begin(live)
         self._journal.begin(request)
         self.placing.arrivals.came(pipeline.prompt_tokens)
-        self._gate.hold(not self.view.can_serve and self.can_take)
+        self._gate.hold(not self._can_serve and self.can_take)
         self._decide(self._gate.submit(request, live.deadline, self._decide, choices.cached_tokens))
 
     def cancel(self, request_ids: Iterable[str], outcome: Outcome = Outcome.CANCELLED) -> None:
@@ -157,15 +147,15 @@ class Dispatch:
 
     def leave(self, caller: Caller, cause: BatonError) -> None:
         """Nobody waits for what this caller still has running, and the frontend does not know that yet."""
-        for live in [live for live in self._live.values() if live.caller is caller]:
-            failed = Emission(live.pipeline.request_id, [], error=cause)
+        for live in [live for live in self._live if live.caller is caller]:
+            failed = Emission(live.request_id, [], error=cause)
             self._journal.emitted(failed)
             self._perform(live, live.pipeline.cancel(Outcome.CANCELLED))
             self._emissions.append(failed)
         self._flush()
 
     def fail_all(self, cause: BatonError) -> None:
-        for live in list(self._live.values()):
+        for live in self._live:
             self._perform(live, live.pipeline.fail(cause))
         self._flush()
 
@@ -206,28 +196,28 @@ class Dispatch:
     def on_step(self, worker_id: str, step: worker_pb2.StepOutputs) -> None:
         """One message of a worker: all outputs go to the frontend as one batch."""
         for wire in step.outputs:
-            output = decoded(wire)
-            self.placing.answered(wire.attempt_id, len(output.token_ids), output.origin)
-            self._on_output(worker_id, output)
+            match decoded(wire):
+                case Unreadable(attempt_id, reason):
+                    self._on_unreadable(worker_id, attempt_id, reason)
+                case output:
+                    self.placing.answered(output.attempt_id, len(output.token_ids), output.origin)
+                    self._on_output(worker_id, output)
         if step.HasField("load"):
             self.on_load(worker_id, step.load)
         self._flush()
 
     def on_time(self) -> None:
         """Ends what is past its deadline, and lets in whom time has moved up. To be called a few times a second."""
-        self._gate.hold(not self.view.can_serve and self.can_take)
+        self._gate.hold(not self._can_serve and self.can_take)
         self._decide(self._gate.on_time(self.placing.tokens_within))
         now = self._now()
-        for attempt_id in due(self._prefill_deadlines, now):
+        for attempt_id, live in self._live.late(now):
             late = DeadlineExceeded(f"prefill took longer than {self._config.prefill_deadline_s:g} s")
-            live = self._attempts[attempt_id]
             self._perform(live, live.pipeline.on_attempt_late(attempt_id, late))
-        for request_id in [request_id for request_id, at in self._retry_at.items() if at <= now]:
-            del self._retry_at[request_id]  # whoever ends is struck from it
-            live = self._live[request_id]
+        for live in self._live.take_retries(now):
             self._perform(live, live.pipeline.on_retry())
-        for live in [live for live in self._live.values() if live.deadline <= now]:
-            late = DeadlineExceeded(f"the request took longer than {self._config.request_deadline_s:g} s")
+        for live in self._live.overdue(now):
+            late = DeadlineExceeded(f"no end in {self._config.request_deadline_s:g} s, or in what its client allowed")
             self._perform(live, live.pipeline.fail(late))
         self.placing.on_time()
         self._flush()
@@ -235,7 +225,7 @@ class Dispatch:
     @property
     def next_retry_at(self) -> float | None:
         """Clock time of the first retry that waits for `on_time`; None: none does."""
-        return min(self._retry_at.values(), default=None)
+        return self._live.next_retry_at
 
     # Counts
 
@@ -254,26 +244,21 @@ class Dispatch:
 
     def check_integrity(self) -> None:
         """Counts live requests and attempts from both sides; raises AssertionError where they differ."""
-        running = sum(live.started for live in self._live.values())
-        self._gate.check_integrity(len(self._live) - running, running)
-        assert not self._decided
         reserved = {attempt_id for worker in self.view for attempt_id in worker.attempts}
-        assert reserved == set(self._attempts), (reserved, set(self._attempts))
+        self._live.check_integrity(reserved)
+        self._gate.check_integrity(len(self._live) - self._live.started, self._live.started)
         self.placing.check_integrity(reserved)
-        assert set(self._prefill_deadlines) <= set(self._attempts)
-        assert all(live.pipeline.request_id in self._live for live in self._attempts.values())
-        assert set(self._retry_at) == {id_ for id_, live in self._live.items() if live.pipeline.waits}
-        assert not any(live.pipeline.waits for live in self._attempts.values())
+        assert not self._decided
         assert not self._emissions
 
     # Inside
 
-    def _decide(self, decisions: list[Decision]) -> None:
+    def _decide(self, decisions: list[Ruling]) -> None:
         """What the gate has decided, now or in answer to an earlier question."""
         self._decided.extend(decisions)
         self._flush()
 
-    def _carry_out(self, decision: Decision) -> None:
+    def _carry_out(self, decision: Ruling) -> None:
         live = self._live.get(decision.request_id)
         if live is None:
             return  # it ended between the decision and now; the gate has heard of that
@@ -281,10 +266,10 @@ class Dispatch:
             case Admit():
                 live.started = True
                 self._retries.came(self._now())
-                self._journal.admitted(live.pipeline.request_id)
+                self._journal.admitted(live.request_id)
                 self._perform(live, live.pipeline.start())
             case Refuse(request_id, error):
-                del self._live[request_id]
+                self._live.end(request_id)
                 self.counts.refused(error)
                 live.caller.hear(error)
                 refused = Emission(request_id, [], error=error)
@@ -293,7 +278,7 @@ class Dispatch:
                 self._journal.end(request_id, Outcome.REFUSED)
 
     def _follow(self, worker_id: str, request: EngineRequest) -> PrefillInProgress | None:
-        return self._rules.follow(self.view.get(worker_id), request)
+        return self._handover.follow(self.view.get(worker_id), request)
 
     def _retry(self, errors: int) -> float | None:
         return self._retries.take(errors, self._now())
@@ -305,24 +290,26 @@ class Dispatch:
     def _move_off(self, worker: WorkerView, cause: BatonError) -> None:
         ending = Ending.STALLED if isinstance(cause, WorkerStalled) else Ending.LOST
         for attempt_id in tuple(worker.attempts):
-            if live := self._attempts.get(attempt_id):
+            if live := self._live.of_attempt(attempt_id):
                 self._perform(live, live.pipeline.on_worker_lost(worker.worker_id, cause, ending))
         self._flush()
 
     def _on_output(self, worker_id: str, output: EngineOutput) -> None:
-        live = self._attempts.get(output.attempt_id)
+        live = self._live.of_attempt(output.attempt_id)
         if live is not None and output.rungs:
-            self._journal.moved(live.pipeline.request_id, output)
-        try:
-            if live is not None:
-                self._perform(live, live.pipeline.on_output(worker_id, output))
-            else:
-                self._perform(None, stray_ticket(worker_id, output))
-        except BatonError as error:
-            if live is not None:
-                self._perform(live, live.pipeline.fail(error))
+            self._journal.moved(live.request_id, output)
+        if live is not None:
+            self._perform(live, live.pipeline.on_output(worker_id, output))
+        else:
+            self._perform(None, stray_ticket(worker_id, output))
 
-    def _perform(self, live: _Live | None, actions: list[Action]) -> None:
+    def _on_unreadable(self, worker_id: str, attempt_id: str, reason: str) -> None:
+        logger.warning("worker %s, attempt %s: an answer that makes no sense: %s", worker_id, attempt_id, reason)
+        if live := self._live.of_attempt(attempt_id):
+            cause = EngineFailed(f"worker {worker_id} gave an answer that makes no sense: {reason}")
+            self._perform(live, live.pipeline.on_unreadable(attempt_id, cause))
+
+    def _perform(self, live: LiveRequest | None, actions: list[Action]) -> None:
         queue = deque(actions)
         while queue:
             match queue.popleft():
@@ -333,7 +320,7 @@ class Dispatch:
                 case Settle() as settle if live is not None:
                     self._settle(live, settle)
                 case Later(delay_s) if live is not None:
-                    self._retry_at[live.pipeline.request_id] = self._now() + delay_s
+                    self._live.retry_at(live.request_id, self._now() + delay_s)
                 case Cancel(worker_id, attempt_id):
                     self._post(worker_id, worker_pb2.SessionRequest(abort=worker_pb2.Abort(attempt_ids=[attempt_id])))
                 case Release(worker_id, lease_id):
@@ -341,7 +328,7 @@ class Dispatch:
                 case End(outcome) if live is not None:
                     self._end(live.pipeline, outcome)
 
-    def _emit(self, live: _Live | None, emission: Emission) -> None:
+    def _emit(self, live: LiveRequest | None, emission: Emission) -> None:
         if emission.error is not None:
             logger.warning("request %s failed: %s", emission.request_id, emission.error)
             if live is not None:
@@ -352,19 +339,18 @@ class Dispatch:
             live.answered = True
             self._decided.extend(self._gate.started(emission.request_id))
 
-    def _submit(self, live: _Live, submit: Submit) -> list[Action]:
+    def _submit(self, live: LiveRequest, submit: Submit) -> list[Action]:
         request = submit.request
-        self._attempts[request.attempt_id] = live
+        late_at = self._now() + self._config.prefill_deadline_s if request.leg is Leg.PREFILL else None
+        self._live.submitted(request.attempt_id, live, late_at)
         self._reserve(live, submit)
-        if request.leg is Leg.PREFILL:
-            self._prefill_deadlines[request.attempt_id] = self._now() + self._config.prefill_deadline_s
         if self._post(submit.worker_id, worker_pb2.SessionRequest(submit=request_to_wire(request))):
             return []
         unreachable = WorkerLost(f"worker {submit.worker_id} cannot be reached")
         return live.pipeline.on_worker_lost(submit.worker_id, unreachable, Ending.MOVED)
 
-    def _reserve(self, live: _Live, submit: Submit) -> None:
-        request, request_id = submit.request, live.pipeline.request_id
+    def _reserve(self, live: LiveRequest, submit: Submit) -> None:
+        request, request_id = submit.request, live.request_id
         decision = live.choices.made(request.leg, submit.worker_id)
         self._journal.decided(request_id, decision, self.placing.placement.output_tokens(live.choices.demand))
         self._journal.submitted(request_id, request)
@@ -372,22 +358,20 @@ class Dispatch:
             worker.attempts.add(request.attempt_id)
             self.placing.take(request, live.choices, decision)
 
-    def _settle(self, live: _Live, settle: Settle) -> None:
-        self._attempts.pop(settle.attempt_id, None)
-        self._prefill_deadlines.pop(settle.attempt_id, None)
+    def _settle(self, live: LiveRequest, settle: Settle) -> None:
+        self._live.settled(settle.attempt_id)
         self.placing.settle(settle.attempt_id)
         if settle.blamed:
-            self.placing.failed(settle.worker_id, live.pipeline.request_id)
+            self.placing.failed(settle.worker_id, live.request_id)
         elif settle.ending is Ending.COMPLETED:
             self.placing.worked(settle.worker_id)
-        self._journal.settled(live.pipeline.request_id, settle)
+        self._journal.settled(live.request_id, settle)
         self.counts.settled(settle)
         if worker := self.view.get(settle.worker_id):
             worker.attempts.discard(settle.attempt_id)
 
     def _end(self, pipeline: RequestPipeline, outcome: Outcome) -> None:
-        del self._live[pipeline.request_id]
-        self._retry_at.pop(pipeline.request_id, None)
+        self._live.end(pipeline.request_id)
         self.counts.ended(outcome, pipeline.handed_over)
         self._journal.end(pipeline.request_id, outcome)
         self._decided.extend(self._gate.leave(pipeline.request_id, pipeline.computed_tokens))

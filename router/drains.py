@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping
 
 from cluster.config import Config
 from cluster.engine import Role
-from cluster.errors import InvalidRequest
+from cluster.errors import InvalidRequest, UnknownWorker
+from cluster.nearest import nearest_names
 from cluster.store import DrainMark
 from cluster.store_mirror import StoreMirror
 from router.fleet import Fleet
@@ -39,12 +40,11 @@ class Drains:
     def marks(self) -> Mapping[str, DrainMark]:
         return self._mirror.marks
 
-    async def order(self, worker_id: str, reason: str, deadline_s: float | None) -> float | None:
-        """Returns the deadline, seconds; None: this router knows no such worker. Raises `InvalidRequest`,
-        `StoreUnavailable`."""
+    async def order(self, worker_id: str, reason: str, deadline_s: float | None) -> float:
+        """Returns the deadline, seconds. Raises `UnknownWorker`, `InvalidRequest`, `StoreUnavailable`."""
         role = self._fleet.role_of(worker_id)
         if role is None:
-            return None
+            raise self._unknown(worker_id)
         if deadline_s is None:
             deadline_s = self._usual_s[role]
         if not (math.isfinite(deadline_s) and deadline_s >= 0):
@@ -54,14 +54,16 @@ class Drains:
         self._fleet.hear_of_drains()
         return deadline_s
 
-    async def undo(self, worker_id: str) -> bool:
-        """False: this router knows no such worker. Raises `StoreUnavailable`."""
+    async def undo(self, worker_id: str) -> None:
+        """Raises `UnknownWorker`, `StoreUnavailable`."""
         if self._fleet.role_of(worker_id) is None and worker_id not in self.marks:
-            return False
+            raise self._unknown(worker_id)
         await self._mirror.unmark(worker_id)
         self._fleet.hear_of_drains()
         self._fleet.end_drain(worker_id)  # also where the mark was lost
-        return True
+
+    def _unknown(self, worker_id: str) -> UnknownWorker:
+        return UnknownWorker(nearest_names("worker", worker_id, self._fleet.worker_ids))
 
     async def _forget_the_gone(self) -> None:
         """Marks of workers that were drained in the past: nothing else takes them out of the store."""

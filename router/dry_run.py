@@ -10,18 +10,19 @@ from collections.abc import Callable
 from cluster.engine import Leg, Role
 from cluster.errors import NoWorker
 from router.generation import GenerationRequest
-from router.handover_rules import HandoverRules
 from router.journal import Journal
 from router.journal_record import RequestRecord
+from router.pipeline_questions import PipelineRules
 from router.placing import Placing
 from router.request_choices import RequestChoices
 from router.request_journal import RequestJournal
+from router.rungs import first_rungs
 
 _NOBODY: frozenset[str] = frozenset()
 
 
 def dry_run(
-    request: GenerationRequest, placing: Placing, now: Callable[[], float], rules: HandoverRules, router_id: str
+    request: GenerationRequest, placing: Placing, now: Callable[[], float], rules: PipelineRules, router_id: str
 ) -> RequestRecord:
     """Raises `NoWorker` when nobody could take it."""
     choices = placing.choices(request)
@@ -29,21 +30,16 @@ def dry_run(
     written = RequestJournal(journal, now, lambda: 0.0, rules.first_token_from_prefill)
     written.begin(request)
     output_tokens = placing.placement.output_tokens(choices.demand)
-    for leg, worker_id in _way(request, choices):
+    for leg, worker_id in _way(request, choices, rules.recovery.prefill_may_decode):
         written.decided(request.request_id, choices.made(leg, worker_id), output_tokens)
     record = journal.find(request.client_id or request.request_id)
     assert record is not None
     return record
 
 
-def _way(request: GenerationRequest, choices: RequestChoices) -> list[tuple[Leg, str]]:
+def _way(request: GenerationRequest, choices: RequestChoices, prefill_may_decode: bool) -> list[tuple[Leg, str]]:
     """The legs of a request that nothing befalls, in their order, as its pipeline would try them."""
-    apart = [(Leg.PREFILL, Role.PREFILL), (Leg.WHOLE, Role.DECODE)]
-    if request.sampling.max_tokens == 1:
-        rungs = [(Leg.WHOLE, Role.PREFILL), (Leg.WHOLE, Role.DECODE)]
-    else:
-        rungs = apart[::-1] if choices.whole_pays(_NOBODY) else apart
-    for leg, role in rungs:
+    for leg, role in first_rungs(request, lambda: choices.whole_pays(_NOBODY), prefill_may_decode):
         worker_id = choices.choose(leg, role, _NOBODY, None)
         if worker_id is not None:
             then = choices.choose(Leg.DECODE, Role.DECODE, _NOBODY, None) if leg is Leg.PREFILL else None

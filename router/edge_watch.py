@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from cluster.tracing import TRACEPARENT, TRACESTATE, Sampling, Span, Spans, TraceContext
-from router.caller import Caller
+from router.caller import Caller, text_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +43,14 @@ class EdgeWatch:
             return None
         told = {TRACEPARENT: "", TRACESTATE: ""}
         for key, value in headers:
-            name = key.decode("latin-1") if isinstance(key, bytes) else key
-            if name in told:
-                told[name] = value.decode("latin-1") if isinstance(value, bytes) else value
+            if (name := text_of(key)) in told:
+                told[name] = text_of(value)
         return self._tracing.sampling.begin(told[TRACEPARENT], told[TRACESTATE])
+
+    @property
+    def now(self) -> float:
+        """The router's clock."""
+        return self._now()
 
     def answers(self, caller: Caller) -> None:
         """The first part of the answer is on its way."""

@@ -17,8 +17,8 @@ from router.explanation import explanation_of
 from router.generation import GenerationRequest
 from router.grpc_messages import prompt_of
 from router.guard import Guard
-from router.handover_rules import HandoverRules
 from router.journal import Journal
+from router.pipeline_questions import PipelineRules
 from router.placing import Placing
 from router.session_id import checked_session
 from router.text_generation import TextGeneration, TextSampling
@@ -35,7 +35,7 @@ class Explainer:
         text: TextGeneration,
         placing: Placing,
         now: Callable[[], float],
-        rules: HandoverRules,
+        rules: PipelineRules,
         guard: Guard | None = None,
     ) -> None:
         self._router_id = router_id

@@ -55,9 +55,7 @@ def _decision(decision: Decision) -> pb.PlacementDecision:
 
 def _candidate(candidate: Candidate) -> pb.PlacementCandidate:
     terms = [pb.CostTerm(name=name, seconds=seconds) for name, seconds in candidate.terms.items()]
-    return pb.PlacementCandidate(
-        worker_id=candidate.worker_id, terms=terms, total_s=candidate.total_s, excluded=candidate.excluded
-    )
+    return pb.PlacementCandidate(worker_id=candidate.worker_id, terms=terms, total_s=candidate.total_s)
 
 
 def _attempts(record: RequestRecord) -> list[pb.AttemptReport]:

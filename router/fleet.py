@@ -23,8 +23,8 @@ from cluster.store import DrainMark
 from cluster.tls import PLAIN, Channels
 from protos.baton.v1 import worker_pb2
 from router.dispatch import Dispatch, DispatchParts
-from router.fleet_events import Seen
 from router.fleet_reports import FleetReports, WorkerReport
+from router.seen import Seen
 from router.silence import SilenceWatch
 from router.worker_link import WorkerLink
 from router.worker_watch import BlockSink, Sinks, Turns, WorkerWatch
@@ -36,7 +36,7 @@ _SHORTEST_CHECK_S = 0.01
 _BEATS = 3  # in the time after which silence counts
 RETRY_S = 0.2
 RETRY_LIMIT_S = 2.0
-
+NO_SESSION = "this router has no session with it: `baton status` says why"
 
 _IN_TROUBLE: dict[int, type[WorkerLost]] = {
     worker_pb2.WORKER_STATE_STALLED: WorkerStalled,
@@ -56,7 +56,8 @@ class _Member:
 
 class Fleet:
     """`dispatch` is where requests go in; `start` and `close` are called once each, on the loop that serves. `blocks`
-    is told which worker holds what, by default the index that places. `channels`: how workers are dialled."""
+    is told which worker holds what, by default the index that places. `channels`: how workers, and the engines behind
+    them, are dialled."""
 
     def __init__(  # noqa: PLR0913  what a router is made of
         self,
@@ -74,7 +75,7 @@ class Fleet:
         self._directory = directory
         self._clock = clock
         self._router_id = router_id
-        self._channels = channels
+        self.channels = channels
         self._members: dict[str, _Member] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._changed = asyncio.Event()
@@ -156,9 +157,9 @@ class Fleet:
         return list(self._members)
 
     @property
-    def links(self) -> list[WorkerLink]:
-        """To the workers with which a session stands."""
-        return [member.link for member in self._members.values() if member.link is not None]
+    def known(self) -> list[tuple[WorkerRecord, WorkerLink | None]]:
+        """Every worker, and the link to it; None: no session with it stands."""
+        return [(member.record, member.link) for member in self._members.values()]
 
     # Membership
 
@@ -225,7 +226,9 @@ class Fleet:
                 logger.warning("%s", error)
             except Exception:
                 logger.exception("link to %s failed", record.worker_id)
-            member = self._members[record.worker_id]
+            member = self._members.get(record.worker_id)
+            if member is None:
+                return  # it was dismissed meanwhile
             wait_s = RETRY_S if member.link is not None else min(2 * wait_s, RETRY_LIMIT_S)
             member.link = None
             await self._clock.sleep(wait_s)
@@ -233,7 +236,7 @@ class Fleet:
     async def _link(self, record: WorkerRecord) -> None:
         """One session from its first message to its end."""
         beat_s = self._config.silent_after_s / _BEATS
-        link = WorkerLink(record, self._router_id, self._config.worker_deadline_s, beat_s, self._channels)
+        link = WorkerLink(record, self._router_id, self._config.worker_deadline_s, beat_s, self.channels)
         cause: BatonError = WorkerLost(f"worker {record.worker_id} left the cluster")
         joined = False
         try:
@@ -273,7 +276,8 @@ class Fleet:
     async def _watching(self, link: WorkerLink) -> AsyncIterator[None]:
         """Watches the worker for as long as its session lasts, which alone says whether it is there."""
         worker_id = link.record.worker_id
-        deadline_s = self._config.worker_deadline_s
+        # Three beats are asked for in the time after which silence counts: one that is late is no reason to begin anew.
+        deadline_s = max(self._config.worker_deadline_s, self._config.silent_after_s)
         heard = partial(self._heard, worker_id)
         watch = WorkerWatch(worker_id, self._sinks, self._turns, self._clock, deadline_s, heard)
         task = asyncio.create_task(watch.run(link.watch, self._jitter), name=f"watch of {worker_id}")
@@ -305,7 +309,7 @@ class Fleet:
 
     async def _describe(self, member: _Member, within_s: float | None) -> WorkerReport:
         link = member.link or WorkerLink(
-            member.record, self._router_id, self._config.worker_deadline_s, channels=self._channels
+            member.record, self._router_id, self._config.worker_deadline_s, channels=self.channels
         )
         try:
             return await self.reports.ask(member.record, lambda: link.describe(within_s), link is member.link)

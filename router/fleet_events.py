@@ -10,39 +10,13 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
 
 from cluster.engine import Role
+from router.seen import Seen
 
 _MOST = 512
 _ROLES = 1_024
 _TEXT = 500  # characters of a reason
-
-
-class Seen(StrEnum):
-    """`STARTING` to `FAILED`: as the worker says of itself. `SILENT`: it said nothing for too long. `SLOW`, `FAILING`:
-    left alone for a while. `RECOVERED`: a request had to leave it and went on elsewhere, or failed."""
-
-    JOINED = "joined"
-    LEFT = "left"
-    STARTING = "starting"
-    READY = "ready"
-    DRAINING = "draining"
-    STALLED = "stalled"
-    FAILED = "failed"
-    SILENT = "silent"
-    DRAIN_ORDERED = "drain-ordered"
-    DRAIN_UNDONE = "drain-undone"
-    SLOW = "slow"
-    FAILING = "failing"
-    RECOVERED = "recovered"
-    FLUSHED = "flushed"
-    OTHER = "other"
-
-    @classmethod
-    def of(cls, state: str) -> Seen:
-        """Of a worker's own state; `OTHER` for one of a newer version."""
-        return next((seen for seen in cls if seen.value == state), cls.OTHER)
 
 
 @dataclass(slots=True)

@@ -5,7 +5,7 @@ Pure state; how busy they are is kept by `placing`. It must not know links or re
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 from cluster.engine import Role
@@ -51,7 +51,6 @@ class FleetView:
         """Workers of the role that take new attempts."""
         return [view for view in self._workers.values() if view.role is role and not view.leaving]
 
-    @property
-    def can_serve(self) -> bool:
-        """One worker of either pool is enough: it can run whole requests."""
-        return any(not view.leaving for view in self._workers.values())
+    def has_any(self, roles: Collection[Role]) -> bool:
+        """Whether a worker of one of these pools takes new attempts."""
+        return any(view.role in roles and not view.leaving for view in self._workers.values())

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from starlette.types import ASGIApp
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.entrypoints.anthropic import api_router as messages_routes
+from vllm.entrypoints.anthropic import serving as messages_serving
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
@@ -23,6 +25,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from cluster.config import Config
 from cluster.errors import ConfigError
+from router.caller import current_caller
 from router.dispatch import Dispatch
 from router.text_generation import TextGeneration
 from router.vllm_fleet import FleetLLM
@@ -56,15 +59,17 @@ async def build_frontend(config: Config, dispatch: Dispatch) -> Frontend:
 
 
 class _NotTheClientsFault(logging.Filter):
-    """vLLM logs every error of a stream with its stack; a client's mistake has been answered and needs none."""
+    """vLLM logs every error of a stream with its stack; a client's mistake has been answered and needs none, nor does
+    what follows from an error that the caller has heard."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
-        return not isinstance(error, (VLLMClientError, GracefulHTTPError))
+        heard = error is not None and current_caller().error is not None
+        return not (heard or isinstance(error, (VLLMClientError, GracefulHTTPError)))
 
 
 def _log_server_errors_only() -> None:
-    for module in (chat_serving, completion_serving):
+    for module in (chat_serving, completion_serving, messages_routes, messages_serving):
         logging.getLogger(module.__name__).addFilter(_NotTheClientsFault())
 
 

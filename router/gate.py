@@ -1,7 +1,7 @@
 """The door of one router: what admission and the tenants' quotas say of every request before it reaches a worker.
 
 Turns requests into arrivals and asks for the tenant's quota first, where there is one; the answer may come later. It
-must not know workers, pipelines or clients, and starts nothing itself: its decisions are for the caller to carry out.
+must not know workers, pipelines or clients, and starts nothing itself: its rulings are for the caller to carry out.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from cluster.config_admission import AdmissionConfig, TenantConfig
 from cluster.errors import BatonError, ConfigError, InvalidRequest, RequestTooLarge
 from cluster.quota import Claim, Limits, Returned, Verdict, limits_of
 from router.admission import Admission
-from router.admission_events import Action, Admit, Arrival, GiveBack, Occupancy, Refuse
+from router.admission_events import AdmissionAction, Admit, Arrival, GiveBack, Occupancy, Refuse
 from router.caller import Caller
 from router.generation import GenerationRequest
 
-Decision = Admit | Refuse
+Ruling = Admit | Refuse
 """The request runs from now on, or has ended at the door."""
 
-Later = Callable[[list[Decision]], None]
+LateRulings = Callable[[list[Ruling]], None]
 
 KnownTokens = Callable[[], int]
 """How many of a request's prompt tokens some worker has cached by now, as far as is known."""
@@ -70,9 +70,9 @@ class Gate:
     # Events
 
     def submit(
-        self, request: GenerationRequest, deadline: float, later: Later, known: KnownTokens = lambda: 0
-    ) -> list[Decision]:
-        """What is decided at once, of this request and of others. `later` gets the decisions of an answer to come.
+        self, request: GenerationRequest, deadline: float, later: LateRulings, known: KnownTokens = lambda: 0
+    ) -> list[Ruling]:
+        """What is decided at once, of this request and of others. `later` gets the rulings of an answer to come.
         `known` is asked where the request has to wait, and again while it waits."""
         caller, request_id = request.caller, request.request_id
         limits = limits_of(self._config.tenant(caller.tenant))
@@ -85,11 +85,11 @@ class Gate:
         arrival = Arrival(request_id, caller.tenant, caller.priority, *tokens, deadline=deadline)
         self._known[request_id] = known
         if self._quota is None or not limits:
-            return self._decisions(self._admission.submit(arrival, self._now()))
+            return self._rulings(self._admission.submit(arrival, self._now()))
         self._ask(self._quota, arrival, limits, later)
         return []
 
-    def leave(self, request_id: str, used_tokens: int) -> list[Decision]:
+    def leave(self, request_id: str, used_tokens: int) -> list[Ruling]:
         """The request has ended or is wanted no longer, wherever it was; the fleet has computed so many tokens for it.
         Unknown ids are no error."""
         self._known.pop(request_id, None)
@@ -97,11 +97,11 @@ class Gate:
             self._asking.discard(request_id)
             self._quota.drop(request_id)
             return []
-        return self._decisions(self._admission.cancel(request_id, self._now(), used_tokens))
+        return self._rulings(self._admission.cancel(request_id, self._now(), used_tokens))
 
-    def started(self, request_id: str) -> list[Decision]:
+    def started(self, request_id: str) -> list[Ruling]:
         """The request has its first token. Unknown ids, and a second time, are no error."""
-        return self._decisions(self._admission.started(request_id, self._now()))
+        return self._rulings(self._admission.started(request_id, self._now()))
 
     def hold(self, held: bool) -> None:
         """Nobody gets in, and nobody is refused for it: workers are going to come. From the next event on."""
@@ -109,24 +109,19 @@ class Gate:
             self._held = held
             self._admission.bound(self._most_running, self._starting_tokens)
 
-    def on_time(self, tokens_within: Callable[[float], float] = lambda _: float("inf")) -> list[Decision]:
+    def on_time(self, tokens_within: Callable[[float], float] = lambda _: float("inf")) -> list[Ruling]:
         """`tokens_within`: how many prompt tokens the fleet computes for this router in so many seconds."""
         self._starting_tokens = tokens_within(self._config.worker_queue_s)
         self._admission.bound(self._most_running, self._starting_tokens)
         for request_id in self._admission.next_up():
             self._admission.on_cached(request_id, self._known[request_id]())
-        return self._decisions(self._admission.on_time(self._now()))
+        return self._rulings(self._admission.on_time(self._now()))
 
     # Questions
 
     def check(self, caller: Caller, requests: int) -> None:
         """Whether it makes sense to prepare so many requests. Raises `InvalidRequest`, `Overloaded`."""
         self._admission.check(caller.tenant, caller.priority, requests)
-
-    @property
-    def next_due(self) -> float | None:
-        """Clock time by which `on_time` has something to do; None: nothing waits."""
-        return self._admission.next_due
 
     @property
     def occupancy(self) -> Occupancy:
@@ -145,27 +140,27 @@ class Gate:
     def _most_running(self) -> int:
         return 0 if self._held else self._running_requests
 
-    def _ask(self, quota: Quota, arrival: Arrival, limits: Limits, later: Later) -> None:
+    def _ask(self, quota: Quota, arrival: Arrival, limits: Limits, later: LateRulings) -> None:
         def answer(verdict: Verdict | BatonError) -> None:
             self._asking.discard(arrival.request_id)
             if isinstance(verdict, BatonError):
                 self._known.pop(arrival.request_id, None)
                 return later([Refuse(arrival.request_id, verdict)])
-            later(self._decisions(self._admission.submit(replace(arrival, verdict=verdict), self._now())))
+            later(self._rulings(self._admission.submit(replace(arrival, verdict=verdict), self._now())))
 
         self._asking.add(arrival.request_id)
         quota.ask(Claim(arrival.tenant, arrival.request_id, arrival.tokens, limits), answer)
 
-    def _decisions(self, actions: list[Action]) -> list[Decision]:
-        decisions: list[Decision] = []
+    def _rulings(self, actions: list[AdmissionAction]) -> list[Ruling]:
+        rulings: list[Ruling] = []
         for action in actions:
             match action:
                 case Admit() | Refuse():
                     self._known.pop(action.request_id, None)
-                    decisions.append(action)
+                    rulings.append(action)
                 case GiveBack(returned) if self._quota is not None:
                     self._quota.give_back(returned)
-        return decisions
+        return rulings
 
 
 def _check_length(request: GenerationRequest, tenant: TenantConfig) -> None:

@@ -7,6 +7,7 @@ request.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import uuid
 from collections.abc import Callable
@@ -18,9 +19,10 @@ from grpc_reflection.v1alpha import reflection
 
 from cluster.config import RouterConfig
 from cluster.errors import BatonError, ClientLost, StartFailed, answer_for, retry_after_s
+from cluster.host_port import host_port
 from cluster.tracing import TRACEPARENT
 from protos.baton.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc
-from router.caller import Caller, name_caller
+from router.caller import Caller, checked_word, name_caller
 from router.defence import OPEN, Defence
 from router.edge_watch import EdgeWatch
 from router.grpc_guard import GrpcGuard
@@ -34,6 +36,7 @@ logger = logging.getLogger(__name__)
 _INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["Inference"].full_name
 _ADMIN = admin_pb2.DESCRIPTOR.services_by_name["Admin"].full_name
 _ABORT_S = 5.0
+HEALTH_S = 1.0
 Leave = Callable[[Caller, ClientLost], None]
 _Context = grpc.aio.ServicerContext[inference_pb2.GenerateRequest, inference_pb2.GenerateResponse]
 
@@ -65,7 +68,10 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             await context.abort(grpc.StatusCode.INTERNAL, "internal error; the router's log has the details")
 
     async def _generate(self, request: inference_pb2.GenerateRequest, request_id: str, context: _Context) -> None:
+        checked_word("request_id", request_id)
         caller = self._guard.caller(context.invocation_metadata() or ())
+        if (left_s := context.time_remaining()) is not None:
+            caller.deadline = self._watch.now + left_s
         cut_short = "the client left, or its call has failed"
         caller.trace, begun = self._watch.begin(context.invocation_metadata() or ()), False
         if caller.trace is not None:
@@ -133,7 +139,7 @@ class GrpcEdge:
 
     async def start(self) -> int:
         """Listens; returns the port, which differs from the configured one if that is 0. Raises `StartFailed`."""
-        address = f"{self._config.grpc_host}:{self._config.grpc_port}"
+        address = host_port(self._config.grpc_host, self._config.grpc_port)
         server = grpc.aio.server(
             options=[
                 ("grpc.so_reuseport", 1),
@@ -163,6 +169,16 @@ class GrpcEdge:
         status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
         for name in ("", _INFERENCE):
             await self._health.set(name, status)
+
+    async def follow(self, ready: Callable[[], bool], next_change: Callable[[], asyncio.Event]) -> None:
+        """Tells the health service what `ready` says, until it is cancelled. At each change, and anew from time to
+        time: not all that makes a router ready is a change of its fleet."""
+        while True:
+            change = next_change()
+            await self.set_ready(ready())
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(HEALTH_S):
+                    await change.wait()
 
     async def close(self, grace_s: float) -> None:
         """Takes no new calls, waits so long for those that run, then cuts them. May be called twice."""

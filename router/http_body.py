@@ -11,6 +11,7 @@ from typing import Any
 
 from cluster.config import RouterConfig
 from cluster.errors import InvalidRequest
+from router.caller import PRIORITY_HEADER, WORD_RULE, is_word
 
 INTERNAL_FIELDS = frozenset(
     {
@@ -63,26 +64,39 @@ def _check_fields(body: Mapping[str, Any]) -> None:
     for name in sorted(body.keys() & UNSUPPORTED_FIELDS):
         if body[name] is not None and body[name] is not False:
             raise InvalidField(f"{name} is not supported by this deployment", name)
+    if body.get("priority") not in (None, 0):
+        raise InvalidField(f"priority is the engines' own: name a class in the header {PRIORITY_HEADER}", "priority")
+    request_id = body.get("request_id")
+    if request_id is not None and not (isinstance(request_id, str) and is_word(request_id)):
+        raise InvalidField(f"request_id must be {WORD_RULE}", "request_id")
     if body.get("echo") is True and isinstance(body.get("logprobs"), int):
         raise InvalidField("echo together with logprobs is not supported by this deployment", "echo")
 
 
 def _check_numbers(body: Mapping[str, Any], config: RouterConfig) -> None:
     for name in _LIMITS:
-        if isinstance(body.get(name), int) and body[name] < 1:
-            raise InvalidField(f"{name} must be at least 1, got {body[name]}", name)
+        if (limit := _whole(body, name)) is not None and limit < 1:
+            raise InvalidField(f"{name} must be at least 1, got {limit}", name)
     for name in _CHOICES:
-        if isinstance(body.get(name), int) and not 1 <= body[name] <= config.max_choices:
-            raise InvalidField(f"{name} must be 1 to {config.max_choices} here, got {body[name]}", name)
+        if (choices := _whole(body, name)) is not None and not 1 <= choices <= config.max_choices:
+            raise InvalidField(f"{name} must be 1 to {config.max_choices} here, got {choices}", name)
     prompts = body.get("prompt")
     if isinstance(prompts, list) and prompts and not isinstance(prompts[0], int):
-        _check_prompts(prompts, body.get("n"), config)
+        _check_prompts(prompts, body.get("n") or 1, config)
 
 
-def _check_prompts(prompts: list[Any], n: object, config: RouterConfig) -> None:
+def _whole(body: Mapping[str, Any], name: str) -> int | None:
+    """The server behind would take `"16"` and `16.0` for 16, past every check here."""
+    value: object = body.get(name)
+    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    raise InvalidField(f"{name} must be a whole number", name)
+
+
+def _check_prompts(prompts: list[Any], n: int, config: RouterConfig) -> None:
     """Several prompts in one request: one that cannot work must not leave the others queued."""
     if not all(prompts):
         raise InvalidField("one of the prompts is empty", "prompt")
-    choices = len(prompts) * (n if isinstance(n, int) else 1)
+    choices = len(prompts) * n
     if choices > config.max_in_flight:
         raise InvalidField(f"{choices} choices in one request, the limit is {config.max_in_flight}", "prompt")

@@ -18,18 +18,21 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cluster.config import RouterConfig
 from cluster.errors import Answer, BatonError, ClientLost, InvalidRequest, RequestTooLarge
-from router.caller import Caller, name_caller
+from router.caller import Caller, checked_word, name_caller
 from router.edge_watch import EdgeWatch
 from router.guard import HTTP_ACCESS, Access, Guard
 from router.http_answer import SafeSend, error_body
 from router.http_body import checked_body
 from router.metrics_page import CONTENT_TYPE, Page
-from router.session_id import HEADER, enter_session
+from router.session_id import HEADER as SESSION_HEADER
+from router.session_id import enter_session
 
 logger = logging.getLogger(__name__)
 
 GENERATING = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"})
 METRICS = "/metrics"
+REQUEST_ID_HEADER = "x-request-id"
+"""The frontend names a request after it."""
 READING = frozenset({"/tokenize", "/detokenize", "/v1/messages/count_tokens"})
 ROUTES: dict[str, frozenset[str]] = {
     "POST": GENERATING | READING,
@@ -40,7 +43,7 @@ ROUTES: dict[str, frozenset[str]] = {
 DROPPED_HEADERS = frozenset({b"x-data-parallel-rank", b"x-vllm-priority", b"authorization", b"x-api-key"})
 """They would steer the engine past the router, or show keys to what needs none."""
 
-_NO_ROUTE = Answer(HTTPStatus.NOT_FOUND, grpc.StatusCode.UNIMPLEMENTED, False, "invalid_request_error")
+_NO_ROUTE = Answer(HTTPStatus.NOT_FOUND, grpc.StatusCode.UNIMPLEMENTED, "invalid_request_error")
 
 
 class HttpEdge:
@@ -85,13 +88,14 @@ class HttpEdge:
                 return await self._no_route(scope, send)
             if scope["path"] == METRICS:
                 return await self._metrics(scope, send)
+            checked_word(REQUEST_ID_HEADER, _header(scope, REQUEST_ID_HEADER))
+            enter_session(_header(scope, SESSION_HEADER))
             if scope["method"] == "POST":
                 receive = await self._checked(scope, receive, send)
             headers = [(name, value) for name, value in scope["headers"] if name.lower() not in DROPPED_HEADERS]
-            enter_session(_session_of(scope))
             await self._app(dict(scope, headers=headers), receive, send)
         except Exception as error:
-            if not (send.given_up or isinstance(error, BatonError)):
+            if not (send.given_up or send.caller.error or isinstance(error, BatonError)):
                 logger.exception("%s %s failed", scope["method"], scope["path"])
             with contextlib.suppress(ClientLost):
                 await send.fail(error)
@@ -118,18 +122,27 @@ class HttpEdge:
         await send.answer(_NO_ROUTE.http, error_body(error, _NO_ROUTE))
 
     async def _checked(self, scope: Scope, receive: Receive, send: SafeSend) -> Receive:
-        """Reads and checks the body; returns what lets the application read it again."""
-        body = await self._read(scope, receive)
-        checked_body(body, self._config)
+        """Lets the caller in, then reads and checks the body; returns what lets the application read it again."""
         if scope["path"] in GENERATING:
             send.caller = self._guard.caller(scope["headers"])
             send.caller.trace, send.first_part = self._watch.begin(scope["headers"]), self._watch.answers
             name_caller(send.caller)
             self._admit(send.caller)
+        body = await self._read_in_time(scope, receive)
+        checked_body(body, self._config)
         return _replayed(body, receive)
 
+    async def _read_in_time(self, scope: Scope, receive: Receive) -> bytes:
+        """Raises `RequestTooLarge`, `ClientLost`. The limit is on the whole: a body may come a byte at a time."""
+        patience_s = self._config.client_deadline_s
+        try:
+            async with asyncio.timeout(patience_s):
+                return await self._read(scope, receive)
+        except TimeoutError as error:
+            raise ClientLost(f"the body did not come within {patience_s:g} s") from error
+
     async def _read(self, scope: Scope, receive: Receive) -> bytes:
-        """Raises `RequestTooLarge` as soon as the limit is passed, announced or not."""
+        """Raises `RequestTooLarge` as soon as the limit is passed, announced or not; `ClientLost`."""
         limit = self._config.max_body_bytes
         too_large = RequestTooLarge(f"the body is larger than the limit of {limit} bytes")
         announced = next((value for name, value in scope["headers"] if name.lower() == b"content-length"), b"0")
@@ -137,24 +150,15 @@ class HttpEdge:
             raise too_large
         chunks, size, more = [], 0, True
         while more:
-            message = await self._next(receive)
+            message = await receive()
             if message["type"] == "http.disconnect":
-                raise InvalidRequest("the client left before its body was read")
+                raise ClientLost("the client left before its body was read")
             chunks.append(message.get("body", b""))
             size += len(chunks[-1])
             if size > limit:
                 raise too_large
             more = message.get("more_body", False)
         return b"".join(chunks)
-
-    async def _next(self, receive: Receive) -> Message:
-        """Raises `ClientLost`."""
-        patience_s = self._config.client_deadline_s
-        try:
-            async with asyncio.timeout(patience_s):
-                return await receive()
-        except TimeoutError as error:
-            raise ClientLost(f"nothing more of the body came for {patience_s:g} s") from error
 
 
 def _failure(send: SafeSend) -> str:
@@ -163,8 +167,9 @@ def _failure(send: SafeSend) -> str:
     return f"status {send.status}" if send.status >= HTTPStatus.INTERNAL_SERVER_ERROR else ""
 
 
-def _session_of(scope: Scope) -> str:
-    given = (value for name, value in scope["headers"] if name.lower() == HEADER.encode())
+def _header(scope: Scope, name: str) -> str:
+    """Empty without one."""
+    given = (value for key, value in scope["headers"] if key.lower() == name.encode())
     return next(given, b"").decode("latin-1")
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator
 
-from router.journal_record import Attempt, Decision, RequestRecord, Rung, Timing, best_of, decoded, encoded
+from msgspec import structs
+
+from router.journal_record import Attempt, Decision, RequestRecord, Rung, Timing, decoded, encoded
 
 Send = Callable[[str, bytes], None]
 """Takes a finished record for the store; must neither wait nor raise."""
@@ -18,7 +20,7 @@ Recall = Callable[[str], Awaitable[bytes | None]]
 """Asks the store; raises `StoreUnavailable`."""
 
 CANDIDATES = 16
-"""Kept of each decision. A record stays small, however large the fleet."""
+"""To be kept of each decision, so that a record stays small, however large the fleet."""
 
 _DECISIONS = _ATTEMPTS = _RUNGS = 32
 _TEXT = 500  # characters of a reason
@@ -50,18 +52,7 @@ class Journal:
     def decided(self, request_id: str, decision: Decision) -> None:
         record = self._live.get(request_id)
         if record is not None and len(record.decisions) < _DECISIONS:
-            kept, left_out = best_of(list(decision.candidates), CANDIDATES)
-            record.decisions.append(
-                Decision(
-                    question=decision.question,
-                    at_s=decision.at_s,
-                    chosen=decision.chosen,
-                    runner_up=decision.runner_up,
-                    candidates=kept,
-                    left_out=decision.left_out + left_out,
-                    because=decision.because[:_TEXT],
-                )
-            )
+            record.decisions.append(structs.replace(decision, because=decision.because[:_TEXT]))
 
     def attempted(self, request_id: str, attempt: Attempt) -> None:
         record = self._live.get(request_id)

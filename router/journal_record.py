@@ -14,12 +14,10 @@ from cluster.errors import BatonError
 
 
 class Candidate(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One worker that could have been chosen. `terms`: what it would cost, seconds by name; `excluded`: why it was not
-    considered; empty when it was."""
+    """One worker that could have been chosen. `terms`: what it would cost, seconds by name."""
 
     worker_id: str
     terms: Mapping[str, float] = {}
-    excluded: str = ""
 
     @property
     def total_s(self) -> float:
@@ -28,8 +26,8 @@ class Candidate(msgspec.Struct, frozen=True, omit_defaults=True):
 
 class Decision(msgspec.Struct, frozen=True, omit_defaults=True):
     """One choice. `question`: the leg that it was for ("prefill", "decode", "whole", "prefetch"), or "disaggregate".
-    `at_s` counts from the request's arrival. The best candidates are kept, `left_out` counts the rest. `because`: the
-    rule that decided, in words."""
+    `at_s` counts from the request's arrival. The chosen candidate leads those that are kept, the best of the others
+    follow, and `left_out` counts the rest. `because`: the rule that decided, in words."""
 
     question: str
     at_s: float
@@ -121,9 +119,3 @@ def decoded(body: bytes) -> RequestRecord:
         return _decoder.decode(body)
     except msgspec.DecodeError as error:
         raise BadRecord(f"the journal's record cannot be read: {error}") from error
-
-
-def best_of(candidates: list[Candidate], most: int) -> tuple[tuple[Candidate, ...], int]:
-    """The cheapest candidates, those not considered last, and how many are left out."""
-    ordered = sorted(candidates, key=lambda candidate: (bool(candidate.excluded), candidate.total_s))
-    return tuple(ordered[:most]), max(0, len(ordered) - most)

@@ -15,6 +15,7 @@ from router.actions import Action, Cancel, Emit, End, Ending, Later, Release, Se
 from router.generation import Emission, GenerationRequest, Outcome
 from router.pipeline_questions import DEFAULT_PIPELINE_RULES, PipelineRules, Questions
 from router.recovery import Recovery
+from router.rungs import Rung, first_rungs, next_rungs
 from router.sampling_state import may_change_worker, prefill_may_sample
 from router.strays import lease_of, stray_ticket
 
@@ -54,7 +55,8 @@ class _Handover:
 
 
 class RequestPipeline:
-    """One request. After `End` every event is answered with at most a `Release` for a late ticket."""
+    """One request. Tickets in outputs can be read. After `End` every event is answered with at most a `Release` for a
+    late ticket."""
 
     def __init__(
         self, request: GenerationRequest, ask: Questions, rules: PipelineRules = DEFAULT_PIPELINE_RULES
@@ -135,10 +137,13 @@ class RequestPipeline:
 
     def on_attempt_late(self, attempt_id: str, cause: BatonError) -> list[Action]:
         """The attempt had its time; another one is made."""
-        attempt = self._attempt
-        if attempt is None or attempt.attempt_id != attempt_id:
-            return []
-        return self._recover(Ending.LATE, cause, cancel=True)
+        return self._stop(attempt_id, Ending.LATE, cause)
+
+    def on_unreadable(self, attempt_id: str, cause: BatonError) -> list[Action]:
+        """Nothing can be made of what its worker says, who may still be at it; another one is made."""
+        if self._prefetch is not None and self._prefetch.attempt_id == attempt_id:
+            return self._drop_prefetch()
+        return self._stop(attempt_id, Ending.FAILED, cause)
 
     def on_retry(self) -> list[Action]:
         """The wait of a `Later` is over."""
@@ -166,12 +171,11 @@ class RequestPipeline:
         if self._seeding and not output.token_ids:
             cause = EngineFailed(f"worker {attempt.worker_id} finished a prompt without a token")
             return stray_ticket(attempt.worker_id, output) + self._recover(Ending.FAILED, cause)
-        lease_id = lease_of(output.ticket)  # before any change: it raises for a broken ticket
         self._note_origin(output)
         self._prefilled = True
         actions = self._leave()
         if output.ticket:
-            self._handover = _Handover(output.ticket, lease_id, attempt.worker_id)
+            self._handover = _Handover(output.ticket, lease_of(output.ticket), attempt.worker_id)
         if not self._seeding:
             return actions + self._advance(_no_decode())
         if output.finish_reason is not FinishReason.LENGTH:
@@ -194,7 +198,7 @@ class RequestPipeline:
         if not attempt.answered:
             attempt.answered = True
             done = self._drop_prefetch()
-            self.handed_over = attempt.leg is Leg.DECODE
+            self.handed_over |= attempt.leg is Leg.DECODE
             self._handover = None  # its reader completes the lease
             self._note_origin(output)
         emit = self._emit(output)
@@ -220,6 +224,12 @@ class RequestPipeline:
         return Emit(emission)
 
     # Recovery
+
+    def _stop(self, attempt_id: str, ending: Ending, cause: BatonError) -> list[Action]:
+        attempt = self._attempt
+        if attempt is None or attempt.attempt_id != attempt_id:
+            return []
+        return self._recover(ending, cause, cancel=True)
 
     def _recover(self, ending: Ending, cause: BatonError, *, cancel: bool = False) -> list[Action]:
         """The live attempt has come to such an end."""
@@ -266,27 +276,11 @@ class RequestPipeline:
         self._waits = cause  # a worker may start for longer than blocks wait for a reader
         return [*self._drop_handover(), *self._drop_prefetch(), Later(wait_s)]
 
-    def _rungs(self, avoid: frozenset[str]) -> tuple[tuple[Leg, Role], ...]:
-        """What to try next, best first.
-
-        a prompt to run, more than one token wanted   prefill, else all of it on a decode worker
-        the same where that is predicted to be worse  the other way round
-        a prompt to run, one token wanted             all of it on a prefill worker, else on a decode worker
-        the same with a seed                          the other way round: who cuts prompts into chunks may refuse it
-        blocks wait for a reader                      decode; if none is ready, the prefill worker continues itself
-        the hand-over is off                          prompt and emitted tokens on a decode worker, else on prefill
-
-        The configuration may keep more than one token of output away from prefill workers.
-        """
+    def _rungs(self, avoid: frozenset[str]) -> tuple[Rung, ...]:
+        may_decode = self._rules.prefill_may_decode
         if self._handover is not None or self._prefilled or self._emitted:
-            leg = Leg.DECODE if self._handover is not None else Leg.WHOLE
-            last = ((Leg.WHOLE, Role.PREFILL),) if self._rules.prefill_may_decode or self.remaining == 1 else ()
-            return (leg, Role.DECODE), *last
-        if self.remaining == 1:
-            whole = (Leg.WHOLE, Role.PREFILL), (Leg.WHOLE, Role.DECODE)
-            return whole[::-1] if self._request.facts.seeded else whole
-        apart = (Leg.PREFILL, Role.PREFILL), (Leg.WHOLE, Role.DECODE)
-        return apart[::-1] if self._ask.whole_pays(avoid) else apart
+            return next_rungs(self._handover is not None, self.remaining, may_decode)
+        return first_rungs(self._request, lambda: self._ask.whole_pays(avoid), may_decode)
 
     def _submit(self, leg: Leg, worker_id: str, avoid: frozenset[str]) -> list[Action]:
         dropped = self._drop_handover() if leg is not Leg.DECODE else []

@@ -16,7 +16,8 @@ Choose = Callable[[Leg, Role, frozenset[str], str | None], str | None]
 is none."""
 
 WholePays = Callable[[frozenset[str]], bool]
-"""Whether a request that could be split had better run whole on a decode worker, the given ids apart."""
+"""Whether a request that could be split had better run whole, the given ids apart: on a decode worker, or on any worker
+where there is none."""
 
 Follow = Callable[[str, EngineRequest], PrefillInProgress | None]
 """How others can follow this prefill leg on this worker; None: it is not worth it, or cannot be."""

@@ -7,26 +7,28 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from cluster.block_hashes import chain_seed, extend_chain
 from cluster.config import Config
-from cluster.config_placement import PlacementConfig
+from cluster.config_placement import LatencyStart, PlacementConfig
 from cluster.engine import EngineRequest, Leg, PromptOrigin, Role
 from cluster.latency_model import Rows, Seconds
+from cluster.latency_start import first_guess
 from cluster.store import Reserved
 from cluster.wire import role_from_wire
 from protos.baton.v1 import worker_pb2
 from router.arrivals import Arrivals
 from router.attempt_timing import AttemptTiming
 from router.decision import Decision
-from router.fleet_events import FleetEvents, Seen
+from router.fleet_events import FleetEvents
 from router.generation import GenerationRequest
 from router.predicted_placement import BlockShape, Demand, Placement
 from router.request_choices import RequestChoices
+from router.seen import Seen
 from router.session_pins import Pins
 from router.shared_loads import ALONE, SharedLoads
 from router.slow_workers import SlowWorkers
@@ -43,17 +45,31 @@ _LEAST_S = 1e-7
 @dataclass(frozen=True, slots=True)
 class PlacementSetup:
     """What placement must know of the cluster. `model`: the served name, part of every block's name. `cache_bytes`: of
-    one worker's KV cache."""
+    one worker's KV cache. `prefill_may_decode`: whether a prefill worker stands in where no decode worker is left.
+    `starts`: what is assumed of each pool before it is measured. `block_bytes`: of a block's KV, where that is known
+    better than from the cache's size."""
 
     config: PlacementConfig
     model: str
     block_tokens: int
     cache_bytes: int
+    prefill_may_decode: bool = True
+    starts: Mapping[str, LatencyStart] = field(default_factory=dict)
+    block_bytes: int | None = None
 
     @classmethod
     def of(cls, config: Config) -> PlacementSetup:
-        engine = config.engine
-        return cls(config.placement, config.model.served_name, engine.block_size, engine.kv_cache_mib << 20)
+        """Raises `ConfigError` where the engine's profile is none, or is another model's."""
+        engine, guess = config.engine, first_guess(config)
+        return cls(
+            config.placement,
+            config.model.served_name,
+            engine.block_size,
+            engine.kv_cache_mib << 20,
+            config.router.prefill_may_decode,
+            {role.value: start for role, start in guess.starts.items()},
+            guess.block_bytes if engine.device == "gpu" else None,  # vLLM sizes a GPU's cache itself
+        )
 
 
 class Placing:
@@ -76,8 +92,9 @@ class Placing:
         self._now = now
         self._draw = random.Random(seed)
         self.arrivals = Arrivals()
-        self.placement = Placement(setup.config, BlockShape(setup.block_tokens, 1), pins)
         config = setup.config
+        block = BlockShape(setup.block_tokens, setup.block_bytes or 1)
+        self.placement = Placement(config, block, pins, setup.prefill_may_decode, setup.starts)
         self._slow = SlowWorkers(config.slow)
         self._timing = AttemptTiming(self.placement, self._slow)
         self._circuits = WorkerCircuits(CircuitRules(config.circuit_after, config.circuit_s, config.circuit_most_s))
@@ -89,7 +106,7 @@ class Placing:
         role = role_from_wire(worker.role)
         self.placement.worker_up(WorkerFacts(worker.worker_id, role, worker.num_blocks))
         self._slow.add(worker.worker_id, role.value)
-        if worker.num_blocks:
+        if worker.num_blocks and self._setup.block_bytes is None:
             size_bytes = self._setup.cache_bytes // worker.num_blocks
             self.placement.block = BlockShape(self._setup.block_tokens, size_bytes)
         self.report(worker.worker_id, worker.load, worker.num_blocks)
@@ -161,10 +178,9 @@ class Placing:
     def tokens_within(self, seconds: float) -> float:
         """So many prompt tokens do the workers for prompts compute in that time, less what other routers have there.
         Without a worker there is nothing to go by: inf."""
-        now, everybody = self._now(), (frozenset[str](), frozenset[str]())
-        loads = self.placement.loads
+        now, loads = self._now(), self.placement.loads
         for role in (Role.PREFILL, Role.DECODE):
-            rows = loads.usable(role, *everybody, now)
+            rows = loads.usable(role, frozenset(), now)
             if len(rows):
                 return max(0.0, float(np.sum(seconds / self.prompt_token_s(rows))) - loads.foreign_tokens(rows))
         return float("inf")

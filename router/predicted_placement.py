@@ -8,13 +8,13 @@ without I/O on a state that its owner keeps; the time and the source of chance a
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 
 import numpy as np
 
-from cluster.config_placement import PlacementConfig
+from cluster.config_placement import LatencyStart, PlacementConfig
 from cluster.engine import Leg, Role
 from cluster.latency_model import LatencyModel
 from router.decision import Column, CostTable, Decision, Why
@@ -30,13 +30,12 @@ _NOBODY: frozenset[str] = frozenset()
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What placement must know of a request. `hashes`: of the prompt's full blocks. `max_tokens`: of output. `needs`:
-    what its workers must be able to do. `session`: requests of one conversation; empty without one."""
+    """What placement must know of a request. `hashes`: of the prompt's full blocks. `max_tokens`: of output. `session`:
+    requests of one conversation; empty without one."""
 
     hashes: Sequence[int]
     prompt_tokens: int
     max_tokens: int
-    needs: frozenset[str] = _NOBODY
     session: str = ""
 
 
@@ -63,14 +62,22 @@ class _Pool:
 
 class Placement:
     """`loads`, `index` and `latency` are fed by whoever hears from the workers; rows are the same in all of them.
-    Without `pins` it keeps its own."""
+    Without `pins` it keeps its own. `prefill_may_decode`: as in `WorkerLoads`. `starts`: what is assumed of each pool
+    at first, by its name; otherwise what the configuration says of all."""
 
-    def __init__(self, config: PlacementConfig, block: BlockShape, pins: Pins | None = None) -> None:
+    def __init__(
+        self,
+        config: PlacementConfig,
+        block: BlockShape,
+        pins: Pins | None = None,
+        prefill_may_decode: bool = True,
+        starts: Mapping[str, LatencyStart] | None = None,
+    ) -> None:
         self._config = config
         self.block = block
-        self.loads = WorkerLoads()
+        self.loads = WorkerLoads(prefill_may_decode)
         self.index = PrefixIndex(config.index_blocks, config.guess_s)
-        self.latency = LatencyModel(config.start, config.half_life_s)
+        self.latency = LatencyModel(config.start, config.half_life_s, starts)
         self.pins = pins or SessionPins(config.pins, config.pin_s)
         self._turns = count(1)
         self._last_turn: dict[int, int] = {}  # by row
@@ -215,7 +222,7 @@ class Placement:
         return held
 
     def _pool(self, role: Role, demand: Demand, held: Column, now: float, avoid: frozenset[str]) -> _Pool:
-        rows = self.loads.usable(role, demand.needs, avoid, now)
+        rows = self.loads.usable(role, avoid, now)
         held_there = held.take(rows)
         # An engine takes whole blocks from its cache, and always computes the last token.
         cached = np.minimum(held_there, (demand.prompt_tokens - 1) // self.block.tokens) * self.block.tokens

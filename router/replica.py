@@ -93,7 +93,9 @@ class RouterReplica:
         self._grace_s = config.request_deadline_s
         self._frontend = frontend
         self._edge = edge
-        self._health = asyncio.create_task(self._publish_health(), name="publish health")
+        self._health = asyncio.create_task(
+            edge.follow(lambda: fleet.ready, lambda: fleet.next_change), name="publish health"
+        )
 
     def check(self) -> None:
         """Raises `EngineFailed` when a background task of the router has died."""
@@ -116,12 +118,6 @@ class RouterReplica:
         await self._observation.close()
         self._frontend.close()
 
-    async def _publish_health(self) -> None:
-        while True:
-            change = self.fleet.next_change
-            await self._edge.set_ready(self.fleet.ready)
-            await change.wait()
-
 
 async def start_replica(
     config: Config,
@@ -135,46 +131,61 @@ async def start_replica(
 
     Raises `ConfigError`, `StartFailed`, and then leaves nothing behind."""
     prepare_environment(config.model, config.engine)
+    async with contextlib.AsyncExitStack() as opened:
+        replica = await _started(config, directory, clock, seat or MemorySeat(real_moment), outlet, opened)
+        opened.pop_all()  # from now on the replica's to close
+    # A million objects of imported modules live as long as the process: no collection need look at them again.
+    gc.collect()
+    gc.freeze()
+    return replica
+
+
+async def _started(
+    config: Config,
+    directory: Directory,
+    clock: Clock,
+    seat: ScalingSeat,
+    outlet: Outlet | None,
+    opened: contextlib.AsyncExitStack,
+) -> RouterReplica:
+    """`opened` gets what is to be closed should the rest fail."""
     router_id = f"router-{secrets.token_hex(4)}"
     rules = HandoverRules.of(config.kv_transfer)
     defence, channels = defence_of(config, clock.now), cluster_channels(config.security.cluster_tls)
+    watched = RouterObservation(config.observability, router_id, clock)
+    opened.push_async_callback(watched.close)
     shared = open_shared_state(config, router_id, clock)
+    opened.push_async_callback(shared.close)
     seed = secrets.randbits(32)
     pins = SharedPins(shared.mirror) if config.store.shared else None
     events = FleetEvents()
     placing = Placing(PlacementSetup.of(config), clock.now, seed, shared.mirror, pins, events)
     send, recall = (shared.mirror.record, shared.mirror.recall) if config.store.shared else (_keep_here, _nowhere_else)
     journal = Journal(router_id, config.store.journal_records, send, recall)
-    watched = RouterObservation(config.observability, router_id, clock)
     told = watched.requests, watched.traced, events
     written = RequestJournal(journal, clock.now, time.time, rules.first_token_from_prefill, *told)
     gate = Gate(config.admission, config.router.max_in_flight, clock.now, shared.claims)
-    scaling = ScalingLink(ScalingSetup.of(config), seat or MemorySeat(real_moment), clock)
+    scaling = ScalingLink(ScalingSetup.of(config), seat, clock)
     parts = DispatchParts(placing, written, rules, gate, lambda: shared.mirror.marks, scaling.may_begin)
     fleet = Fleet(config.router, directory, clock, router_id, seed, parts, channels=channels)
     frontend = await _frontend(config, fleet)
-    explainer = Explainer(router_id, journal, frontend.text, placing, clock.now, rules, defence.guard)
+    opened.callback(frontend.close)
+    explainer = Explainer(router_id, journal, frontend.text, placing, clock.now, fleet.dispatch.rules, defence.guard)
     drains = Drains(fleet, shared.mirror, drain_seconds(config))
     inspection = Inspection(router_id, fleet, journal, written, config)
     parts_asked = explainer, shared, drains, Scalings(scaling), inspection
     admin = AdminService(fleet, router_id, config.model.served_name, *parts_asked)
     waiting = config.admission.queue.max_requests
     edge = GrpcEdge(config.router, frontend.text, admin, waiting, fleet.dispatch.leave, defence, watched.watch)
-    try:
-        await shared.start()
-        port = await edge.start()
-    except BaseException:
-        await shared.close()
-        await watched.close()
-        frontend.close()
-        raise
+    await shared.start()
+    opened.push_async_callback(edge.close, 0)
+    port = await edge.start()
+    opened.push_async_callback(fleet.close)
     await fleet.start()
+    opened.push_async_callback(scaling.close)
     scaling.start(lambda: report_of(router_id, fleet.dispatch))
     if outlet is not None:
         watched.start(fleet, shared, scaling, outlet)
-    # A million objects of imported modules live as long as the process: no collection need look at them again.
-    gc.collect()
-    gc.freeze()
     logger.info("%s serves %s; gRPC on port %d", router_id, config.model.served_name, port)
     around = Surroundings(shared, scaling, defence, watched)
     return RouterReplica(config.router, frontend, fleet, around, edge, port)

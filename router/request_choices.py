@@ -29,7 +29,7 @@ class RequestChoices:
         self._placement = placement
         self._now = now
         self._draw = draw
-        self._first: tuple[frozenset[str], Decision | None] | None = None
+        self._first: tuple[frozenset[str], Role, Decision] | None = None
         self._made: dict[tuple[Leg, str], Decision] = {}
         self._source = ""
 
@@ -48,8 +48,10 @@ class RequestChoices:
 
     def whole_pays(self, avoid: frozenset[str]) -> bool:
         decision = self._placement.first(self.demand, self._now(), self._draw, avoid)
-        self._first = avoid, decision
-        return decision is not None and decision.leg is Leg.WHOLE
+        if decision is None:
+            return False
+        self._first = avoid, self._placement.loads.role(decision.chosen.worker_id), decision
+        return decision.leg is Leg.WHOLE
 
     def choose(self, leg: Leg, role: Role, avoid: frozenset[str], prefer: str | None) -> str | None:
         decision = self._decide(leg, role, avoid)
@@ -68,8 +70,8 @@ class RequestChoices:
 
     def _decide(self, leg: Leg, role: Role, avoid: frozenset[str]) -> Decision | None:
         first, self._first = self._first, None
-        if first is not None and first[0] == avoid and first[1] is not None and first[1].leg is leg:
-            return first[1]
+        if first is not None and first[:2] == (avoid, role) and first[2].leg is leg:
+            return first[2]
         return self._placement.one(leg, role, self.demand, self._source, self._now(), self._draw, avoid)
 
 

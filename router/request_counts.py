@@ -15,16 +15,8 @@ from cluster.errors import (
     StoreUnavailable,
     TenantLimited,
 )
-from router.actions import Ending, Settle
+from router.actions import AS_WANTED, Ending, Settle
 from router.generation import Outcome
-
-_RECOVERIES = {
-    Ending.FAILED: "error",
-    Ending.LOST: "lost",
-    Ending.STALLED: "stalled",
-    Ending.LATE: "late",
-    Ending.MOVED: "moved",
-}
 
 _REFUSALS: tuple[tuple[type[BatonError], str], ...] = (
     (TenantLimited, "tenant_limit"),
@@ -50,8 +42,8 @@ class RequestCounts:
         self.whole = 0
 
     def settled(self, settle: Settle) -> None:
-        if settle.ending in _RECOVERIES and settle.leg is not Leg.PREFETCH:
-            self.recoveries[_RECOVERIES[settle.ending]] += 1
+        if settle.ending not in AS_WANTED and settle.leg is not Leg.PREFETCH:
+            self.recoveries["error" if settle.ending is Ending.FAILED else settle.ending.value] += 1
 
     def refused(self, error: BatonError) -> None:
         self.outcomes[Outcome.REFUSED.value] += 1

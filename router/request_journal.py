@@ -11,14 +11,15 @@ from dataclasses import dataclass, field
 from cluster.engine import EngineOutput, EngineRequest, Leg
 from cluster.tracing import TraceContext
 from router import journal_record as written
-from router.actions import Ending, Settle
+from router.actions import AS_WANTED, Ending, Settle
 from router.cache_counts import CacheCounts
 from router.caller import Caller
 from router.decision import Candidate, Decision, Why
-from router.fleet_events import FleetEvents, Seen
+from router.fleet_events import FleetEvents
 from router.generation import Emission, GenerationRequest, Outcome
 from router.journal import CANDIDATES, Journal
 from router.request_metrics import FirstToken, RequestMetrics
+from router.seen import Seen
 
 _REASONS = {
     Why.BEST: "the least predicted time",
@@ -29,9 +30,6 @@ _REASONS = {
     Why.TURN: "its turn: the configuration has workers picked round robin",
     Why.CHANCE: "drawn at random: the configuration has it so",
 }
-RECOVERED = frozenset({"failed", "lost", "stalled", "late", "moved"})
-"""How attempts end that requests had to leave."""
-
 _COSTS = ("queue", "prefill", "transfer", "decode", "room", "harm", "evict")
 
 
@@ -174,7 +172,7 @@ class RequestJournal:
         recomputed_s = _recomputed_s(attempt, running.record.rungs)
         if recomputed_s is not None:
             self._metrics.recomputed(recomputed_s)
-        if settle.ending.value in RECOVERED and sent.leg is not Leg.PREFETCH:
+        if settle.ending not in AS_WANTED and sent.leg is not Leg.PREFETCH:
             self.events.add(Seen.RECOVERED, settle.worker_id, _recovered(settle), running.key)
 
     def emitted(self, emission: Emission) -> None:

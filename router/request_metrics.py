@@ -13,6 +13,7 @@ from cluster import metrics_table as table
 from cluster.engine import TransferRung
 from cluster.metrics import Buckets, Histogram, Metric, Sample
 from cluster.metrics_table import known
+from router.actions import AS_WANTED
 from router.journal_record import RequestRecord
 
 _COUNTERS = (
@@ -22,7 +23,6 @@ _COUNTERS = (
     table.PREFIX_SELECTED,
     table.PREFIX_REUSED,
 )
-_AS_WANTED = ("completed", "cancelled")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +87,17 @@ class RequestMetrics:
         """`most_cached`: tokens that some worker was believed to have at the first choice; None: there was none."""
         if record.outcome == "completed":
             self._duration.observe(record.duration_s)
-        if any(attempt.outcome not in _AS_WANTED for attempt in record.attempts if attempt.leg != "prefetch"):
+        if any(attempt.outcome not in AS_WANTED for attempt in record.attempts if attempt.leg != "prefetch"):
             self._recovered[record.outcome] += 1
         if most_cached is None:
             return
-        reused = record.cached_tokens_actual or 0
-        values = record.prompt_tokens, record.output_tokens, most_cached, record.cached_tokens_predicted, reused
-        for metric, value in zip(_COUNTERS, values, strict=True):
-            self._sums[metric] += value
+        self._sums[table.PROMPT_TOKENS] += record.prompt_tokens
+        self._sums[table.OUTPUT_TOKENS] += record.output_tokens
+        if record.cached_tokens_actual is None:
+            return  # no worker said what it found: that says nothing of what was predicted
+        self._sums[table.PREFIX_PREDICTED] += most_cached
+        self._sums[table.PREFIX_SELECTED] += record.cached_tokens_predicted
+        self._sums[table.PREFIX_REUSED] += record.cached_tokens_actual
 
     def samples(self) -> Iterator[Sample]:
         for histogram in (self._ttft, self._queue, self._placement, self._prefill, self._first_byte, self._duration):

@@ -22,6 +22,11 @@ class Scalings:
     def __init__(self, link: ScalingLink) -> None:
         self._link = link
 
+    @property
+    def sizes(self) -> Mapping[Role, int]:
+        """Wanted of each pool, as far as it is known; at once."""
+        return self._link.sizes
+
     async def scale(self, request: admin_pb2.ScaleRequest) -> admin_pb2.AutoscaleReport:
         if not request.pools:
             raise InvalidRequest("name a pool and its sizes, such as prefill 2 to 6")

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 
-from cluster.errors import InvalidRequest
+from router.caller import checked_word
 
 HEADER = "x-session-id"
 """Of an HTTP request, and of a gRPC call's metadata."""
 
-_LONGEST = 256
 _session: ContextVar[str] = ContextVar("session", default="")
 
 
@@ -29,6 +28,4 @@ def enter_session(name: str) -> None:
 
 def checked_session(name: str) -> str:
     """Raises `InvalidRequest` for a name that no client should use."""
-    if len(name) > _LONGEST or not (name.isascii() and name.isprintable()):
-        raise InvalidRequest(f"{HEADER}: at most {_LONGEST} printable ASCII characters, got {len(name)}")
-    return name
+    return checked_word(HEADER, name)

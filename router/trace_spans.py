@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import xxhash
 
 from cluster.tracing import Span, TraceContext, span_id
+from router.actions import AS_WANTED
 from router.journal_record import Attempt, Decision, RequestRecord, Rung
 
-_AS_WANTED = ("completed", "cancelled")
 TRANSFER = "transfer"
 
 
@@ -75,7 +75,7 @@ def _stages(record: RequestRecord, root: Span) -> Iterator[Span]:
 
 def _attempts(record: RequestRecord, root: Span) -> Iterator[Span]:
     for attempt in sorted(record.attempts, key=lambda each: each.at_s):
-        failed = "" if attempt.outcome in _AS_WANTED else attempt.reason or attempt.outcome
+        failed = "" if attempt.outcome in AS_WANTED else attempt.reason or attempt.outcome
         facts = _attempt_facts(attempt, record.decisions)
         # Named by the attempt alone: its worker was told this id when the attempt was sent.
         own_id = span_id(root.trace_id, attempt.attempt_id)

@@ -36,11 +36,9 @@ from router.session_id import current_session
 
 logger = logging.getLogger(__name__)
 
-_FINISH_REASONS = {
+_FINISH_REASONS = {  # what is answered; the others are failures, which come as errors
     FinishReason.STOP: CoreFinishReason.STOP,
     FinishReason.LENGTH: CoreFinishReason.LENGTH,
-    FinishReason.ABORT: CoreFinishReason.ABORT,
-    FinishReason.ERROR: CoreFinishReason.ERROR,
     FinishReason.REPETITION: CoreFinishReason.REPETITION,
 }
 
@@ -68,9 +66,11 @@ class FleetClient:
 
     async def add_request_async(self, request: EngineCoreRequest) -> None:
         """Never raises: by now the frontend keeps state for the request, so a refusal reaches it as an emission."""
+        caller = current_caller()
         try:
-            generation = to_generation(request, self._llm.custom_logits, current_caller())
+            generation = to_generation(request, self._llm.custom_logits, caller)
         except InvalidRequest as error:
+            caller.hear(error)
             self._llm.deliver([Emission(request.request_id, [], error=error)])
         else:
             self._dispatch.submit(generation)

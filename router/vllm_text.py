@@ -97,8 +97,6 @@ class _Tally:
 
     def chunk(self, output: RequestOutput) -> TextChunk:
         deltas = tuple(_delta(choice) for choice in output.outputs)
-        if any(delta.finish_reason == "error" for delta in deltas):
-            raise EngineFailed("the engine failed while it generated")
         self._completion_tokens += sum(len(delta.token_ids) for delta in deltas)
         self._cached_tokens = max(self._cached_tokens, output.num_cached_tokens or 0)
         if not output.finished:

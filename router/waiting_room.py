@@ -78,11 +78,6 @@ class WaitingRoom:
 
     # Time
 
-    @property
-    def next_due(self) -> float | None:
-        expiry, promotion = self._expiries.first(), self._next_promotion()
-        return min((due for due in (expiry and expiry[1], promotion and promotion[0]) if due is not None), default=None)
-
     def promote(self, now: float) -> None:
         """Moves up what better classes have kept waiting long enough. To be called before anything changes."""
         self._was_first[self._first_class] = now
@@ -173,7 +168,7 @@ class WaitingRoom:
     def _expiry(self, entry: Waiting) -> float:
         patience = entry.since + self._bounds.most_wait_s
         deadline = entry.arrival.deadline
-        return patience if deadline is None else min(patience, deadline - entry.arrival.service_s)
+        return patience if deadline is None else min(patience, deadline)
 
     def _make_room(self, arrival: Arrival, rank: int, weight: float) -> list[Waiting] | None:
         if arrival.tokens > self._bounds.max_tokens:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TypeVar
 
 import grpc
 
@@ -20,7 +21,9 @@ from protos.baton.v1 import worker_pb2, worker_pb2_grpc
 
 OUTGOING_LIMIT = 8_192
 """Messages waiting for the wire. A worker that lets this fill up does not read: it counts as lost."""
+_CLOSED = "the session with it has ended"
 
+T = TypeVar("T")
 OnStep = Callable[[worker_pb2.StepOutputs], None]
 
 
@@ -75,6 +78,7 @@ class WorkerLink:
         self._call: grpc.aio.StreamStreamCall[worker_pb2.SessionRequest, worker_pb2.SessionReply] | None = None
         self._replies: AsyncIterator[worker_pb2.SessionReply] | None = None
         self._given_up: WorkerLost | None = None
+        self._closed = False
 
     async def open(self) -> worker_pb2.WorkerDescription:
         """Starts the session. Raises `WorkerLost`: not reachable in time, another epoch, or of no use now. One that
@@ -119,7 +123,7 @@ class WorkerLink:
         except grpc.aio.AioRpcError as error:
             raise self._lost(_reason(error)) from error
         except asyncio.CancelledError:
-            if self._given_up is None:
+            if self._given_up is None or _cancelled():
                 raise
             raise self._given_up from None
         raise self._lost("it ended the session")
@@ -132,25 +136,33 @@ class WorkerLink:
     async def describe(self, within_s: float | None = None) -> worker_pb2.WorkerDescription:
         """Raises `WorkerLost` when the worker does not answer within that time, or the deadline if it is sooner."""
         limit_s = self._deadline_s if within_s is None else min(within_s, self._deadline_s)
-        try:
-            return await self._stub.Describe(worker_pb2.DescribeRequest(), timeout=limit_s)
-        except grpc.aio.AioRpcError as error:
-            raise self._lost(_reason(error)) from error
+        return await self._answer(lambda: self._stub.Describe(worker_pb2.DescribeRequest(), timeout=limit_s))
 
     async def forget_prefixes(self) -> bool:
         """False: blocks of its cache are in use, so it keeps them all. Raises `WorkerLost`."""
-        try:
-            answer = await self._stub.ForgetPrefixes(worker_pb2.ForgetPrefixesRequest(), timeout=self._deadline_s)
-        except grpc.aio.AioRpcError as error:
-            raise self._lost(_reason(error)) from error
-        return answer.forgotten
+        asked = worker_pb2.ForgetPrefixesRequest()
+        return (await self._answer(lambda: self._stub.ForgetPrefixes(asked, timeout=self._deadline_s))).forgotten
 
     async def close(self) -> None:
-        """May be called twice, and without `open`."""
+        """May be called twice, and without `open`. Calls that wait for an answer raise `WorkerLost`."""
+        self._closed = True
         self._outgoing.close()
         if self._call is not None:
             self._call.cancel()
         await self._channel.close(None)
+
+    async def _answer(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Raises `WorkerLost`, also when the link is closed meanwhile: that cancels the call, not who waits for it."""
+        if self._closed:
+            raise self._lost(_CLOSED)
+        try:
+            return await call()
+        except grpc.aio.AioRpcError as error:
+            raise self._lost(_reason(error)) from error
+        except asyncio.CancelledError:
+            if _cancelled():
+                raise
+            raise self._lost(_CLOSED) from None
 
     def _checked(self, reply: worker_pb2.SessionReply | None) -> worker_pb2.WorkerDescription:
         if reply is None or not reply.HasField("welcome"):
@@ -164,6 +176,12 @@ class WorkerLink:
 
     def _lost(self, reason: str) -> WorkerLost:
         return WorkerLost(f"worker {self.record.worker_id} at {self.record.address}: {reason}")
+
+
+def _cancelled() -> bool:
+    """Whether it is the running task that is cancelled, and not just a call that it waits for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _reason(error: grpc.aio.AioRpcError) -> str:

@@ -22,12 +22,11 @@ _TOKENS, _SEQUENCES, _BLOCKS, _CACHED = range(4)
 
 @dataclass(frozen=True, slots=True)
 class WorkerFacts:
-    """What does not change while a worker lives. `can`: what not every worker can do, such as "lora:NAME"."""
+    """What does not change while a worker lives."""
 
     worker_id: str
     role: Role
     num_blocks: int
-    can: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +64,12 @@ class _Reserved:
 
 
 class WorkerLoads:
-    """Gives each worker a row: its place in every array with one element for each worker."""
+    """Gives each worker a row: its place in every array with one element for each worker. `prefill_may_decode`: whether
+    prefill workers stand in for decode workers, as those always can for them."""
 
-    def __init__(self) -> None:
+    def __init__(self, prefill_may_decode: bool = True) -> None:
+        decoders = (Role.PREFILL, Role.DECODE) if prefill_may_decode else (Role.DECODE,)
+        self._instead = {Role.PREFILL: (Role.PREFILL, Role.DECODE), Role.DECODE: decoders}
         self.names: tuple[str, ...] = ()  # by row; empty where the row is free
         self._facts: dict[int, WorkerFacts] = {}
         self._row: dict[str, int] = {}
@@ -81,7 +83,6 @@ class WorkerLoads:
         self._closed_until: Column = np.zeros(0)
         self._some_closed_until = float("-inf")
         self._num_blocks: Column = np.zeros(0)
-        self._can: dict[str, Flags] = {}
 
     # Workers
 
@@ -93,8 +94,6 @@ class WorkerLoads:
         self._row[facts.worker_id], self._facts[row] = row, facts
         self._own[row] = self._others[row] = self._elsewhere[row] = 0.0
         self._closed_until[row], self._num_blocks[row] = 0.0, facts.num_blocks
-        for skill in facts.can:
-            self._can.setdefault(skill, np.zeros(len(self._num_blocks), np.bool_))[row] = True
         self._ready[facts.role][row] = True
         return row
 
@@ -106,15 +105,15 @@ class WorkerLoads:
         self._name(row, "")
         facts = self._facts.pop(row)
         self._ready[facts.role][row] = False
-        for skill in facts.can:
-            self._can[skill][row] = False
-            if not self._can[skill].any():
-                del self._can[skill]
         self._reserved = {attempt: held for attempt, held in self._reserved.items() if held.row != row}
         self._free.append(row)
 
     def row(self, worker_id: str) -> int | None:
         return self._row.get(worker_id)
+
+    def role(self, worker_id: str) -> Role:
+        """KeyError: there is no such worker."""
+        return self._facts[self._row[worker_id]].role
 
     def set_ready(self, worker_id: str, ready: bool) -> None:
         """Whether it takes new work, as the worker and the directory say. Unknown ids are no error."""
@@ -122,8 +121,8 @@ class WorkerLoads:
             self._ready[self._facts[row].role][row] = ready
 
     def close_until(self, worker_id: str, time: float) -> None:
-        """It gets nothing before this time, unless that is so of all; the latest such time counts. Unknown ids are no
-        error."""
+        """It gets nothing before this time, unless that is so of all who could do its work; the latest such time
+        counts. Unknown ids are no error."""
         if (row := self._row.get(worker_id)) is not None:
             self._closed_until[row] = max(time, self._closed_until[row])
             self._some_closed_until = max(self._some_closed_until, time)
@@ -188,11 +187,11 @@ class WorkerLoads:
 
     # Columns
 
-    def usable(self, role: Role, needs: frozenset[str], avoid: frozenset[str], now: float) -> Rows:
+    def usable(self, role: Role, avoid: frozenset[str], now: float) -> Rows:
         """Rows of the workers that may be given an attempt now."""
-        flags = self._ready[role] & self._trusted(now) if now < self._some_closed_until else self._ready[role].copy()
-        for skill in needs:
-            flags &= self._can.get(skill, False)
+        flags = self._ready[role].copy()
+        if now < self._some_closed_until:
+            flags &= self._trusted(role, now)
         for worker_id in avoid:
             if (row := self._row.get(worker_id)) is not None:
                 flags[row] = False
@@ -220,10 +219,11 @@ class WorkerLoads:
 
     # Inside
 
-    def _trusted(self, now: float) -> Flags:
-        """Where no worker is, it is not the workers: then all are as good as any."""
+    def _trusted(self, role: Role, now: float) -> Flags:
+        """Where nobody is trusted who could do the work of this pool, it is not the workers: then all are as good as
+        any."""
         trusted: Flags = self._closed_until <= now
-        ready = np.logical_or.reduce(list(self._ready.values()))
+        ready = np.logical_or.reduce([self._ready[instead] for instead in self._instead[role]])
         return trusted if (ready & trusted).any() else np.ones_like(trusted)
 
     def _name(self, row: int, worker_id: str) -> None:
@@ -242,5 +242,4 @@ class WorkerLoads:
             self._closed_until = np.pad(self._closed_until, (0, more))
             self._num_blocks = np.pad(self._num_blocks, (0, more))
             self._ready = {role: np.pad(flags, (0, more)) for role, flags in self._ready.items()}
-            self._can = {skill: np.pad(flags, (0, more)) for skill, flags in self._can.items()}
         return row

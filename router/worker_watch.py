@@ -80,8 +80,9 @@ class MessageMissing(Exception):
 
 
 class WorkerWatch:
-    """`deadline_s` bounds the wait for a snapshot to begin, and for each of its parts. `heard` is called whenever the
-    worker has spoken."""
+    """`deadline_s` bounds the wait for every message, also after the snapshot: the worker is asked for beats well
+    within it, for its Session does not prove that it still tells what it holds. `heard` is called whenever the worker
+    has spoken."""
 
     def __init__(
         self,
@@ -126,15 +127,17 @@ class WorkerWatch:
         try:
             replies: AsyncIterator[pb.WatchReply] = aiter(call)
             while True:
-                async with asyncio.timeout(None if self._complete else self._deadline_s):
+                async with asyncio.timeout(self._deadline_s):
                     reply = await anext(replies, None)
                 if reply is None:
                     return "the worker ended it"
                 self._heard()
                 if not reply.beat:
                     await self._take(reply)
+                elif not self._started:
+                    raise MessageMissing("a beat came where the snapshot was due")
         except TimeoutError:
-            return f"no snapshot within {self._deadline_s:g} s"
+            return f"nothing came for {self._deadline_s:g} s"
         except grpc.aio.AioRpcError as error:
             return f"{error.code().name}: {error.details()}"
         except MessageMissing as error:

@@ -28,10 +28,11 @@ class Received:
 
 @dataclass
 class Receiver(trace_service_pb2_grpc.TraceServiceServicer):
-    """`refusal`: what every call ends with, while it is set."""
+    """`refusal`: what every call ends with, while it is set. `rejects`: so many spans of each call."""
 
     endpoint: str = ""
     refusal: grpc.StatusCode | None = None
+    rejects: int = 0
     calls: int = 0
     _spans: list[Received] = field(default_factory=list)
     _changed: threading.Condition = field(default_factory=threading.Condition)
@@ -46,7 +47,8 @@ class Receiver(trace_service_pb2_grpc.TraceServiceServicer):
             self._changed.notify_all()
         if self.refusal is not None:
             context.abort(self.refusal, "as the test wants it")
-        return trace_service_pb2.ExportTraceServiceResponse()
+        partial = trace_service_pb2.ExportTracePartialSuccess(rejected_spans=self.rejects, error_message="too long")
+        return trace_service_pb2.ExportTraceServiceResponse(partial_success=partial)
 
     def trace(self, trace_id: str, spans: int, within_s: float = 30.0) -> list[Received]:
         """Waits for so many spans of the trace; raises `AssertionError` with those that came."""
@@ -65,11 +67,11 @@ class Receiver(trace_service_pb2_grpc.TraceServiceServicer):
 
 
 @contextmanager
-def receiving() -> Iterator[Receiver]:
+def receiving(host: str = "127.0.0.1") -> Iterator[Receiver]:
     receiver = Receiver()
     server = grpc.server(ThreadPoolExecutor(2))
     trace_service_pb2_grpc.add_TraceServiceServicer_to_server(receiver, server)  # type: ignore[no-untyped-call]
-    receiver.endpoint = f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    receiver.endpoint = f"http://{host}:{server.add_insecure_port(f'{host}:0')}"
     server.start()
     try:
         yield receiver

@@ -38,7 +38,7 @@ async def replica_of(
 ) -> AsyncIterator[tuple[Any, MemoryDirectory]]:
     """The replica and the directory in which it announces itself."""
     directory = MemoryDirectory(RealClock())
-    monkeypatch.setattr(deployment, "RayDirectory", lambda name: directory)
+    monkeypatch.setattr("kv_transfer.deployment.RayDirectory", lambda name: directory)
     monkeypatch.setenv(config.security.ticket_secret_env, "0123456789abcdef0123")
     # Serve awaits the destructor; the collector would only make a coroutine of it that nobody awaits.
     awaited_by_hand = type(class_name, (getattr(deployment, class_name),), {"__del__": lambda replica: None})

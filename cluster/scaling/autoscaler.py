@@ -96,8 +96,7 @@ class Autoscaler:
         self, setup: ScalingSetup, pool: Role, size: int, running: int, orders: ScalingOrders, now: Moment
     ) -> Standing:
         """Serve's side: the pool's size as it is wanted now, and how many of it run. Answers with the sizes to have."""
-        if setup != self._setup:
-            self._setup = setup
+        self._setup = setup
         self._sizes[pool], self._running[pool] = size, running
         self._adopt(orders)
         if self._due(setup, now):

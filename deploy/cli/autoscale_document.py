@@ -10,8 +10,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from deploy.cli.document_part import Part
-from protos.baton.v1 import admin_pb2, worker_pb2
+from deploy.cli.document_part import Moment, Part
+from deploy.cli.status_document import role_name
+from protos.baton.v1 import admin_pb2
 
 
 class Need(Part):
@@ -29,7 +30,7 @@ class Limit(Part):
 
 
 class Change(Part):
-    unix_s: float
+    at: Moment
     before: int
     after: int
     because: str
@@ -81,7 +82,7 @@ def autoscaling(told: admin_pb2.AutoscaleReport) -> Autoscaling:
 
 def _pool(pool: admin_pb2.PoolScaling) -> Pool:
     return Pool(
-        pool=worker_pb2.Role.Name(pool.role).removeprefix("ROLE_").lower(),
+        pool=role_name(pool.role),
         size=pool.size,
         running=pool.running,
         least=pool.least,
@@ -93,7 +94,7 @@ def _pool(pool: admin_pb2.PoolScaling) -> Pool:
         needs=[Need(rule=need.rule, workers=_known(need.workers), because=need.because) for need in pool.needs],
         limits=[Limit(name=limit.name, size=limit.size, because=limit.because) for limit in pool.limits],
         changes=[
-            Change(unix_s=change.unix_s, before=change.before, after=change.after, because=change.because)
+            Change(at=change.unix_s, before=change.before, after=change.after, because=change.because)
             for change in pool.changes
         ],
     )

@@ -34,7 +34,7 @@ def _bounds(pool: Pool) -> str:
 
 
 def _last(pool: Pool) -> str:
-    return _ago(pool.changes[0].unix_s) if pool.changes else "-"
+    return _ago(pool.changes[0].at) if pool.changes else "-"
 
 
 def _inputs(told: Autoscaling) -> Table:
@@ -54,7 +54,7 @@ def _limits(told: Autoscaling) -> Table:
 
 def _changes(told: Autoscaling) -> Table:
     rows = [
-        (pool.pool, _ago(change.unix_s), f"{change.before} -> {change.after}", change.because)
+        (pool.pool, _ago(change.at), f"{change.before} -> {change.after}", change.because)
         for pool in told.pools
         for change in pool.changes
     ]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deploy.cli.get_command import PoolName
+from deploy.cli.confirm import confirm
+from deploy.cli.filters import PoolFilter, WorkerFilter
 from deploy.cli.options import Endpoint
 from deploy.cli.outcome import Exit, Stop, command, fail
 from deploy.cli.output import Format, Table, print_as
@@ -40,8 +40,8 @@ def stats(endpoint: Endpoint = "127.0.0.1:9000", output: Output = Format.TABLE, 
 @app.command()
 @command
 def flush(
-    worker: Annotated[str, typer.Option("--worker", metavar="WORKER", help="Of this worker alone.")] = "",
-    pool: Annotated[PoolName | None, typer.Option("--pool", help="Of this pool alone.")] = None,
+    worker: WorkerFilter = "",
+    pool: PoolFilter = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask; needed without a terminal.")] = False,
     endpoint: Endpoint = "127.0.0.1:9000",
     output: Output = Format.TABLE,
@@ -53,21 +53,13 @@ def flush(
 
     if worker and pool is not None:
         raise Stop("name --worker or --pool, not both", Exit.USAGE)
-    _confirm(worker or (f"the {pool} pool" if pool else "all workers"), yes)
+    whose = worker or (f"the {pool} pool" if pool else "all workers")
+    confirm(f"Empty the prefix caches of {whose}?", yes)
     flushed = order_flush(endpoint, timeout, worker, pool or "")
     items = [item.document for item in flushed]
     print_as({"apiVersion": "baton/v1", "kind": "CacheFlush", "workers": items}, [_flush_table(flushed)], output)
     kept = [item.worker for item in flushed if not item.flushed]
     return fail(f"not flushed: {', '.join(kept)}", Exit.CONFLICT) if kept else Exit.OK
-
-
-def _confirm(what: str, yes: bool) -> None:
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        raise Stop(f"empties the prefix caches of {what}: say --yes", Exit.USAGE)
-    if not typer.confirm(f"Empty the prefix caches of {what}?", err=True):
-        raise Stop("nothing was done", Exit.FAILED)
 
 
 def _tables(told: CacheDocument) -> list[Table]:

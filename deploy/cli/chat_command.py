@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deploy.cli.options import Endpoint
-from deploy.cli.outcome import Exit, Stop, command, fail
+from deploy.cli.outcome import Exit, Stop, checked_text, command, fail
+from deploy.cli.standard_input import read_standard_input
 
 if TYPE_CHECKING:
     from deploy.cli.conversation import Conversation
@@ -50,7 +51,7 @@ def _question(prompt: list[str] | None) -> str | None:
     """What to ask once; None when a person sits there."""
     if prompt is None and sys.stdin.isatty():
         return None
-    question = " ".join(prompt) if prompt else sys.stdin.read()
+    question = " ".join(prompt) if prompt else read_standard_input()
     if not question.strip():
         raise Stop("nothing to ask: name a prompt, or write one to standard input", Exit.USAGE)
     return question
@@ -61,7 +62,10 @@ def _converse(conversation: Conversation, timeout_s: float) -> Exit:
 
     while True:
         try:
-            question = input("> ")
+            question = _line()
+        except Stop as stop:
+            fail(stop.message, stop.code)
+            continue
         except KeyboardInterrupt:  # forgets the line, as a shell does
             print()
             continue
@@ -70,6 +74,14 @@ def _converse(conversation: Conversation, timeout_s: float) -> Exit:
             return Exit.OK
         if question.strip():
             _answer_or_explain(conversation, question, timeout_s)
+
+
+def _line() -> str:
+    """What a person types. Raises EOFError at the end, `Stop` for what is no text."""
+    try:
+        return checked_text(input("> "), "this line")
+    except UnicodeDecodeError as error:
+        raise Stop(f"this line: not {error.encoding.upper()} text", Exit.USAGE) from error
 
 
 def _answer_or_explain(conversation: Conversation, question: str, timeout_s: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,8 +11,9 @@ import typer
 from deploy.cli import config_live
 from deploy.cli.options import ConfigFile
 from deploy.cli.outcome import Exit, command
-from deploy.cli.output import DocumentFormat, print_json, print_yaml
+from deploy.cli.output import DocumentFormat, Format, print_as, print_manifests
 from deploy.cli.quick_group import QuickGroup
+from deploy.document import Json
 
 if TYPE_CHECKING:
     from cluster.config import Config, PoolConfig
@@ -31,13 +33,26 @@ def rendering() -> None:
 
 @app.command()
 @command
-def validate(file: ConfigFile) -> int:
+def validate(
+    file: ConfigFile,
+    output: Annotated[Format, typer.Option("--output", "-o", help="How to print it.")] = Format.TABLE,
+) -> int:
     """Check a configuration file; exits 2 and names each mistake, its key and what is valid there."""
     from cluster.config import load_config
+    from cluster.errors import ConfigError
 
-    config = load_config(file)
-    print(_summary(config))
-    for edge in config.open_edges:
+    try:
+        config = load_config(file)
+    except ConfigError as error:
+        if output is not Format.TABLE:
+            print_as(_verdict(file, str(error).splitlines(), []), [], output)
+        raise
+    edges = list(config.open_edges)
+    if output is Format.TABLE:
+        print(_summary(config))
+    else:
+        print_as(_verdict(file, [], edges), [], output)
+    for edge in edges:
         print(f"baton: open, as security.allow_open accepts: {edge}", file=sys.stderr)
     return Exit.OK
 
@@ -47,7 +62,7 @@ def validate(file: ConfigFile) -> int:
 def kuberay(
     file: ConfigFile,
     image: Annotated[
-        str | None, typer.Option(help="Container image with Baton in it. [default: baton-serve:VERSION]")
+        str | None, typer.Option(help="Container image with Baton in it. [default: baton-serve:VERSION-DEVICE]")
     ] = None,
     output: Annotated[DocumentFormat, typer.Option("--output", "-o", help="How to print it.")] = DocumentFormat.YAML,
 ) -> int:
@@ -55,12 +70,21 @@ def kuberay(
     from cluster.config import load_config
     from deploy.kuberay_render import default_image, kuberay_manifests
 
-    manifests = kuberay_manifests(load_config(file), image or default_image())
-    if output is DocumentFormat.JSON:
-        print_json({"apiVersion": "v1", "kind": "List", "items": manifests})
-    else:
-        print_yaml(manifests)
+    config = load_config(file)
+    manifests = kuberay_manifests(config, image or default_image(config))
+    print_manifests(manifests, as_json=output is DocumentFormat.JSON)
     return Exit.OK
+
+
+def _verdict(file: Path, mistakes: list[str], open_edges: list[str]) -> Json:
+    return {
+        "apiVersion": "baton/v1",
+        "kind": "ConfigVerdict",
+        "file": str(file),
+        "valid": not mistakes,
+        "mistakes": mistakes,
+        "openEdges": open_edges,
+    }
 
 
 def _summary(config: Config) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from deploy.cli.confirm import confirm
 from deploy.cli.options import ConfigFile, Endpoint
 from deploy.cli.outcome import Exit, Stop, command, fail
 from deploy.cli.output import Format, Table, print_as
@@ -73,7 +74,11 @@ def apply(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask; needed without a terminal.")] = False,
     deadline: Annotated[
         float | None,
-        typer.Option(min=1.0, metavar="SECONDS", help="Longest wait until all is replaced. [default: engine's]"),
+        typer.Option(
+            min=1.0,
+            metavar="SECONDS",
+            help="Longest wait until all is replaced. [default: the longest drain, and twice engine.start_deadline_s]",
+        ),
     ] = None,
     output: Annotated[Format, typer.Option("--output", "-o", help="How to print the change.")] = Format.TABLE,
     timeout: Timeout = 5.0,
@@ -81,7 +86,7 @@ def apply(
     """Give a cluster of `baton up` on this machine another configuration. Every deployment is replaced, as a rolling
     update; streams go on. Exits 4 when no such cluster runs here, 6 when it cannot take the change while it runs."""
     from deploy.cli.config_reading import file_config, live_config
-    from deploy.config_changes import DEPLOYMENTS, changes, refusals
+    from deploy.config_changes import DEPLOYMENTS, changes, longest_change_s, refusals
 
     wanted = file_config(file)
     record = _running(wanted.name)
@@ -103,15 +108,15 @@ def apply(
         return fail("\n".join(refused), Exit.CONFLICT)
     if dry_run or not found:
         return Exit.OK
-    _confirm(wanted.name, yes)
-    return _carry_out(record, wanted, deadline)
+    confirm(f"Replace every part of cluster {wanted.name!r}?", yes)
+    return _carry_out(record, wanted, longest_change_s(live, wanted) if deadline is None else deadline)
 
 
-def _carry_out(record: ClusterRecord, wanted: Config, deadline_s: float | None) -> Exit:
+def _carry_out(record: ClusterRecord, wanted: Config, deadline_s: float) -> Exit:
     from deploy.change_order import ChangeUnderWay, order_change
 
     try:
-        order_change(record, wanted, deadline_s or 2 * wanted.engine.start_deadline_s)
+        order_change(record, wanted, deadline_s)
     except ChangeUnderWay as error:
         return fail(str(error), Exit.CONFLICT)
     print(f"cluster {record.name!r} runs with it", file=sys.stderr)
@@ -130,15 +135,6 @@ def _running(name: str) -> ClusterRecord:
             Exit.NOT_FOUND,
         )
     return record
-
-
-def _confirm(name: str, yes: bool) -> None:
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        raise Stop(f"replaces every part of cluster {name!r}: say --yes", Exit.USAGE)
-    if not typer.confirm(f"Replace every part of cluster {name!r}?", err=True):
-        raise Stop("nothing was done", Exit.FAILED)
 
 
 def _table(found: list[Change]) -> Table:

@@ -43,10 +43,11 @@ class Credentials:
     ca: str | None = None
 
     def token(self) -> str:
-        """Empty without one. Raises OSError for a file that cannot be read."""
-        if self.token_file is not None:
-            return self.token_file.read_text(encoding="utf-8").strip()
-        return os.environ.get(TOKEN, "").strip()
+        """Empty without one. Raises OSError for a file that cannot be read, UnicodeError for what no key can be."""
+        read = os.environ.get(TOKEN, "") if self.token_file is None else self.token_file.read_text(encoding="utf-8")
+        token = read.strip()
+        token.encode("ascii")  # as calls carry it
+        return token
 
     @property
     def name(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from deploy.cli.amounts import NONE, age, milliseconds, share
+from deploy.cli.amounts import NONE, age, milliseconds, moment, share
 from deploy.cli.kinds import (
     EVENTS,
     LEASES,
@@ -69,15 +69,15 @@ def describe_worker(name: str, endpoint: str, timeout_s: float, most_events: int
 def describe_pool(name: str, endpoint: str, timeout_s: float, most_events: int) -> Told:
     """Raises `Stop` when it is not there."""
     pools = pools_of(ask_status(endpoint, timeout_s))
-    check_name("pool", name, [pool.pool.role for pool in pools])
-    pool = next(each for each in pools if each.pool.role == name)
+    check_name("pool", name, [pool.name for pool in pools])
+    pool = next(each for each in pools if each.name == name)
     events = [event for event in ask_events(endpoint, timeout_s) if event.pool == name][-most_events:]
     caches = [each for each in ask_cache(endpoint, timeout_s).workers if each.pool == name]
     transfers = transfers_of(list(pool.workers))
     document: Json = {
         "apiVersion": "baton/v1",
         "kind": "PoolDescription",
-        "role": name,
+        "pool": name,
         "ready": pool.pool.ready,
         "total": pool.pool.total,
         "running": pool.running,
@@ -130,7 +130,7 @@ def _summary_table(request_id: str, summary: RequestItem | None) -> list[Table]:
     rows = [
         ("request", request_id),
         ("state", summary.state),
-        ("arrived", summary.arrived_at),
+        ("arrived", moment(summary.arrived_at)),
         ("took so far" if summary.state == "running" else "took", age(summary.duration_s)),
         ("prefill worker", summary.prefill_worker or NONE),
         ("decode worker", summary.decode_worker or NONE),
@@ -148,7 +148,7 @@ def _facts(worker: Worker, cache: WorkerCacheItem | None) -> list[tuple[str, str
     held = NONE if cache is None else f"{cache.held_blocks} of {cache.num_blocks} blocks"
     ahead = worker.clock_ahead_s
     rows = [
-        ("pool", worker.role),
+        ("pool", worker.pool),
         ("state", state_of(worker)),
         ("reason", worker.unreachable or worker.drain_reason or worker.reason or NONE),
         ("heard", "never" if worker.heard_s is None else f"{age(worker.heard_s)} ago"),

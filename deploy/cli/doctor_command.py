@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from deploy.cli.options import ENDPOINT
 from deploy.cli.outcome import Exit, Stop, command
 from deploy.cli.output import Format, Table, print_as
 
@@ -25,7 +26,11 @@ def doctor(
     endpoint: Annotated[
         str | None,
         typer.Option(
-            "--endpoint", "-e", metavar="HOST:PORT", help=f"A router's gRPC address. [default: {_USUAL}, if any]"
+            "--endpoint",
+            "-e",
+            metavar="HOST:PORT",
+            envvar=ENDPOINT,
+            help=f"A router's gRPC address. [default: {_USUAL}, if any]",
         ),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Leave out what takes seconds: loading NIXL.")] = False,
@@ -67,21 +72,30 @@ def _machine(config: Config | None, quick: bool) -> list[Check]:
 
 
 def _configured(config: Config) -> list[Check]:
+    from cluster.host_port import host_port, reachable
     from deploy.doctor import machine
     from deploy.doctor.packages import store
 
     router = config.router
     wanted = [("http", router.http_host, router.http_port), ("grpc", router.grpc_host, router.grpc_port)]
-    answers = _serves(f"{_reachable(router.grpc_host)}:{router.grpc_port}")
+    answers = _runs_here(config) or _serves(host_port(reachable(router.grpc_host), router.grpc_port))
     checks = list(machine.ports(wanted, lambda host, port: answers))
     checks.append(store(config.store, config.name))
     return checks if config.engine.kind == "simulated" else [*checks, machine.model_directory(config.model.path)]
 
 
+def _runs_here(config: Config) -> bool:
+    """By what `baton up` wrote down: one that speaks TLS says nothing to whom it does not know."""
+    from deploy.cluster_record import read_record
+
+    record = read_record(config.name)
+    return record is not None and record.grpc.endswith(f":{config.router.grpc_port}")
+
+
 def _cluster(endpoint: str | None, timeout_s: float) -> list[Check]:
     from cluster.release import release
     from deploy.cli.status_command import ask_status
-    from deploy.doctor.check import fail, ok, warn
+    from deploy.doctor.check import ok
     from deploy.doctor.live import live_checks
 
     asked = endpoint or _USUAL
@@ -90,24 +104,32 @@ def _cluster(endpoint: str | None, timeout_s: float) -> list[Check]:
     except Stop as stop:
         if stop.code is Exit.USAGE:
             raise
-        if endpoint is None:
-            return [warn("cluster", f"none answers at {asked}", "name one with --endpoint, if one runs elsewhere")]
-        return [fail("cluster", stop.message, "is it up, and can this machine reach it?")]
+        return [_unanswered(stop, endpoint is not None)]
     return [ok("cluster", f"{status.router.id} answers at {asked}"), *live_checks(status, release())]
 
 
+def _unanswered(stop: Stop, named: bool) -> Check:
+    """Of a cluster that nobody named there need not be any."""
+    from deploy.doctor.check import fail, warn
+
+    if stop.code is Exit.UNAUTHORISED:
+        advice = "a cluster is there: give the key of an operator, role view or operate"
+    elif stop.code is Exit.UNREACHABLE and named:
+        advice = "is it up, and can this machine reach it?"
+    else:
+        advice = "name a router's gRPC address with --endpoint, if one runs elsewhere"
+    return (fail if named else warn)("cluster", stop.message, advice)
+
+
 def _serves(endpoint: str) -> bool:
+    """Whether a router is there, also one that wants a key."""
     from deploy.cli.status_command import ask_status
 
     try:
         ask_status(endpoint, 1.0)
-    except Stop:
-        return False
+    except Stop as stop:
+        return stop.code is Exit.UNAUTHORISED
     return True
-
-
-def _reachable(host: str) -> str:
-    return "127.0.0.1" if host in ("0.0.0.0", "::", "") else host
 
 
 def _table(checks: list[Check]) -> Table:

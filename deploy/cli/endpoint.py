@@ -30,7 +30,7 @@ def connected(endpoint: str, timeout_s: float) -> Iterator[grpc.Channel]:
     credentials = current_credentials()
     try:
         token, opened = credentials.token(), _open(endpoint, credentials)
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeError) as error:
         raise Stop(f"credentials: {error}", Exit.USAGE) from error
     with opened as channel:
         yield grpc.intercept_channel(channel, Bearer(token)) if token else channel

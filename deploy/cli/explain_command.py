@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +10,7 @@ import typer
 from deploy.cli.options import Endpoint
 from deploy.cli.outcome import Exit, Stop, command
 from deploy.cli.output import Format, Table, print_as
+from deploy.cli.standard_input import read_standard_input
 
 if TYPE_CHECKING:
     from deploy.cli.explain_document import Explanation
@@ -55,8 +55,10 @@ def _question(request_id: str, prompt_file: Path | None, session: str, max_token
 
 
 def _text(path: Path) -> str:
+    if str(path) == "-":
+        return read_standard_input()
     try:
-        return sys.stdin.read() if str(path) == "-" else path.read_text("utf-8")
+        return path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise Stop(f"--prompt-file {path}: {error}", Exit.USAGE) from error
 
@@ -73,7 +75,7 @@ def explanation_tables(told: Explanation) -> list[Table]:
 
 
 def _request(told: Explanation) -> Table:
-    if told.arrived_unix_s is None:
+    if told.arrived_at is None:
         return Table("Dry run", ("request", "value"), _foretold(told))
     rows = [
         ("outcome", told.outcome or "running"),
@@ -85,14 +87,14 @@ def _request(told: Explanation) -> Table:
         ("queued", _ms(told.queued_s)),
     ]
     said = {
-        "session": told.session_id,
+        "session": told.session,
         "tenant": told.tenant,
         "priority": told.priority,
         "trace": told.trace_id,
         "error": told.error,
     }
     rows += [(name, value) for name, value in said.items() if value]
-    return Table(f"Request {told.request_id}", ("request", "value"), rows)
+    return Table(f"Request {told.request}", ("request", "value"), rows)
 
 
 def _foretold(told: Explanation) -> list[tuple[str, str]]:
@@ -114,9 +116,9 @@ def _candidates(told: Explanation) -> Table:
     rows = [
         (
             decision.question,
-            each.worker_id,
+            each.worker,
             _ms(each.total_s),
-            each.excluded or " ".join(f"{name}={_ms(seconds)}" for name, seconds in each.costs.items()),
+            " ".join(f"{name}={_ms(seconds)}" for name, seconds in each.costs.items()),
         )
         for decision in told.decisions
         for each in decision.candidates
@@ -126,7 +128,7 @@ def _candidates(told: Explanation) -> Table:
 
 def _attempts(told: Explanation) -> Table:
     rows = [
-        (each.leg, each.worker_id, _ms(each.at_s), _ms(each.duration_s), each.outcome, each.reason)
+        (each.leg, each.worker, _ms(each.at_s), _ms(each.duration_s), each.outcome, each.reason)
         for each in told.attempts
     ]
     return Table("Attempts", ("leg", "worker", "at", "took", "outcome", "reason"), rows)
@@ -135,7 +137,7 @@ def _attempts(told: Explanation) -> Table:
 def _transfers(told: Explanation) -> Table:
     rows = [
         (
-            each.attempt_id,
+            each.attempt,
             each.transport,
             each.outcome,
             _ms(each.duration_s),

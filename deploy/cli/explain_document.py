@@ -9,17 +9,16 @@ from typing import Literal
 
 from pydantic import Field
 
-from deploy.cli.document_part import Part
+from deploy.cli.document_part import Moment, Part
 from protos.baton.v1 import admin_pb2
 
 
 class Candidate(Part):
-    """`costs`: predicted seconds by name, `total_s` their sum. `excluded`: why it was not considered."""
+    """`costs`: predicted seconds by name, `total_s` their sum."""
 
-    worker_id: str
+    worker: str
     total_s: float
     costs: dict[str, float]
-    excluded: str
 
 
 class Decision(Part):
@@ -35,7 +34,7 @@ class Decision(Part):
 class Attempt(Part):
     id: str
     leg: str
-    worker_id: str
+    worker: str
     at_s: float
     duration_s: float
     outcome: str
@@ -44,9 +43,9 @@ class Attempt(Part):
 
 
 class Rung(Part):
-    """One step by which KV blocks were to come to the worker of attempt `attempt_id`."""
+    """One step by which KV blocks were to come to the worker of `attempt`."""
 
-    attempt_id: str
+    attempt: str
     transport: str
     outcome: str
     blocks: int
@@ -65,16 +64,16 @@ class Timing(Part):
 
 
 class Explanation(Part):
-    """`outcome` is empty while the request runs; `arrived_unix_s` is None for one that was never sent."""
+    """`outcome` is empty while the request runs; `arrived_at` is None for one that was never sent."""
 
     api_version: Literal["baton/v1"] = "baton/v1"
     kind: Literal["Explanation"] = "Explanation"
-    request_id: str
-    router_id: str
-    arrived_unix_s: float | None
+    request: str
+    router: str
+    arrived_at: Moment | None
     tenant: str
     priority: str
-    session_id: str
+    session: str
     prompt_tokens: int
     cached_tokens_predicted: int
     cached_tokens_actual: int | None
@@ -93,12 +92,12 @@ class Explanation(Part):
 
 def explanation(answer: admin_pb2.Explanation) -> Explanation:
     return Explanation(
-        request_id=answer.request_id,
-        router_id=answer.router_id,
-        arrived_unix_s=answer.arrived_unix_s if answer.HasField("arrived_unix_s") else None,
+        request=answer.request_id,
+        router=answer.router_id,
+        arrived_at=answer.arrived_unix_s if answer.HasField("arrived_unix_s") else None,
         tenant=answer.tenant,
         priority=answer.priority,
-        session_id=answer.session_id,
+        session=answer.session_id,
         prompt_tokens=answer.prompt_tokens,
         cached_tokens_predicted=answer.cached_tokens_predicted,
         cached_tokens_actual=answer.cached_tokens_actual if answer.HasField("cached_tokens_actual") else None,
@@ -118,7 +117,7 @@ def explanation(answer: admin_pb2.Explanation) -> Explanation:
 
 def _rung(answer: admin_pb2.TransferRung) -> Rung:
     return Rung(
-        attempt_id=answer.attempt_id,
+        attempt=answer.attempt_id,
         transport=answer.transport,
         outcome=answer.outcome,
         blocks=answer.blocks,
@@ -151,10 +150,9 @@ def _decision(answer: admin_pb2.PlacementDecision) -> Decision:
 
 def _candidate(answer: admin_pb2.PlacementCandidate) -> Candidate:
     return Candidate(
-        worker_id=answer.worker_id,
+        worker=answer.worker_id,
         total_s=answer.total_s,
         costs={term.name: term.seconds for term in answer.terms},
-        excluded=answer.excluded,
     )
 
 
@@ -162,7 +160,7 @@ def _attempt(answer: admin_pb2.AttemptReport) -> Attempt:
     return Attempt(
         id=answer.attempt_id,
         leg=answer.leg,
-        worker_id=answer.worker_id,
+        worker=answer.worker_id,
         at_s=answer.at_s,
         duration_s=answer.duration_s,
         outcome=answer.outcome,

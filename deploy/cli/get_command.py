@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from deploy.cli.filters import EventFilter, PoolFilter, PoolName, RequestStateFilter, StateFilter, WorkerFilter
 from deploy.cli.listing import ListFormat, show
 from deploy.cli.options import Endpoint
-from deploy.cli.outcome import Exit, Stop, command
+from deploy.cli.outcome import command
 from deploy.cli.quick_group import QuickGroup
 
 if TYPE_CHECKING:
@@ -25,16 +25,6 @@ Watching = Annotated[bool, typer.Option("--watch", "-w", help=f"Print it again e
 Timeout = Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Longest wait for an answer.")]
 
 
-class PoolName(StrEnum):
-    PREFILL = "prefill"
-    DECODE = "decode"
-
-
-PoolFilter = Annotated[PoolName | None, typer.Option("--pool", help="Of this pool alone.")]
-WorkerFilter = Annotated[str, typer.Option("--worker", metavar="WORKER", help="Of this worker alone.")]
-State = Annotated[str, typer.Option(metavar="STATE", help="In this state alone.")]
-
-
 @app.callback()
 def get() -> None:
     """List what is in a running cluster."""
@@ -44,7 +34,7 @@ def get() -> None:
 @command
 def workers(
     pool: PoolFilter = None,
-    state: State = "",
+    state: StateFilter = None,
     endpoint: Endpoint = "127.0.0.1:9000",
     output: Output = ListFormat.TABLE,
     watch: Watching = False,
@@ -54,7 +44,7 @@ def workers(
     from deploy.cli.kinds import WORKERS
 
     def fetch() -> list[Worker]:
-        return [worker for worker in _workers(pool, "", endpoint, timeout) if state in ("", worker.state)]
+        return [worker for worker in _workers(pool, "", endpoint, timeout) if state in (None, worker.state)]
 
     return show(WORKERS, fetch, output, _period(watch))
 
@@ -77,7 +67,7 @@ def pools(
 @app.command()
 @command
 def requests(  # noqa: PLR0913  each is an option of the command line
-    state: Annotated[str, typer.Option(metavar="STATE", help="running, completed, cancelled, failed or refused.")] = "",
+    state: RequestStateFilter = None,
     tenant: Annotated[str, typer.Option(help="Of this tenant alone.")] = "",
     worker: WorkerFilter = "",
     limit: Annotated[int, typer.Option(min=1, metavar="N", help="At most so many, the newest.")] = 20,
@@ -89,12 +79,13 @@ def requests(  # noqa: PLR0913  each is an option of the command line
     """Requests of the router that answers: those that run, then those that ended, newest first."""
     from deploy.cli.kinds import REQUESTS
     from deploy.cli.lists import ask_requests
-
-    if state not in ("", "running", "completed", "cancelled", "failed", "refused"):
-        raise Stop(f"--state {state}: expected running, completed, cancelled, failed or refused", Exit.USAGE)
+    from deploy.cli.names import check_worker_seen
 
     def fetch() -> list[RequestItem]:
-        return ask_requests(endpoint, timeout, limit, state=state, tenant=tenant, worker=worker)
+        found = ask_requests(endpoint, timeout, limit, state=state or "", tenant=tenant, worker=worker)
+        if worker and not found:
+            check_worker_seen(worker, endpoint, timeout)
+        return found
 
     return show(REQUESTS, fetch, output, _period(watch))
 
@@ -141,7 +132,7 @@ def leases(
 def events(  # noqa: PLR0913  each is an option of the command line
     pool: PoolFilter = None,
     worker: WorkerFilter = "",
-    event: Annotated[str, typer.Option("--event", metavar="KIND", help="Of this kind alone, such as left.")] = "",
+    event: EventFilter = None,
     limit: Annotated[int, typer.Option(min=1, metavar="N", help="At most so many, the newest.")] = 50,
     endpoint: Endpoint = "127.0.0.1:9000",
     output: Output = ListFormat.TABLE,
@@ -152,15 +143,17 @@ def events(  # noqa: PLR0913  each is an option of the command line
     requests had to go on elsewhere."""
     from deploy.cli.kinds import EVENTS
     from deploy.cli.lists import ask_events
+    from deploy.cli.names import check_worker_seen
 
     def fetch() -> list[EventItem]:
-        seen = ask_events(endpoint, timeout)
-        wanted = [
+        found = [
             each
-            for each in seen
-            if pool in (None, each.pool) and worker in ("", each.worker) and event in ("", each.kind)
+            for each in ask_events(endpoint, timeout)
+            if pool in (None, each.pool) and worker in ("", each.worker) and event in (None, each.event)
         ]
-        return wanted[-limit:]
+        if worker and not found:
+            check_worker_seen(worker, endpoint, timeout)
+        return found[-limit:]
 
     return show(EVENTS, fetch, output, _period(watch))
 
@@ -173,7 +166,7 @@ def _workers(pool: PoolName | None, worker: str, endpoint: str, timeout_s: float
     found = ask_status(endpoint, timeout_s).workers
     if worker:
         check_name("worker", worker, [each.id for each in found])
-    return [each for each in found if pool in (None, each.role) and worker in ("", each.id)]
+    return [each for each in found if pool in (None, each.pool) and worker in ("", each.id)]
 
 
 def _period(watch: bool) -> float | None:

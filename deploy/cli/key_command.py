@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from deploy.cli.outcome import Exit, Stop, command
-from deploy.cli.output import Format, print_json, print_yaml
+from deploy.cli.output import Format, print_as
 from deploy.cli.quick_group import QuickGroup
 
 app = typer.Typer(cls=QuickGroup, help="Make API keys.", no_args_is_help=True)
@@ -44,12 +44,8 @@ def new(
         why = "; ".join(each["msg"].removeprefix("Value error, ") for each in error.errors())
         raise Stop(f"--tenant, --role: {why}", Exit.USAGE) from None
     stored = entry.model_dump(mode="json", exclude_none=True)
-    match output:
-        case Format.JSON:
-            print_json({"key": key, "entry": stored})
-        case Format.YAML:
-            print_yaml([{"key": key, "entry": stored}])
-        case Format.TABLE:
-            line = ", ".join(f'{name}: "{value}"' for name, value in stored.items())
-            print(f"{key}\n\n# into security.keys, or the file that security.keys_file names:\n- {{{line}}}")
+    if output is not Format.TABLE:
+        return print_as({"apiVersion": "baton/v1", "kind": "Key", "key": key, "entry": stored}, [], output)
+    line = ", ".join(f'{name}: "{value}"' for name, value in stored.items())
+    print(f"{key}\n\n# into security.keys, or the file that security.keys_file names:\n- {{{line}}}")
     return Exit.OK

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from deploy.cli.amounts import NONE, age, clock, milliseconds, rate, size
+from deploy.cli.amounts import NONE, age, clock, milliseconds, moment, rate, size
 from deploy.cli.list_documents import EventItem, LeaseItem, RequestItem
 from deploy.cli.listing import Column, Kind
 from deploy.cli.status_document import ClusterStatus, Pool, Transfers, Worker
@@ -27,6 +27,10 @@ class WorkerTransfers:
 class PoolOfWorkers:
     pool: Pool
     workers: tuple[Worker, ...]
+
+    @property
+    def name(self) -> str:
+        return self.pool.pool
 
     @property
     def running(self) -> int:
@@ -51,7 +55,7 @@ WORKERS = Kind[Worker](
     "Workers",
     (
         Column("worker", lambda worker: worker.id),
-        Column("pool", lambda worker: worker.role),
+        Column("pool", lambda worker: worker.pool),
         Column("state", lambda worker: state_of(worker)),
         Column("running", lambda worker: str(worker.load.running)),
         Column("waiting", lambda worker: str(worker.load.waiting)),
@@ -74,7 +78,7 @@ POOLS = Kind[PoolOfWorkers](
     "Pool",
     "Pools",
     (
-        Column("pool", lambda item: item.pool.role),
+        Column("pool", lambda item: item.name),
         Column("ready", lambda item: f"{item.pool.ready}/{item.pool.total}"),
         Column("running", lambda item: str(item.running)),
         Column("waiting", lambda item: str(item.waiting)),
@@ -82,9 +86,9 @@ POOLS = Kind[PoolOfWorkers](
         Column("kv", lambda item: f"{item.kv_usage:.0%}"),
         Column("workers", lambda item: " ".join(worker.id for worker in item.workers) or NONE, wide=True),
     ),
-    lambda item: item.pool.role,
+    lambda item: item.name,
     lambda item: {
-        "role": item.pool.role,
+        "pool": item.name,
         "ready": item.pool.ready,
         "total": item.pool.total,
         "running": item.running,
@@ -108,10 +112,10 @@ REQUESTS = Kind[RequestItem](
         Request("ttft", lambda item: milliseconds(item.ttft_s)),
         Request("itl", lambda item: milliseconds(item.itl_s)),
         Request("took", lambda item: age(item.duration_s)),
-        Request("arrived", lambda item: item.arrived_at, wide=True),
+        Request("arrived", lambda item: moment(item.arrived_at), wide=True),
         Request("queued", lambda item: age(item.queued_s), wide=True),
         Request("priority", lambda item: item.priority or NONE, wide=True),
-        Request("session", lambda item: item.session_id or NONE, wide=True),
+        Request("session", lambda item: item.session or NONE, wide=True),
         Request("attempts", lambda item: str(item.attempts), wide=True),
         Request("prefill", lambda item: item.prefill_worker or NONE),
         Request("decode", lambda item: item.decode_worker or NONE),
@@ -126,25 +130,25 @@ TRANSFERS = Kind[WorkerTransfers](
     "KV transfers, by the worker that pulls",
     (
         Column("worker", lambda item: item.worker.id),
-        Column("pool", lambda item: item.worker.role),
+        Column("pool", lambda item: item.worker.pool),
         Column("transport", lambda item: item.pulls.transport),
         Column("outcome", lambda item: item.pulls.outcome),
         Column("count", lambda item: str(item.pulls.count)),
         Column("blocks", lambda item: str(item.pulls.blocks)),
         Column("bytes", lambda item: str(item.pulls.bytes)),
-        Column("seconds", lambda item: f"{item.pulls.seconds:.3f}"),
+        Column("seconds", lambda item: f"{item.pulls.duration_s:.3f}"),
         Column("size", lambda item: size(item.pulls.bytes), wide=True),
-        Column("rate", lambda item: rate(item.pulls.bytes, item.pulls.seconds), wide=True),
+        Column("rate", lambda item: rate(item.pulls.bytes, item.pulls.duration_s), wide=True),
     ),
     lambda item: f"{item.worker.id}/{item.pulls.transport}/{item.pulls.outcome}",
-    lambda item: {"worker": item.worker.id, "pool": item.worker.role, **item.pulls.model_dump(by_alias=True)},
+    lambda item: {"worker": item.worker.id, "pool": item.worker.pool, **item.pulls.model_dump(by_alias=True)},
 )
 
 LEASES = Kind[LeaseItem](
     "Lease",
     "Leases",
     (
-        Lease("lease", lambda item: item.lease),
+        Lease("lease", lambda item: item.id),
         Lease("worker", lambda item: item.worker),
         Lease("pool", lambda item: item.pool, wide=True),
         Lease("epoch", lambda item: item.epoch),
@@ -154,7 +158,7 @@ LEASES = Kind[LeaseItem](
         Lease("age", lambda item: age(item.age_s)),
         Lease("left", lambda item: age(item.left_s)),
     ),
-    lambda item: f"{item.worker}/{item.lease}",
+    lambda item: f"{item.worker}/{item.id}",
     lambda item: item.document,
 )
 
@@ -162,23 +166,23 @@ EVENTS = Kind[EventItem](
     "Event",
     "Events",
     (
-        Event("time", lambda item: clock(item.unix_s)),
-        Event("at", lambda item: item.at, wide=True),
+        Event("time", lambda item: clock(item.at)),
+        Event("at", lambda item: moment(item.at), wide=True),
         Event("number", lambda item: str(item.number), wide=True),
-        Event("event", lambda item: item.kind),
+        Event("event", lambda item: item.event),
         Event("worker", lambda item: item.worker or NONE),
         Event("pool", lambda item: item.pool or NONE),
-        Event("request", lambda item: item.request_id or NONE, wide=True),
+        Event("request", lambda item: item.request or NONE, wide=True),
         Event("reason", lambda item: item.reason),
     ),
-    lambda item: f"{item.number}/{item.kind}/{item.worker}",
+    lambda item: f"{item.number}/{item.event}/{item.worker}",
     lambda item: item.document,
 )
 
 
 def pools_of(status: ClusterStatus) -> list[PoolOfWorkers]:
     return [
-        PoolOfWorkers(pool, tuple(worker for worker in status.workers if worker.role == pool.role))
+        PoolOfWorkers(pool, tuple(worker for worker in status.workers if worker.pool == pool.pool))
         for pool in status.pools
     ]
 
@@ -189,6 +193,6 @@ def transfers_of(workers: list[Worker]) -> list[WorkerTransfers]:
 
 def state_of(worker: Worker) -> str:
     """A worker that an operator drains may not have heard of it."""
-    if worker.drain_seconds_left is not None:
-        return f"{worker.state}, {worker.drain_seconds_left:.0f} s left"
+    if worker.drain_left_s is not None:
+        return f"{worker.state}, {worker.drain_left_s:.0f} s left"
     return f"{worker.state}, to be drained" if worker.drained else worker.state

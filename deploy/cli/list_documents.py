@@ -5,8 +5,7 @@ Knows the protocol's messages; knows nothing of channels or of how an item is wr
 
 from __future__ import annotations
 
-from deploy.cli.amounts import moment
-from deploy.cli.document_part import Part
+from deploy.cli.document_part import Moment, Part
 from deploy.cli.status_document import role_name
 from protos.baton.v1 import admin_pb2
 
@@ -19,8 +18,8 @@ class RequestItem(Part):
     state: str
     tenant: str
     priority: str
-    session_id: str
-    arrived_at: str
+    session: str
+    arrived_at: Moment
     duration_s: float
     queued_s: float
     prompt_tokens: int
@@ -35,11 +34,11 @@ class RequestItem(Part):
 
 
 class LeaseItem(Part):
-    """`lease`: the beginning of its id. `worker` holds the blocks, in `epoch` (text: it does not fit the integers of
-    JSON readers); `reader` is the engine that reads them, empty while none does. `left_s`: until it ends, if it
-    is not renewed."""
+    """`id`: a short name made from the lease's own. `worker` holds the blocks, in `epoch` (text: it does not fit the
+    integers of JSON readers); `reader` is the engine that reads them, empty while none does. `left_s`: until it ends,
+    if it is not renewed."""
 
-    lease: str
+    id: str
     worker: str
     pool: str
     epoch: str
@@ -52,14 +51,15 @@ class LeaseItem(Part):
 
 
 class EventItem(Part):
+    """`event`: what kind it is; `request`: the id of the one that it concerns."""
+
     number: int
-    at: str
-    unix_s: float
-    kind: str
+    at: Moment
+    event: str
     worker: str
     pool: str
     reason: str
-    request_id: str
+    request: str
 
 
 class WorkerCacheItem(Part):
@@ -107,8 +107,8 @@ def request_item(answer: admin_pb2.RequestSummary) -> RequestItem:
         state=answer.state,
         tenant=answer.tenant,
         priority=answer.priority,
-        session_id=answer.session_id,
-        arrived_at=moment(answer.arrived_unix_s),
+        session=answer.session_id,
+        arrived_at=answer.arrived_unix_s,
         duration_s=round(answer.duration_s, 6),
         queued_s=round(answer.queued_s, 6),
         prompt_tokens=answer.prompt_tokens,
@@ -126,7 +126,7 @@ def request_item(answer: admin_pb2.RequestSummary) -> RequestItem:
 def lease_items(answer: admin_pb2.WorkerLeases) -> list[LeaseItem]:
     return [
         LeaseItem(
-            lease=lease.lease,
+            id=lease.lease,
             worker=answer.worker_id,
             pool=role_name(answer.role),
             epoch=str(answer.epoch),
@@ -144,13 +144,12 @@ def lease_items(answer: admin_pb2.WorkerLeases) -> list[LeaseItem]:
 def event_item(answer: admin_pb2.FleetEvent) -> EventItem:
     return EventItem(
         number=answer.number,
-        at=moment(answer.at_unix_s),
-        unix_s=round(answer.at_unix_s, 3),
-        kind=answer.kind,
+        at=answer.at_unix_s,
+        event=answer.kind,
         worker=answer.worker_id,
         pool=role_name(answer.role) if answer.role else "",
         reason=answer.reason,
-        request_id=answer.request_id,
+        request=answer.request_id,
     )
 
 

@@ -50,12 +50,13 @@ class Kind(Generic[Item]):
     document: Callable[[Item], Json]
 
 
-def print_listing(kind: Kind[Item], items: Sequence[Item], output: ListFormat) -> None:
+def print_listing(kind: Kind[Item], items: Sequence[Item], output: ListFormat, *, again: bool = False) -> None:
+    """`again`: it is one of several in a row, which YAML must keep apart."""
     match output:
         case ListFormat.JSON:
             print_json(_document(kind, items))
         case ListFormat.YAML:
-            print_yaml([_document(kind, items)])
+            print_yaml([_document(kind, items)], marked=again)
         case ListFormat.NAME:
             for item in items:
                 print(kind.name(item))
@@ -77,7 +78,7 @@ def show(
         items = fetch()
         if watch_every_s is not None and sys.stdout.isatty():
             print(_CLEAR, end="")
-        print_listing(kind, items, output)
+        print_listing(kind, items, output, again=watch_every_s is not None)
         if watch_every_s is None:
             return Exit.OK
         sys.stdout.flush()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import sys
+
 import typer
 
 from deploy.cli import (
@@ -62,6 +65,8 @@ app.add_typer(model_commands.app, name="model")
 
 def main() -> None:
     """Runs the command line of this process and ends it with the command's exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text
     app(prog_name="baton")
 
 

@@ -7,8 +7,10 @@ from typing import Annotated
 
 import typer
 
+ENDPOINT = "BATON_ENDPOINT"
+
 Endpoint = Annotated[
     str,
-    typer.Option("--endpoint", "-e", metavar="HOST:PORT", envvar="BATON_ENDPOINT", help="A router's gRPC address."),
+    typer.Option("--endpoint", "-e", metavar="HOST:PORT", envvar=ENDPOINT, help="A router's gRPC address."),
 ]
 ConfigFile = Annotated[Path, typer.Argument(metavar="FILE", help="The configuration file.", show_default=False)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import IntEnum
 from typing import TYPE_CHECKING, ParamSpec
 
@@ -52,6 +52,7 @@ def command(run: Callable[Arguments, int | None]) -> Callable[Arguments, None]:
     @functools.wraps(run)
     def guarded(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
         try:
+            _check_texts(kwargs)
             code = run(*args, **kwargs)
         except Stop as stop:
             code = fail(stop.message, stop.code)
@@ -67,6 +68,24 @@ def command(run: Callable[Arguments, int | None]) -> Callable[Arguments, None]:
 def fail(message: str, code: Exit) -> Exit:
     print("\n".join(f"baton: {line}" for line in message.splitlines()), file=sys.stderr)
     return code
+
+
+def checked_text(text: str, what: str) -> str:
+    """`text` itself. Raises `Stop` for bytes that were none: Python hands them on as lone surrogates, which no message
+    to a router can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise Stop(f"{what}: not UTF-8 text: {text!r:.80}", Exit.USAGE) from error
+    return text
+
+
+def _check_texts(arguments: Mapping[str, object]) -> None:
+    """Of what was given to a command. Paths may be any bytes."""
+    for name, value in arguments.items():
+        for each in value if isinstance(value, list) else (value,):
+            if isinstance(each, str):
+                checked_text(each, name.replace("_", "-"))
 
 
 def rpc_stop(error: grpc.RpcError, endpoint: str, timeout_s: float) -> Stop:

@@ -44,8 +44,9 @@ def print_json(document: Json) -> None:
     print(json.dumps(document, indent=2))
 
 
-def print_yaml(documents: Sequence[Json]) -> None:
-    """As one stream; several documents are separated by `---`, texts of several lines stand as they are."""
+def print_yaml(documents: Sequence[Json], *, marked: bool = False) -> None:
+    """As one stream; several documents are separated by `---`, texts of several lines stand as they are. `marked`: the
+    first one too has its `---`, as others were printed before it."""
     import yaml
 
     class Dumper(yaml.SafeDumper):
@@ -56,7 +57,18 @@ def print_yaml(documents: Sequence[Json]) -> None:
         return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
 
     Dumper.add_representer(str, text)
-    print(yaml.dump_all(documents, Dumper=Dumper, sort_keys=False, default_flow_style=False), end="")
+    print(
+        yaml.dump_all(documents, Dumper=Dumper, sort_keys=False, default_flow_style=False, explicit_start=marked),
+        end="",
+    )
+
+
+def print_manifests(manifests: Sequence[Json], *, as_json: bool) -> None:
+    """As `kubectl apply -f -` takes them."""
+    if as_json:
+        print_json({"apiVersion": "v1", "kind": "List", "items": manifests})
+    else:
+        print_yaml(manifests)
 
 
 def print_tables(tables: Sequence[Table]) -> None:

@@ -10,10 +10,12 @@ import typer
 
 from deploy.cli import plan_options as options
 from deploy.cli.outcome import Exit, Stop, command
-from deploy.cli.output import Format, print_as, print_json, print_yaml
+from deploy.cli.output import Format, print_as, print_json, print_manifests, print_yaml
 from deploy.cli.plan_options import CacheKind, Emit, PlanMode
 
 if TYPE_CHECKING:
+    from cluster.config import Config
+    from deploy.cli.plan_inputs import PlanOptions
     from deploy.planning.planner import Plan
 
 
@@ -48,7 +50,7 @@ def plan(  # noqa: PLR0913  each is an option of the command line
 ) -> int:
     """Plan a cluster for a model, a load and two goals. Nothing is started or measured: a cost model says what GPUs can
     do. Exits 1 when no cluster keeps the goals, and says which bound fails."""
-    from deploy.cli.plan_inputs import PlanOptions, figures_from, read_demand
+    from deploy.cli.plan_inputs import PlanOptions, asked_profile, assumptions, read_demand
     from deploy.planning.planner import Mode, make_plan
 
     asked = PlanOptions(
@@ -58,10 +60,19 @@ def plan(  # noqa: PLR0913  each is an option of the command line
         weights=weights, kv_cache=kv_cache, prices=tuple(price or ()), max_gpus=max_gpus, unequal_split=unequal_split,
         profile=profile,
     )  # fmt: skip
-    made = make_plan(read_demand(asked), Mode(mode))
+    measured = asked_profile(asked)
+    made = make_plan(read_demand(asked, measured), Mode(mode))
     if emit is not None:
-        return _emit(made, _model_path(model, made), emit, image, output)
-    return _print(made, why, figures_from(asked, made.demand.shape.name), output)
+        return _emit(_configured(made, asked), emit, image, output)
+    return _print(made, why, assumptions(asked, measured, made.demand), output)
+
+
+def _configured(made: Plan, asked: PlanOptions) -> Config:
+    from deploy.planning.plan_config import needed_quantization, plan_config
+
+    if not made.demand.decode.accelerator_type:
+        raise Stop(f"--emit: {made.demand.decode.name} is no GPU; write such a configuration by hand", Exit.USAGE)
+    return plan_config(made, _model_path(asked.model, made), needed_quantization(asked.model, asked.weights))
 
 
 def _model_path(model: str, made: Plan) -> str:
@@ -72,33 +83,24 @@ def _model_path(model: str, made: Plan) -> str:
     return str(path if path.is_dir() else path.parent)
 
 
-def _emit(made: Plan, model_path: str, emit: Emit, image: str | None, output: Format) -> Exit:
+def _emit(config: Config, emit: Emit, image: str | None, output: Format) -> Exit:
     from deploy.kuberay_render import default_image, kuberay_manifests
-    from deploy.planning.plan_config import plan_config
 
-    if not made.demand.decode.accelerator_type:
-        raise Stop(f"--emit: {made.demand.decode.name} is no GPU; write such a configuration by hand", Exit.USAGE)
-    config = plan_config(made, model_path)
     if config.placement.disaggregate == "never":
         note = "one prefill worker is added to the plan: Baton has no cluster without, and it stands by"
         print(f"baton: {note}", file=sys.stderr)
     if emit is Emit.KUBERAY:
-        manifests = kuberay_manifests(config, image or default_image())
-        if output is Format.JSON:
-            print_json({"apiVersion": "v1", "kind": "List", "items": manifests})
-        else:
-            print_yaml(manifests)
+        manifests = kuberay_manifests(config, image or default_image(config))
+        print_manifests(manifests, as_json=output is Format.JSON)
     else:
         document = config.model_dump(mode="json", exclude_unset=True)
         print_json(document) if output is Format.JSON else print_yaml([document])
     return Exit.OK
 
 
-def _print(made: Plan, why: bool, figures: str, output: Format) -> Exit:
+def _print(made: Plan, why: bool, assumed: list[str], output: Format) -> Exit:
     from deploy.cli.plan_document import plan_document
-    from deploy.cli.plan_inputs import price_assumptions
     from deploy.cli.plan_tables import plan_tables
 
-    assumptions = [*made.demand.workload.assumed, *price_assumptions(made.demand), figures]
-    document = plan_document(made, assumptions, why)
+    document = plan_document(made, assumed, why)
     return print_as(document.document, plan_tables(document), output)

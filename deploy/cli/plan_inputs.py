@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cluster.engine_profile import CPU, EngineProfile, read_profile
 from cluster.errors import ConfigError
-from cluster.hardware import HARDWARE, Hardware, hardware
+from cluster.hardware import Hardware, hardware
 from cluster.model_config import model_shape
 from cluster.model_shape import ModelShape
 from deploy.planning.demand import Demand, Goals
@@ -46,14 +47,18 @@ class PlanOptions:
     profile: Path | None = None
 
 
-def read_demand(options: PlanOptions) -> Demand:
+def asked_profile(options: PlanOptions) -> EngineProfile | None:
+    """Read once: the file may be a pipe. Raises `ConfigError`."""
+    return None if options.profile is None else read_profile(options.profile)
+
+
+def read_demand(options: PlanOptions, profile: EngineProfile | None) -> Demand:
     """Raises `ConfigError` that names the option, or what is not known."""
     _check_numbers(options)
     shape = model_shape(options.model, options.weights)
     if options.kv_cache == "fp8":
         shape = replace(shape, precision=replace(shape.precision, cache=1.0))
     names = [options.prefill_hardware or options.hardware, options.decode_hardware or options.hardware]
-    profile = None if options.profile is None else read_profile(options.profile)
     prefill, decode = map(hardware, names) if profile is None else (_profiled(options, profile, name) for name in names)
     prices = _prices(options.prices)
     demand = Demand(
@@ -145,8 +150,14 @@ def _prices(texts: tuple[str, ...]) -> dict[str, float]:
             price = math.nan
         if not 0 < price < math.inf:
             raise ConfigError(f"--price {text}: expected US dollars an hour, as 2.5 or H100=2.5")
-        prices[name if name.upper() == CPU else hardware(name).name if name else ""] = price
+        prices[_price_key(name)] = price
     return prices
+
+
+def _price_key(name: str) -> str:
+    if name.upper() == CPU:
+        return CPU
+    return hardware(name).name if name else ""
 
 
 def _priced(kind: Hardware, prices: dict[str, float]) -> Hardware:
@@ -154,21 +165,27 @@ def _priced(kind: Hardware, prices: dict[str, float]) -> Hardware:
     return kind if price is None else replace(kind, price=price)
 
 
-def price_assumptions(demand: Demand) -> list[str]:
-    """What of the prices was not said."""
-    kinds = {each.name: each for each in (demand.prefill, demand.decode)}
-    return [
-        f"a GPU of {name} costs ${kind.price:g} an hour, about what clouds ask for on demand (--price)"
-        for name, kind in kinds.items()
-        if name not in HARDWARE or kind.price == HARDWARE[name].price
-    ]
+def assumptions(options: PlanOptions, profile: EngineProfile | None, demand: Demand) -> list[str]:
+    """What was not said: of the load, of prices, and of what hardware can do."""
+    figures = _figures_from(options, profile, demand.shape.name)
+    return [*demand.workload.assumed, *_price_assumptions(options, demand), figures]
 
 
-def figures_from(options: PlanOptions, model: str) -> str:
+def _price_assumptions(options: PlanOptions, demand: Demand) -> Iterator[str]:
+    said = _prices(options.prices)
+    for kind in {each.name: each for each in (demand.prefill, demand.decode)}.values():
+        if kind.name in said or "" in said:
+            continue
+        if kind.name == CPU:
+            yield f"a machine of CPUs costs ${kind.price:g} an hour: nothing is known of its price (--price)"
+        else:
+            yield f"a GPU of {kind.name} costs ${kind.price:g} an hour, about what clouds ask for on demand (--price)"
+
+
+def _figures_from(options: PlanOptions, profile: EngineProfile | None, model: str) -> str:
     """Where it comes from what hardware can do. `model`: the name of the one that is planned for."""
-    if options.profile is None:
+    if profile is None:
         return "efficiencies are guesses: nothing was measured on this hardware (`baton profile`)"
-    profile = read_profile(options.profile)
     measured = f"{profile.model} on {profile.hardware.name}, {profile.tensor_parallel} together"
     other = "" if profile.model == model else f"; {model} may differ, as its weights are read in another time"
     return f"times are those of {options.profile}: {measured}, missed by {profile.error:.1%} in the middle{other}"

@@ -13,6 +13,7 @@ import typer
 from deploy.cli.options import Endpoint
 from deploy.cli.outcome import Exit, Stop, command
 from deploy.cli.output import Format, Table, print_as
+from deploy.profiling.lengths import LEAST_LONGEST
 
 if TYPE_CHECKING:
     from cluster.engine_profile import EngineProfile
@@ -36,7 +37,7 @@ def profile(  # noqa: PLR0913  each is an option of the command line
     start: Annotated[
         Path | None, typer.Option("--start", metavar="CONFIG", help="Start a cluster of this configuration for it.")
     ] = None,
-    longest: Annotated[int, typer.Option(min=64, metavar="TOKENS", help="Longest prompt.")] = 4_096,
+    longest: Annotated[int, typer.Option(min=LEAST_LONGEST, metavar="TOKENS", help="Longest prompt.")] = 4_096,
     most: Annotated[int, typer.Option(min=1, max=256, metavar="N", help="Most sequences at once in one engine.")] = 32,
     repeats: Annotated[int, typer.Option(min=1, metavar="N", help="Of each length.")] = 3,
     endpoint: Endpoint = "127.0.0.1:9000",
@@ -67,11 +68,12 @@ def _cluster(start: Path | None, endpoint: str) -> Iterator[str]:
         yield endpoint
         return
     from cluster.config import load_config
+    from cluster.host_port import host_port, reachable
     from deploy.profiling.own_cluster import own_cluster
 
     config = load_config(start)
     with own_cluster(start, config.engine.start_deadline_s + 60.0):
-        yield f"{config.router.grpc_host.replace('0.0.0.0', '127.0.0.1')}:{config.router.grpc_port}"
+        yield host_port(reachable(config.router.grpc_host), config.router.grpc_port)
 
 
 def _measured(

@@ -52,13 +52,14 @@ def _order(sizes: list[str]) -> admin_pb2.ScaleRequest:
 
 
 def _pool_order(text: str) -> admin_pb2.PoolSizeOrder:
+    from cluster.nearest import nearest_names
     from protos.baton.v1 import admin_pb2, worker_pb2
 
     pool, equals, size = text.partition("=")
     if not equals:
         raise Stop(f"{text}: expected POOL=SIZE, such as prefill=2..6 or decode=3", Exit.USAGE)
     if pool not in _POOLS:
-        raise Stop(_unknown_pool(pool), Exit.USAGE)
+        raise Stop(nearest_names("pool", pool, _POOLS), Exit.USAGE)
     role = worker_pb2.ROLE_PREFILL if pool == "prefill" else worker_pb2.ROLE_DECODE
     if size == "auto":
         return admin_pb2.PoolSizeOrder(role=role, configured=True)
@@ -69,11 +70,3 @@ def _pool_order(text: str) -> admin_pb2.PoolSizeOrder:
     if least > most:
         raise Stop(f"{text}: {least} is above {most}", Exit.USAGE)
     return admin_pb2.PoolSizeOrder(role=role, least=least, most=most)
-
-
-def _unknown_pool(pool: str) -> str:
-    import difflib
-
-    near = difflib.get_close_matches(pool, _POOLS, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    return f"{pool}: no such pool; {hint}pools: {', '.join(_POOLS)}"

@@ -12,7 +12,7 @@ from deploy.cli.outcome import Exit, command, fail
 from deploy.cli.output import Format, Table, print_as
 
 if TYPE_CHECKING:
-    from deploy.cli.status_document import ClusterStatus, Worker
+    from deploy.cli.status_document import ClusterStatus, Pool, Worker
 
 PATIENCE_S = 0.5
 """For a worker that does not answer; then what it said last is shown, with its age."""
@@ -24,7 +24,7 @@ def status(
     output: Annotated[Format, typer.Option("--output", "-o", help="How to print it.")] = Format.TABLE,
     timeout: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Longest wait for the answer.")] = 5.0,
 ) -> int:
-    """Show pools, workers and counters; exits 3 when a pool has no ready worker, 7 when no router answers."""
+    """Show pools, workers and counters; exits 3 when a pool lacks a ready worker, 7 when no router answers."""
     found = ask_status(endpoint, timeout)
     print_as(found.document, _tables(found), output)
     if found.missing_pools:
@@ -46,8 +46,12 @@ def _tables(status: ClusterStatus) -> list[Table]:
 
 
 def _pools(status: ClusterStatus) -> Table:
-    rows = [(pool.role, f"{pool.ready}/{pool.total}") for pool in status.pools]
+    rows = [(pool.pool, f"{pool.ready}/{pool.total}" + _at_zero(pool)) for pool in status.pools]
     return Table(f"Pools of {status.router.model}", ("pool", "ready"), rows)
+
+
+def _at_zero(pool: Pool) -> str:
+    return ", none wanted" if pool.at_zero else ""
 
 
 def _workers(status: ClusterStatus) -> Table:
@@ -57,7 +61,7 @@ def _workers(status: ClusterStatus) -> Table:
     rows = [
         (
             worker.id,
-            worker.role,
+            worker.pool,
             state_of(worker),
             str(worker.load.running),
             str(worker.load.waiting),
@@ -104,5 +108,5 @@ def _counters(status: ClusterStatus) -> Table:
         ("bytes moved", str(counters.bytes_moved)),
     ]
     if status.store.degraded:
-        rows.append((f"store away, s ({status.store.reason})", f"{status.store.degraded_seconds:g}"))
+        rows.append((f"store away, s ({status.store.reason})", f"{status.store.degraded_s:g}"))
     return Table("Counters", ("counter", "value"), rows)

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 from deploy.cli.document_part import Part
-from protos.baton.v1 import admin_pb2, worker_pb2
+from protos.baton.v1 import admin_pb2, kv_pb2, worker_pb2
 
 LANDED = "landed"
 
@@ -27,16 +27,24 @@ class Store(Part):
     """What routers share; `degraded`: it does not answer, and each goes on alone."""
 
     degraded: bool
-    degraded_seconds: float
+    degraded_s: float
     reason: str
     routers: int
     dropped_writes: int
 
 
 class Pool(Part):
-    role: str
+    """`wanted`: how many there should be; None: the router does not know (yet)."""
+
+    pool: str
     ready: int
     total: int
+    wanted: int | None
+
+    @property
+    def at_zero(self) -> bool:
+        """Nothing is asked of it: that none is ready is no lack."""
+        return self.ready == 0 and self.wanted == 0
 
 
 class WorkerLoad(Part):
@@ -48,30 +56,30 @@ class WorkerLoad(Part):
 
 
 class Transfers(Part):
-    """Pulls over one transport that ended in one way; `seconds`: what those that landed took, added up."""
+    """Pulls over one transport that ended in one way; `duration_s`: what they took, added up."""
 
     transport: str
     outcome: str
     count: int
     blocks: int
     bytes: int
-    seconds: float
+    duration_s: float
 
 
 class Worker(Part):
     """`epoch` is text because it does not fit the integers of JSON readers; `unreachable` says why no answer came, and
-    all else is then `age_s` old. `drain_reason`: why it gets nothing new where it is `drained`; `drain_seconds_left`
+    all else is then `age_s` old. `drain_reason`: why it gets nothing new where it is `drained`; `drain_left_s`
     until what it still has moves. `heard_s`: since the worker said anything; `clock_ahead_s`: of its clock before the
     router's. None: not known."""
 
     id: str
-    role: str
+    pool: str
     state: str
     reason: str
     unreachable: str
     drained: bool
     drain_reason: str
-    drain_seconds_left: float | None
+    drain_left_s: float | None
     address: str
     epoch: str
     engine: str
@@ -123,9 +131,9 @@ class ClusterStatus(Part):
 
     @property
     def missing_pools(self) -> list[str]:
-        """Pools without a ready worker."""
-        ready = {pool.role for pool in self.pools if pool.ready > 0}
-        return [role for role in ("prefill", "decode") if role not in ready]
+        """Pools without a ready worker, of which some are wanted."""
+        well = {pool.pool for pool in self.pools if pool.ready > 0 or pool.at_zero}
+        return [role for role in ("prefill", "decode") if role not in well]
 
 
 def cluster_status(answer: admin_pb2.StatusResponse) -> ClusterStatus:
@@ -137,17 +145,22 @@ def cluster_status(answer: admin_pb2.StatusResponse) -> ClusterStatus:
             in_flight=answer.router.in_flight,
             queued=answer.router.queued,
         ),
-        pools=[Pool(role=role_name(pool.role), ready=pool.ready, total=pool.total) for pool in answer.pools],
+        pools=[_pool(pool) for pool in answer.pools],
         workers=[_worker(worker) for worker in answer.workers],
         counters=_counters(answer),
         store=_store(answer.store),
     )
 
 
+def _pool(answer: admin_pb2.PoolStatus) -> Pool:
+    wanted = answer.wanted if answer.HasField("wanted") else None
+    return Pool(pool=role_name(answer.role), ready=answer.ready, total=answer.total, wanted=wanted)
+
+
 def _store(answer: admin_pb2.StoreStatus) -> Store:
     return Store(
         degraded=answer.degraded,
-        degraded_seconds=round(answer.degraded_s, 3),
+        degraded_s=round(answer.degraded_s, 3),
         reason=answer.reason,
         routers=answer.routers,
         dropped_writes=answer.dropped_writes,
@@ -158,13 +171,13 @@ def _worker(answer: admin_pb2.WorkerStatus) -> Worker:
     about, load = answer.description, answer.description.load
     return Worker(
         id=about.worker_id,
-        role=role_name(about.role),
+        pool=role_name(about.role),
         state="unreachable" if answer.unreachable else _state(about.state),
         reason=about.reason,
         unreachable=answer.unreachable,
         drained=answer.drained,
         drain_reason=answer.drain_reason,
-        drain_seconds_left=round(about.drain_left_s, 3) if about.HasField("drain_left_s") else None,
+        drain_left_s=round(about.drain_left_s, 3) if about.HasField("drain_left_s") else None,
         address=answer.address,
         epoch=str(about.epoch),
         engine=about.engine,
@@ -213,9 +226,9 @@ def _counters(answer: admin_pb2.StatusResponse) -> Counters:
     )
 
 
-def _transfers(counts: Iterable[worker_pb2.TransferCount]) -> list[Transfers]:
+def _transfers(counts: Iterable[kv_pb2.TransferCount]) -> list[Transfers]:
     """One row for each transport and outcome, summed over workers."""
-    groups: defaultdict[tuple[str, str], list[worker_pb2.TransferCount]] = defaultdict(list)
+    groups: defaultdict[tuple[str, str], list[kv_pb2.TransferCount]] = defaultdict(list)
     for count in counts:
         groups[count.transport, count.outcome].append(count)
     return [
@@ -225,7 +238,7 @@ def _transfers(counts: Iterable[worker_pb2.TransferCount]) -> list[Transfers]:
             count=sum(each.count for each in group),
             blocks=sum(each.blocks for each in group),
             bytes=sum(each.bytes for each in group),
-            seconds=round(sum(each.seconds for each in group), 6),
+            duration_s=round(sum(each.seconds for each in group), 6),
         )
         for (transport, outcome), group in sorted(groups.items())
     ]

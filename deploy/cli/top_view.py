@@ -37,7 +37,6 @@ class Look:
     """`ttft_s`, `itl_s`: medians over the newest requests, by worker."""
 
     status: ClusterStatus
-    running: int
     ttft_s: dict[str, float]
     itl_s: dict[str, float]
 
@@ -45,9 +44,8 @@ class Look:
 def look(endpoint: str, timeout_s: float) -> Look:
     """Raises `Stop`."""
     status = ask_status(endpoint, timeout_s)
-    requests = ask_requests(endpoint, timeout_s, _REQUESTS)
-    ttft, itl = _medians(requests)
-    return Look(status, sum(request.state == "running" for request in requests), ttft, itl)
+    ttft, itl = _medians(ask_requests(endpoint, timeout_s, _REQUESTS))
+    return Look(status, ttft, itl)
 
 
 def top_tables(seen: Look, sort: str) -> list[Table]:
@@ -117,9 +115,9 @@ class _Pressed:
 
 def _summary(seen: Look) -> Table:
     status, counters = seen.status, seen.status.counters
-    pools = ", ".join(f"{pool.role} {pool.ready}/{pool.total}" for pool in status.pools)
+    pools = ", ".join(f"{pool.pool} {pool.ready}/{pool.total}" for pool in status.pools)
     landed = [each for each in counters.kv_transfers if each.outcome == "landed"]
-    moved, seconds = sum(each.bytes for each in landed), sum(each.seconds for each in landed)
+    moved, seconds = sum(each.bytes for each in landed), sum(each.duration_s for each in landed)
     rows = [
         ("model", status.router.model),
         ("ready", pools),
@@ -138,7 +136,7 @@ def _workers(seen: Look, sort: str) -> Table:
     rows = [
         (
             worker.id,
-            worker.role,
+            worker.pool,
             state_of(worker),
             str(worker.load.running),
             str(worker.load.waiting),

@@ -35,7 +35,7 @@ def trace(
 
 
 def _tree(told: Trace) -> Table:
-    title = f"Request {told.request_id}" + (f", trace {told.trace_id}" if told.trace_id else "")
+    title = f"Request {told.request}" + (f", trace {told.trace_id}" if told.trace_id else "")
     rows = [
         ("  " * span.depth + span.name, _ms(span.at_s), _ms(span.duration_s), _outcome(span), _details(span))
         for span in told.spans

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from deploy.cli.document_part import Part
+from deploy.cli.document_part import Moment, Part
 from protos.baton.v1 import admin_pb2
 
 
 class Span(Part):
     """`at_s` counts from the request's arrival; `depth` is 0 for the request itself. `failed`: why, empty when it did
-    not."""
+    not. `attributes`, and the ids, are OpenTelemetry's."""
 
     name: str
     span_id: str
@@ -30,10 +30,10 @@ class Trace(Part):
 
     api_version: Literal["baton/v1"] = "baton/v1"
     kind: Literal["Trace"] = "Trace"
-    request_id: str
-    router_id: str
+    request: str
+    router: str
     trace_id: str
-    arrived_unix_s: float
+    arrived_at: Moment
     spans: list[Span]
 
 
@@ -42,10 +42,10 @@ def trace_document(answer: admin_pb2.RequestTrace) -> Trace:
     for span in answer.spans:
         depths[span.span_id] = depths.get(span.parent_id, -1) + 1
     return Trace(
-        request_id=answer.request_id,
-        router_id=answer.router_id,
+        request=answer.request_id,
+        router=answer.router_id,
         trace_id=answer.trace_id,
-        arrived_unix_s=answer.arrived_unix_s,
+        arrived_at=answer.arrived_unix_s,
         spans=[_span(span, depths[span.span_id]) for span in answer.spans],
     )
 

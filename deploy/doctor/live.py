@@ -25,8 +25,10 @@ def live_checks(status: ClusterStatus, own_version: str) -> list[Check]:
 
 def _pools(status: ClusterStatus) -> Iterator[Check]:
     for pool in status.pools:
-        name, found = f"pool {pool.role}", f"{pool.ready} of {pool.total} ready"
-        if pool.ready == 0:
+        name, found = f"pool {pool.pool}", f"{pool.ready} of {pool.total} ready"
+        if pool.at_zero:
+            yield ok(name, f"{found}, none wanted")
+        elif pool.ready == 0:
             yield fail(name, found, "see `baton get events` and the workers' logs for why none is")
         elif pool.ready < pool.total:
             yield warn(name, found, "see the workers below")
@@ -63,6 +65,8 @@ def _versions(status: ClusterStatus, own: str) -> Check:
 
 def _clocks(status: ClusterStatus) -> Check:
     ahead = {worker.id: worker.clock_ahead_s for worker in status.workers if worker.clock_ahead_s is not None}
+    if not status.workers:
+        return ok("clocks", "no worker runs")
     if not ahead:
         return warn("clocks", "no worker told its time", "see the workers above")
     worker_id, most = max(ahead.items(), key=lambda item: abs(item[1]))
@@ -75,6 +79,6 @@ def _clocks(status: ClusterStatus) -> Check:
 
 def _store(status: ClusterStatus) -> Check:
     if status.store.degraded:
-        away = f"away for {age(status.store.degraded_seconds)}: {status.store.reason}"
+        away = f"away for {age(status.store.degraded_s)}: {status.store.reason}"
         return fail("routers' store", away, "routers go on alone meanwhile; bring the store back")
     return ok("routers' store", f"{status.store.routers} routers")

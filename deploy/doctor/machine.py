@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 import resource
-import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from cluster.host_port import host_port
 from deploy.doctor.check import Check, fail, ok, warn
+from deploy.free_port import why_taken
 
 _OLDEST, _FIRST_TOO_NEW = (3, 11), (3, 14)
 _SHM_NEEDED, _SHM_WANTED = 64 << 20, 2 << 30
@@ -89,8 +90,8 @@ def gpu(wanted: bool, found: int | None = None) -> Check:
 def ports(wanted: list[tuple[str, str, int]], serves: Callable[[str, int], bool]) -> Iterator[Check]:
     """`wanted`: key, host and port of each that a cluster would listen on; `serves`: whether a router answers there."""
     for key, host, port in wanted:
-        name, place = f"port {key}", f"{host}:{port}"
-        if (why := _taken(host, port)) is None:
+        name, place = f"port {key}", host_port(host, port)
+        if (why := why_taken(host, port)) is None:
             yield ok(name, f"{place} is free")
         elif serves(host, port):
             yield ok(name, f"{place} is the running cluster's")
@@ -116,17 +117,6 @@ def model_directory(path: str) -> Check:
     if unreadable:
         return fail("model", f"{folder}: {', '.join(unreadable)} cannot be read", "make them readable to this user")
     return ok("model", str(folder))
-
-
-def _taken(host: str, port: int) -> str | None:
-    """Why nobody can listen there now; None when one can."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            return error.strerror or str(error)
-    return None
 
 
 def _free(folder: str) -> int:

@@ -10,6 +10,8 @@ import math
 from cluster.cold_start import cold_start
 from cluster.config import Config, parse_config
 from cluster.cost_model import CostModel
+from cluster.errors import ConfigError
+from cluster.model_config import WEIGHTS, model_shape
 from deploy.document import Json
 from deploy.planning.apart import Apart
 from deploy.planning.demand import Demand
@@ -20,10 +22,31 @@ _BLOCK_TOKENS = 32
 _LENGTH_STEP = 1_024
 _START_DEADLINE_S = 1_800
 _STREAMS_PER_ROUTER = 1_024
+_MAKE_FP8 = "fp8_per_tensor"  # vLLM's "fp8" only reads checkpoints that hold them already
 
 
-def plan_config(plan: Plan, model_path: str) -> Config:
-    """`model_path`: a directory or a hub name, for the engines. Listens on all interfaces, as several machines need.
+def needed_quantization(model: str, weights: str | None) -> str | None:
+    """What vLLM must make of the weights in `model`'s own file while it loads them, so that they are held as planned;
+    None: nothing. Both as for `model_shape`. Raises `ConfigError` where it cannot make that of them."""
+    if weights is None:
+        return None
+    try:
+        own = model_shape(model).precision
+    except ConfigError:
+        return None  # of the file only its quantisation is not known, and the user has said what it holds
+    if own == WEIGHTS[weights]:
+        return None
+    if own == WEIGHTS["bf16"] and weights == "fp8":
+        return _MAKE_FP8
+    raise ConfigError(
+        f"--emit: engines cannot make {weights} weights of what {model} holds: name a checkpoint in {weights}, or leave"
+        " --weights out"
+    )
+
+
+def plan_config(plan: Plan, model_path: str, quantization: str | None = None) -> Config:
+    """`model_path`: a directory or a hub name, for the engines, which make `quantization` of its weights. Listens on
+    all interfaces, as several machines need.
 
     A plan without disaggregation gets one prefill worker nevertheless: Baton has no cluster without, and it takes over
     where no decode worker is left.
@@ -42,7 +65,7 @@ def plan_config(plan: Plan, model_path: str) -> Config:
             "device": "gpu",
             "block_size": _BLOCK_TOKENS,
             "start_deadline_s": float(_START_DEADLINE_S),
-            "options": _engine_options(plan.demand),
+            "options": _engine_options(plan.demand, quantization),
         },
         **pools,
         "router": _router(plan),
@@ -84,8 +107,10 @@ def _pool(engine: CostModel, role: str, replicas: int, options: dict[str, Json])
     }
 
 
-def _engine_options(demand: Demand) -> dict[str, Json]:
+def _engine_options(demand: Demand, quantization: str | None) -> dict[str, Json]:
     options: dict[str, Json] = {"gpu_memory_utilization": demand.efficiency.usable_memory}
+    if quantization is not None:
+        options["quantization"] = quantization
     if demand.shape.precision.cache < 2.0:
         options["kv_cache_dtype"] = "fp8"
     return options

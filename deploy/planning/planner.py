@@ -5,19 +5,18 @@ Both have the same hardware, goals and workload. Pure; what is printed of it is 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TypeVar
 
 from cluster.errors import PlanImpossible
 from deploy.planning.apart import Apart
 from deploy.planning.demand import Demand, Shortfall
-from deploy.planning.search import cheapest_apart, cheapest_whole, slowness
+from deploy.planning.search import SAME_PRICE, cheapest_apart, cheapest_whole, slowness
 from deploy.planning.shortfalls import apart_shortfalls, gpus_shortfall, whole_shortfalls
 from deploy.planning.whole_pool import Whole
-
-_SAME_PRICE = 1e-9
 
 Found = TypeVar("Found", Apart, Whole)
 
@@ -46,32 +45,41 @@ class Plan:
 
 def make_plan(demand: Demand, mode: Mode = Mode.AUTO) -> Plan:
     """Raises `PlanImpossible` with a line for each bound that fails."""
-    apart, not_apart = _within(demand, cheapest_apart(demand), apart_shortfalls)
-    whole, not_whole = _within(demand, cheapest_whole(demand), whole_shortfalls)
-    chosen, because = _choice(apart, whole, mode)
+    apart, not_apart = _cheapest(demand, cheapest_apart, apart_shortfalls)
+    whole, not_whole = _cheapest(demand, cheapest_whole, whole_shortfalls)
+    chosen, because = _choice(apart, whole, mode, not_apart or not_whole)
     if chosen is None:
         raise PlanImpossible(_refusal(mode, not_apart, not_whole))
     return Plan(demand, apart, whole, tuple(not_apart), tuple(not_whole), chosen, because)
 
 
-def _within(
-    demand: Demand, found: Found | None, shortfalls: Callable[[Demand], list[Shortfall]]
+def _cheapest(
+    demand: Demand, search: Callable[[Demand], Found | None], shortfalls: Callable[[Demand], list[Shortfall]]
 ) -> tuple[Found | None, list[Shortfall]]:
-    if found is None:
-        return None, shortfalls(demand)
-    if found.gpus > demand.most_gpus:
-        return None, [gpus_shortfall(found.gpus, demand.most_gpus)]
-    return found, []
+    if (found := search(demand)) is not None:
+        return found, []
+    if (fewest := search(_counted(demand))) is not None:
+        return None, [gpus_shortfall(fewest.gpus, demand.most_gpus)]
+    return None, shortfalls(demand)
 
 
-def _choice(apart: Apart | None, whole: Whole | None, mode: Mode) -> tuple[Apart | Whole | None, str]:
+def _counted(demand: Demand) -> Demand:
+    """The same with as many GPUs as need be and one price for all, so that the cheapest plan is the one of fewest."""
+    prefill, decode = replace(demand.prefill, price=1.0), replace(demand.decode, price=1.0)
+    return replace(demand, prefill=prefill, decode=decode, most_gpus=sys.maxsize)
+
+
+def _choice(
+    apart: Apart | None, whole: Whole | None, mode: Mode, missing: list[Shortfall]
+) -> tuple[Apart | Whole | None, str]:
+    """`missing`: what the way lacks that cannot be."""
     if mode is Mode.DISAGGREGATED:
         return apart, "asked for"
     if mode is Mode.WHOLE:
         return whole, "asked for"
     if apart is None or whole is None:
-        return apart or whole, "the other way does not keep the goals"
-    if abs(apart.price - whole.price) > _SAME_PRICE:
+        return apart or whole, f"the other way falls short: {'; '.join(each.text for each in missing)}"
+    if abs(apart.price - whole.price) > SAME_PRICE:
         cheaper, dearer = (apart, whole) if apart.price < whole.price else (whole, apart)
         return cheaper, f"it keeps the goals for ${cheaper.price:,.2f} an hour, the other way for ${dearer.price:,.2f}"
     chosen = apart if slowness(apart) < slowness(whole) else whole

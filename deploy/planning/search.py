@@ -23,13 +23,13 @@ from deploy.planning.whole_pool import Whole, WholeEngine, whole_pool
 MOST_REPLICAS = 4_096
 PREFILL_CHUNKS = (2_048, 4_096, 8_192, 16_384)
 WHOLE_CHUNKS = (128, 256, 512, 1_024, 2_048, 4_096, 8_192)
-_SAME_PRICE = 1e-9
+SAME_PRICE = 1e-9
 
 Found = TypeVar("Found", Apart, Whole)
 
 
 def cheapest_apart(demand: Demand) -> Apart | None:
-    """None where no number of replicas keeps the goals."""
+    """Of all that take at most `most_gpus`; None where none of those keeps the goals."""
     prefill = [PrefillSide(demand, engine) for engine in fitting(demand, demand.engines(demand.prefill))]
     decode = [DecodeSide(demand, engine) for engine in fitting(demand, demand.engines(demand.decode))]
     pairs = [
@@ -40,7 +40,7 @@ def cheapest_apart(demand: Demand) -> Apart | None:
     ]
     best: Apart | None = None
     for pair in sorted(pairs, key=lambda each: each.least_price):
-        if best is not None and pair.least_price > best.price + _SAME_PRICE:
+        if best is not None and pair.least_price > best.price + SAME_PRICE:
             break
         if (found := pair.cheapest()) is not None:
             best = _better(best, found)
@@ -48,13 +48,15 @@ def cheapest_apart(demand: Demand) -> Apart | None:
 
 
 def cheapest_whole(demand: Demand) -> Whole | None:
-    """None where no number of replicas keeps the goals."""
+    """Of all that take at most `most_gpus`; None where none of those keeps the goals."""
     best: Whole | None = None
     kinds = {each.name: each for each in (demand.prefill, demand.decode)}
     for hardware in kinds.values():
         for engine in fitting(demand, demand.engines(hardware)):
             for chunk in WHOLE_CHUNKS:
-                most = MOST_REPLICAS if best is None else int((best.price + _SAME_PRICE) / worker_price(engine))
+                most = demand.most_gpus // engine.tensor_parallel
+                if best is not None:
+                    most = min(most, int((best.price + SAME_PRICE) / worker_price(engine)))
                 if (found := WholeSide(demand, engine, chunk).cheapest(most)) is not None:
                     best = _better(best, found)
     return best
@@ -114,6 +116,7 @@ class Pair:
     def __init__(self, demand: Demand, prefill: PrefillSide, decode: DecodeSide) -> None:
         self._demand, self._prefill, self._decode = demand, prefill, decode
         self._prices = worker_price(prefill.engine), worker_price(decode.engine)
+        self._gpus = prefill.engine.tensor_parallel, decode.engine.tensor_parallel
 
     @cached_property
     def least_replicas(self) -> tuple[int, int] | None:
@@ -128,13 +131,16 @@ class Pair:
         return math.inf if self.least_replicas is None else self._price(*self.least_replicas)
 
     def cheapest(self) -> Apart | None:
-        """More prefill replicas than need be may save decode replicas, where both share a network or a goal."""
+        """More prefill replicas than need be may save decode replicas, where both share a network or a goal. None: too
+        few GPUs, or too high goals."""
         if self.least_replicas is None:
             return None
         prefill, decode = self.least_replicas
         best: Apart | None = None
-        while prefill <= MOST_REPLICAS and (best is None or self._price(prefill, decode) < best.price - _SAME_PRICE):
-            found = least(functools.partial(self._holds, prefill), decode)
+        while (most := self._most_decode(prefill)) >= decode and (
+            best is None or self._price(prefill, decode) < best.price - SAME_PRICE
+        ):
+            found = least(functools.partial(self._holds, prefill), decode, most)
             plan = None if found is None else self.at(prefill, found)
             if plan is not None and (best is None or plan.price < best.price):
                 best = plan
@@ -154,6 +160,11 @@ class Pair:
         plans = [Apart(self._demand, pool, generating, moved) for pool in pools if pool is not None]
         goal = self._demand.goals.ttft_s
         return min(plans, key=lambda plan: (not plan.keeps_goals(), plan.ttft_later_than(goal)), default=None)
+
+    def _most_decode(self, prefill: int) -> int:
+        """Replicas for which there are GPUs beside those of so many prefill replicas."""
+        left = self._demand.most_gpus - prefill * self._gpus[0]
+        return min(left // self._gpus[1], MOST_REPLICAS) if prefill <= MOST_REPLICAS else 0
 
     def _holds(self, prefill: int, decode: int) -> bool:
         plan = self.at(prefill, decode)
@@ -194,8 +205,8 @@ class WholeSide:
 
 
 def _better(one: Found | None, other: Found) -> Found:
-    if one is None or other.price < one.price - _SAME_PRICE:
+    if one is None or other.price < one.price - SAME_PRICE:
         return other
-    if one.price < other.price - _SAME_PRICE:
+    if one.price < other.price - SAME_PRICE:
         return one
     return other if slowness(other) < slowness(one) else one

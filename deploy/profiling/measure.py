@@ -31,13 +31,15 @@ Say = Callable[[str], None]
 @dataclass(frozen=True, slots=True)
 class Schedule:
     """`lengths`: of prompts, tokens. `batches`: sequences in one engine. `repeats`: of each prompt length. `output`:
-    tokens of each stream. `vocabulary`: token ids are below. `call_s`: deadline of one request."""
+    tokens of each stream. `vocabulary`: token ids are below. `ranks`: of one engine, each of which pulls its part.
+    `call_s`: deadline of one request."""
 
     lengths: tuple[int, ...]
     batches: tuple[int, ...]
     repeats: int
     output: int
     vocabulary: int
+    ranks: int
     call_s: float
 
 
@@ -86,16 +88,18 @@ class Bench:
         return StepTime(batch, _SHORT_PROMPT + output // 2, seconds)
 
     def _copy(self, say: Say) -> float | None:
-        """Bytes a second of pulls, by what the workers count; None where nothing is handed over."""
+        """Bytes a second of one rank's pulls, by what the workers count: bytes of all ranks, but the seconds of a pull
+        once, for its ranks pull at the same time. None where nothing is handed over."""
         before = _pulled(self._status())
         for _ in range(_COPIES):
             self._arrivals(self._tokens(self._schedule.lengths[-1]), 2)
         size, seconds = (after - old for after, old in zip(_pulled(self._status()), before, strict=True))
         if size <= 0 or seconds <= 0:
-            say("no KV blocks moved: their bandwidth stays a guess")
+            say("no KV blocks moved: their bandwidth stays a guess (placement.disaggregate: always makes them move)")
             return None
-        say(f"KV blocks: {size / seconds / 1e6:.0f} MB/s")
-        return size / seconds
+        bandwidth = size / self._schedule.ranks / seconds
+        say(f"KV blocks: {bandwidth / 1e6:.0f} MB/s for each rank")
+        return bandwidth
 
     def _arrivals(self, prompt: list[int], output: int) -> list[float]:
         """When each token came."""
@@ -125,4 +129,4 @@ def together_s(streams: Sequence[Sequence[float]]) -> float | None:
 
 def _pulled(status: ClusterStatus) -> tuple[int, float]:
     landed = [each for each in status.counters.kv_transfers if each.outcome == "landed" and each.bytes]
-    return sum(each.bytes for each in landed), sum(each.seconds for each in landed)
+    return sum(each.bytes for each in landed), sum(each.duration_s for each in landed)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cluster.errors import StartFailed
+from deploy.interrupts import interruptible, uninterruptible
 
 _READY = "Baton is ready"
 _STOP_S = 60.0
@@ -19,19 +20,21 @@ _STOP_S = 60.0
 
 @contextmanager
 def own_cluster(config: Path, start_s: float) -> Iterator[None]:
-    """It serves inside the block. Raises `StartFailed` with the cluster's own words."""
-    command = [sys.executable, "-m", "deploy.cli.main", "up", str(config)]
-    with tempfile.TemporaryFile("w+") as said:
+    """It serves inside the block, and ends with it also where this process is told to end. Raises `StartFailed` with
+    the cluster's own words."""
+    command = [sys.executable, "-m", "deploy.cli.main", "up", str(config), "--deadline", str(start_s)]
+    with interruptible(), tempfile.TemporaryFile("w+") as said:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said, text=True, start_new_session=True
         )
         try:
-            if not _comes_up(process, start_s):
+            if not _comes_up(process, start_s + _STOP_S):
                 said.seek(0)
                 raise StartFailed(said.read().strip() or "the cluster ended without a word")
             yield
         finally:
-            _end(process)
+            with uninterruptible():
+                _end(process)
 
 
 def _comes_up(process: subprocess.Popen[str], within_s: float) -> bool:

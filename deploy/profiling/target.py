@@ -14,10 +14,10 @@ from cluster.model_config import model_shape
 from cluster.model_shape import ModelShape
 from deploy.cli.config_reading import live_config
 from deploy.cli.status_command import ask_status
+from deploy.profiling.lengths import LEAST_LONGEST, SHORTEST_PROMPT
 from deploy.profiling.measure import Schedule
 
 _MOST_IDS = 32_000
-_SHORTEST = 64
 _OUTPUT = 64
 _MEMORY = Path("/proc/meminfo")
 
@@ -47,7 +47,7 @@ def target(endpoint: str, timeout_s: float, model: str | None, hardware: str | N
         shape=shape,
         hardware=_hardware(config, hardware),
         tensor_parallel=max(1, config.decode.gpus_per_replica),
-        engines=max(1, sum(pool.ready for pool in status.pools if pool.role == "decode")),
+        engines=max(1, sum(pool.ready for pool in status.pools if pool.pool == "decode")),
         in_flight=status.router.in_flight,
         vocabulary=min(vocabulary, shape.vocabulary, _MOST_IDS),
         longest=min([shape.longest, *(worker.max_model_len for worker in status.workers if worker.max_model_len)]),
@@ -57,11 +57,11 @@ def target(endpoint: str, timeout_s: float, model: str | None, hardware: str | N
 def schedule(found: Target, longest: int, most: int, repeats: int, call_s: float) -> Schedule:
     """Lengths and batches double, up to the given ones and what the model takes."""
     most_tokens = min(longest, found.longest - _OUTPUT)
-    if most_tokens < 2 * _SHORTEST:
+    if most_tokens < LEAST_LONGEST:
         raise ConfigError(f"the model takes {found.longest} tokens: too few to measure prompts of several lengths")
-    lengths = tuple(_doubling(_SHORTEST, most_tokens))
+    lengths = tuple(_doubling(SHORTEST_PROMPT, most_tokens))
     batches = tuple(_doubling(1, most))
-    return Schedule(lengths, batches, repeats, _OUTPUT, found.vocabulary, call_s)
+    return Schedule(lengths, batches, repeats, _OUTPUT, found.vocabulary, found.tensor_parallel, call_s)
 
 
 def _hardware(config: Config, name: str | None) -> Hardware:

@@ -19,7 +19,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from cluster.config import KvTransferConfig
+from cluster.config_transfer import KvTransferConfig
 from kv_transfer.block_frames import StreamLimits
 from kv_transfer.block_server import BlockServer
 from kv_transfer.grpc_transport import GrpcTransport

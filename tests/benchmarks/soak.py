@@ -3,10 +3,11 @@
     python -m tests.benchmarks.soak [--json] [--minutes N]
 
 One router, one prefill and one decode worker with simulated engines whose steps are short, so that minutes hold as many
-requests as an hour of a real cluster; 70 % of what the workers can compute, over HTTP at random times. After a fifth of
-the time, when caches and pools have their size, every process of the cluster is looked at, and again at the end: a
-look is the median of some at the same phase of the load. `growth`: of the process that grew most, resident memory as a
-share, file descriptors and threads as numbers. Processes that only one of the looks saw are listed.
+requests as an hour of a real cluster; 70 % of what the workers can compute, over HTTP at random times. Whatever keeps a
+number of the last things (blocks, their index, the journal's records) is given a size that is reached in the first
+fifth of the time. Every process of the cluster is looked at after each fifth: a look is the median of some at the same
+phase of the load. `growth`: from the first look to the last, the most that any one process grew: resident memory as a
+share, file descriptors and threads as numbers, each with the process. Processes that not all looks saw are listed.
 """
 
 from __future__ import annotations
@@ -30,9 +31,12 @@ from tests.benchmarks.streams import random_prompts
 from tests.e2e.cluster_status import ClusterStatus
 from tests.live_cluster import live_cluster, local_config
 
-LOAD, WARM = 0.7, 0.2
+LOAD, PARTS = 0.7, 5
 _LOOKS, _BETWEEN_S = 5, 2.0
 _PROMPTS = 50_000
+_JOURNAL = 500
+_INDEX = 8_192  # blocks, of about 4,000 that the workers hold: its table is one array, resident as it is touched
+_MIB = 2**20
 
 Say = Callable[[str], None]
 
@@ -46,52 +50,56 @@ class Size:
     threads: float
 
 
+Look = dict[int, tuple[str, Size]]
+
+
 def measure(minutes: float, say: Say) -> dict[str, object]:
     """The benchmark's result object."""
     if not MODEL.is_dir():
         write_demo_model(MODEL)
     simulated = {"prefill_token_s": TOKEN_S, "num_blocks": 2_048}  # full, and evicting, within a minute
-    config = local_config(MODEL, "soak", engine={"kind": "simulated", "options": {}, "simulated": simulated})
+    engine = {"kind": "simulated", "options": {}, "simulated": simulated}
+    config = local_config(MODEL, "soak", engine=engine, store={"journal_records": _JOURNAL})
+    config["placement"]["index_blocks"] = _INDEX
     with live_cluster(config) as cluster, grpc.insecure_channel(cluster.grpc) as channel:
-        requests, failed, before, after = asyncio.run(_work(cluster.http, cluster.pid, 60 * minutes, say))
+        requests, failed, looks = asyncio.run(_work(cluster.http, cluster.pid, 60 * minutes, say))
         ClusterStatus(channel).wait_until_quiet()
-    both = before.keys() & after.keys()
-    once = {name for look in (before, after) for pid, (name, _) in look.items() if pid not in both}
+    always = set[int].intersection(*(set(look) for look in looks))
+    once = {name for look in looks for pid, (name, _) in look.items() if pid not in always}
     return {
         "minutes": minutes,
         "requests": requests,
         "failed": failed,
         "growth": {
-            "resident_share": _most(both, lambda pid: after[pid][1].resident / before[pid][1].resident - 1),
-            "descriptors": _most(both, lambda pid: after[pid][1].descriptors - before[pid][1].descriptors),
-            "threads": _most(both, lambda pid: after[pid][1].threads - before[pid][1].threads),
+            "resident_share": _most(looks, always, lambda first, last: last.resident / first.resident - 1),
+            "descriptors": _most(looks, always, lambda first, last: last.descriptors - first.descriptors),
+            "threads": _most(looks, always, lambda first, last: last.threads - first.threads),
         },
-        "processes": {
-            f"{before[pid][0]} {pid}": [round(look[pid][1].resident / 2**20, 1) for look in (before, after)]
-            for pid in sorted(both)
+        "resident_mib": {
+            f"{looks[0][pid][0]} {pid}": [round(look[pid][1].resident / _MIB, 1) for look in looks]
+            for pid in sorted(always)
         },
         "came_or_went": sorted(once),
     }
 
 
-Look = dict[int, tuple[str, Size]]
-
-
-async def _work(url: str, owner: int, seconds: float, say: Say) -> tuple[int, int, Look, Look]:
+async def _work(url: str, owner: int, seconds: float, say: Say) -> tuple[int, int, list[Look]]:
+    """How many requests were made, how many failed, and a look after each part of the time."""
     prompts = iter(random_prompts(_PROMPTS, PROMPT, 6))
+    looks: list[Look] = []
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
         load = asyncio.create_task(offer_load(session, url, prompts, LOAD * CAPACITY_RPS, seconds))
-        await asyncio.sleep(WARM * seconds)
-        before = await _look(owner)
-        say(f"{len(before)} processes after {WARM * seconds:.0f} s")
-        await asyncio.sleep((1 - WARM) * seconds - 2 * _LOOKS * _BETWEEN_S)
-        after = await _look(owner)
+        for part in range(PARTS):
+            await asyncio.sleep(seconds / PARTS - _LOOKS * _BETWEEN_S)
+            looks.append(await _look(owner))
+            say(f"{len(looks[-1])} processes after {(part + 1) * seconds / PARTS:.0f} s")
         answers = await load
-    return len(answers), sum(not answer.came_within(float("inf")) for answer in answers), before, after
+    return len(answers), sum(not answer.came_within(float("inf")) for answer in answers), looks
 
 
 async def _look(owner: int) -> Look:
-    looks: list[dict[int, tuple[str, Size]]] = []
+    """Takes `_LOOKS` times `_BETWEEN_S`."""
+    looks: list[Look] = []
     for _ in range(_LOOKS):
         looks.append({process.pid: (_name(process), _size(process)) for process in _processes(owner)})
         await asyncio.sleep(_BETWEEN_S)
@@ -118,8 +126,11 @@ def _median(sizes: list[Size]) -> Size:
     return Size(*(statistics.median(column) for column in columns))
 
 
-def _most(pids: set[int], growth: Callable[[int], float]) -> float:
-    return round(max(growth(pid) for pid in pids), 4)
+def _most(looks: list[Look], pids: set[int], growth: Callable[[Size, Size], float]) -> dict[str, object]:
+    first, last = looks[0], looks[-1]
+    grown = {pid: growth(first[pid][1], last[pid][1]) for pid in pids}
+    pid = max(grown, key=lambda pid: grown[pid])
+    return {"most": round(grown[pid], 4), "process": f"{first[pid][0]} {pid}"}
 
 
 def main() -> None:

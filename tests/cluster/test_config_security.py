@@ -70,6 +70,23 @@ def test_an_entry_that_names_no_holder_is_refused(entry: dict[str, str], said: s
         config({"keys": [whole]})
 
 
+@pytest.mark.parametrize("at", ["keys.0.sha256", "keys.0.id", "keys.0", "keys", "keys_file", "tls"])
+def test_a_key_in_place_of_its_hash_is_refused_and_not_shown(at: str) -> None:
+    key = made(tenant="acme")
+    sections: dict[str, dict[str, Any]] = {
+        "keys.0.sha256": {"keys": [key.raw | {"sha256": key.key}]},
+        "keys.0.id": {"keys": [key.raw | {"id": key.key}]},
+        "keys.0": {"keys": [key.key]},
+        "keys": {"keys": key.key},
+        "keys_file": {"keys_file": [key.key]},
+        "tls": {"tls": key.key},
+    }
+    with pytest.raises(ConfigError) as caught:
+        config(sections[at])
+    assert f"security.{at}: " in str(caught.value)
+    assert key.key not in str(caught.value)
+
+
 def test_an_id_stands_for_one_key() -> None:
     with pytest.raises(ConfigError, match="stands there twice"):
         config({"keys": KEYS * 2})

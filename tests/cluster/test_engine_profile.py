@@ -71,7 +71,20 @@ def test_what_a_cpu_was_seen_to_do_is_its_peak() -> None:
     assert profile.hardware.name == CPU
     assert (profile.efficiency.compute, profile.efficiency.memory) == (1.0, 1.0)
     assert profile.hardware.flops == pytest.approx(0.5 * slow.flops, rel=0.1)
-    assert profile.hardware.network * profile.efficiency.link == 20e9
+    assert profile.hardware.network * profile.efficiency.link == pytest.approx(20e9)
+
+
+def test_the_links_within_a_machine_stay_what_they_were_fitted_with() -> None:
+    h100 = hardware("h100")
+    engine = CostModel(SHAPE, h100, 4, GUESSED)
+    prompts = tuple(PromptTime(tokens, 0.01 + engine.prefill_s(tokens)) for tokens in LENGTHS)
+    steps = tuple(StepTime(count, 100, engine.decode_s(count, 100)) for count in BATCHES)
+    profile = fitted(SHAPE, h100, 4, Measured(prompts, steps, 20e9))
+    again = CostModel(SHAPE, profile.hardware, 4, profile.efficiency)
+    missed = [again.prefill_s(each.tokens) + profile.edge_s - each.seconds for each in prompts]
+    assert max(abs(late) / each.seconds for late, each in zip(missed, prompts, strict=True)) < 0.01
+    assert profile.efficiency.link == GUESSED.link
+    assert profile.hardware.network * profile.efficiency.link == pytest.approx(20e9)
 
 
 def test_without_a_copy_the_network_stays_as_it_was() -> None:

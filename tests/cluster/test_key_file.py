@@ -56,7 +56,7 @@ def test_a_changed_file_counts_within_a_second_and_without_a_restart(keys: Keys)
     assert keys.knows(FIXED)
 
 
-@pytest.mark.parametrize("content", ["{not: [yaml", "just text", "- {id: abc}", None])
+@pytest.mark.parametrize("content", ["{not: [yaml", "just text", "- {id: abc}", "", "# none yet\n", None])
 def test_a_file_that_cannot_be_read_leaves_the_keys_as_they_were(
     keys: Keys, content: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -72,15 +72,21 @@ def test_a_file_that_cannot_be_read_leaves_the_keys_as_they_were(
     assert keys.knows(NEW)
 
 
-def test_an_empty_file_lets_nobody_in(tmp_path: Path) -> None:
+def test_an_empty_list_lets_nobody_in(tmp_path: Path) -> None:
     path = tmp_path / "keys.yaml"
-    path.touch()
+    path.write_text("[]")
     assert len(CurrentKeys(SecurityConfig(keys_file=str(path)), lambda: 0.0).ring()) == 0
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(None, "cannot be read"), ("{a: [", "not YAML"), ("keys: 3", "baton key new"), ("- {id: abc}", "0.id")],
+    [
+        (None, "cannot be read"),
+        ("", "is empty; write"),
+        ("{a: [", "not YAML"),
+        ("keys: 3", "baton key new"),
+        ("- {id: abc}", "0.id"),
+    ],
 )
 def test_at_the_start_a_file_must_be_good(tmp_path: Path, content: str | None, said: str) -> None:
     path = tmp_path / "keys.yaml"

@@ -80,6 +80,12 @@ def test_a_shipped_shape_knows_where_engines_get_it() -> None:
     assert model_shape("Llama-3.1-8B").hub == "meta-llama/Llama-3.1-8B-Instruct"
 
 
+def test_a_shipped_shape_is_found_by_its_name_at_the_hub() -> None:
+    assert model_shape("meta-llama/Llama-3.1-8B-Instruct") == model_shape("llama-3.1-8b")
+    with pytest.raises(ConfigError, match="model"):
+        model_shape("meta-llama/Llama-3.1-8B-Instructed")
+
+
 @pytest.mark.parametrize(
     ("keys", "line"),
     [

@@ -51,17 +51,35 @@ def test_each_router_alone_enforces_an_equal_part() -> None:
     assert Limits(concurrent=0).part(5).concurrent == 0
 
 
-def test_tenants_that_were_not_heard_of_for_long_are_forgotten_but_not_while_they_hold_something() -> None:
+def test_a_tenant_is_forgotten_when_it_holds_nothing_and_owes_nothing() -> None:
     table = QuotaTable(lease_s=1_000.0)
     table.claim(claim("1"), 0.0)
-    table.forget_idle(500.0, after_s=60.0)
-    assert table.held("t") == 1
+    table.forget_idle(500.0)
+    assert table.known == {"t"}
     table.give_back(Returned("t", "1", RATE), 500.0)
-    table.forget_idle(520.0, after_s=60.0)
-    assert table.claim(claim("1"), 521.0) == Granted()
-    table.give_back(Returned("t", "1", RATE), 521.0)
-    table.forget_idle(600.0, after_s=60.0)
-    assert table.held("t") == 0
+    table.forget_idle(500.0)
+    assert table.known == set()
+
+
+def test_a_debt_is_remembered_until_it_is_paid_however_long_that_takes() -> None:
+    table = QuotaTable(lease_s=5.0)
+    table.claim(claim("huge", 1_000_000), 0.0)
+    table.give_back(Returned("t", "huge", RATE), 1.0)
+    table.forget_idle(9_994.0)
+    denied = table.claim(claim("small", 1), 9_994.0)
+    assert isinstance(denied, Denied)
+    assert denied.limit == "tokens"
+    table.forget_idle(9_999.9)
+    assert table.known == {"t"}
+    table.forget_idle(10_000.0)
+    assert table.known == set()
+
+
+def test_a_claim_whose_router_died_does_not_keep_its_tenant_for_ever() -> None:
+    table = QuotaTable(lease_s=5.0)
+    table.claim(claim("1"), 0.0)
+    table.forget_idle(100.0)
+    assert table.known == set()
 
 
 @given(

@@ -26,6 +26,10 @@ class Link(MemoryStore):
         super().__init__(CONFIG, clock.now)
         self.cut = False
         self.hold: asyncio.Event | None = None
+        self.late: asyncio.Event | None = None
+        """Answers to exchanges wait for it."""
+        self.hold_writes: asyncio.Event | None = None
+        """Exchanges wait for it before they begin."""
 
     def _check(self) -> None:
         if self.cut:
@@ -33,7 +37,12 @@ class Link(MemoryStore):
 
     async def exchange(self, router_id: str, changes: Changes) -> Shared:
         self._check()
-        return await super().exchange(router_id, changes)
+        if self.hold_writes is not None:
+            await self.hold_writes.wait()
+        shared = await super().exchange(router_id, changes)
+        if self.late is not None:
+            await self.late.wait()
+        return shared
 
     async def claim(self, claim: Claim) -> Verdict:
         self._check()
@@ -116,6 +125,18 @@ async def test_pins_reach_the_other_router_and_the_newer_choice_stands(world: Wo
     assert (world.a.pinned("s"), world.b.pinned("s")) == ("w2", "w2")
     await world.clock.advance(101.0)
     assert world.a.pinned("s") is None
+
+
+async def test_the_late_echo_of_an_own_pin_does_not_undo_a_newer_one(world: World) -> None:
+    world.a.pin("s", "w1")
+    world.link.late = asyncio.Event()
+    answered = asyncio.create_task(world.a.exchange())
+    await world.clock.advance(0.1)
+    world.a.pin("s", "w2")
+    await world.clock.advance(0.2)
+    world.link.late.set()
+    await answered
+    assert world.a.pinned("s") == "w2"
 
 
 async def test_a_pin_that_does_not_change_is_not_said_each_time(world: World) -> None:
@@ -281,6 +302,42 @@ async def test_an_unmarked_worker_stays_unmarked(world: World) -> None:
     await world.a.mark(DrainMark("w9", "kernel update"))
     await world.exchange()
     await world.a.unmark("w9")
+    await world.exchange()
+    assert world.a.marks == world.b.marks == {}
+
+
+@pytest.mark.parametrize("marked", [True, False])
+async def test_a_mark_made_or_unmade_beside_an_exchange_stands_when_its_answer_comes_late(
+    world: World, marked: bool
+) -> None:
+    """A router that lost it, for one period only, would undo the drain, and the worker would refuse it ever after."""
+    mark = DrainMark("w9", "kernel update")
+    if not marked:
+        await world.a.mark(mark)
+    world.link.late = asyncio.Event()
+    exchanged = asyncio.create_task(world.a.exchange())
+    await asyncio.sleep(0)
+    changed = asyncio.create_task(world.a.mark(mark) if marked else world.a.unmark("w9"))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    world.link.late.set()
+    await asyncio.gather(exchanged, changed)
+    assert world.a.marks == ({"w9": mark} if marked else {})
+
+
+async def test_what_an_exchange_puts_back_is_not_put_back_after_it_was_unmarked(world: World) -> None:
+    await world.a.mark(DrainMark("w9", "kernel update"))
+    await world.a.exchange()
+    world.lose_content()
+    await world.a.exchange()  # hears that the store is new; the next one puts back
+    world.link.hold_writes = asyncio.Event()
+    exchanged = asyncio.create_task(world.a.exchange())
+    await asyncio.sleep(0)
+    unmarked = asyncio.create_task(world.a.unmark("w9"))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    world.link.hold_writes.set()
+    await asyncio.gather(exchanged, unmarked)
     await world.exchange()
     assert world.a.marks == world.b.marks == {}
 

@@ -9,6 +9,7 @@ from cluster.config_observability import ObservabilityConfig
 from cluster.open_tracing import close_outbox, open_outbox
 from cluster.tracing import Span
 from cluster.tracing_otlp import CollectorRefuses, OtlpExport
+from tests.ipv6 import NEEDS_IPV6
 from tests.otlp_receiver import receiving
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -25,6 +26,13 @@ def test_ids_times_attributes_and_failure_arrive() -> None:
     assert came.failed
 
 
+@NEEDS_IPV6
+def test_a_collector_may_have_an_ipv6_address() -> None:
+    with receiving("[::1]") as receiver:
+        OtlpExport(receiver.endpoint, {"service.name": "baton-test"})([SPAN])
+        assert receiver.trace(TRACE, 1)
+
+
 def test_a_refusal_and_a_collector_that_is_not_there_are_errors() -> None:
     with receiving() as receiver:
         receiver.refusal = grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -33,6 +41,16 @@ def test_a_refusal_and_a_collector_that_is_not_there_are_errors() -> None:
             export([SPAN])
     with pytest.raises(CollectorRefuses, match="UNAVAILABLE"):
         export([SPAN])
+
+
+def test_what_a_collector_rejects_of_a_batch_is_counted_and_why_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    with receiving() as receiver:
+        export = OtlpExport(receiver.endpoint, {"service.name": "baton-test"})
+        assert export([SPAN] * 5) == 0
+        receiver.rejects = 3
+        assert [export([SPAN] * 5), export([SPAN] * 5)] == [3, 3]
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "rejects 3 of 5 spans: too long" in said
 
 
 async def test_without_an_endpoint_there_is_nothing_to_close() -> None:

@@ -18,19 +18,21 @@ WAIT_S = 10.0
 
 
 class Collector:
-    """Calls wait while `open` is not set."""
+    """Calls wait while `open` is not set. `rejects`: so many spans of each."""
 
     def __init__(self) -> None:
         self.dead = False
+        self.rejects = 0
         self.calls = threading.Semaphore(0)
         self.open = threading.Event()
         self.open.set()
 
-    def __call__(self, spans: Sequence[Span]) -> None:
+    def __call__(self, spans: Sequence[Span]) -> int:
         self.calls.release()
         assert self.open.wait(WAIT_S)
         if self.dead:
             raise BatonError("nobody there")
+        return self.rejects
 
     def wait(self) -> None:
         assert self.calls.acquire(timeout=WAIT_S)
@@ -85,6 +87,12 @@ def test_what_finds_no_room_is_dropped_and_nobody_waits(outbox: Outbox, collecto
     assert outbox.counts == {"sent": 0, "failed": 0, "dropped": 2}
     collector.open.set()
     assert counted(outbox, 11) == {"sent": 9, "failed": 0, "dropped": 2}
+
+
+def test_of_a_batch_only_what_was_rejected_has_failed(outbox: Outbox, collector: Collector) -> None:
+    collector.rejects = 3
+    outbox.send([SPAN] * 8)
+    assert counted(outbox, 8) == {"sent": 5, "failed": 3, "dropped": 0}
 
 
 def test_closing_sends_what_waits() -> None:

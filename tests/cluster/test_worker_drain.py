@@ -21,6 +21,8 @@ class Host:
     def __init__(self) -> None:
         self.attempts = 0
         self.leases = 0
+        self.counting: asyncio.Event | None = None
+        """The engine takes until then to count its leases."""
         self.seen: list[str] = []
 
     def draining(self, reason: str) -> None:
@@ -33,6 +35,8 @@ class Host:
         return self.attempts
 
     async def open_leases(self) -> int:
+        if self.counting is not None:
+            await self.counting.wait()
         return self.leases
 
     async def move_attempts(self, reason: str) -> None:
@@ -103,6 +107,23 @@ async def test_a_deadline_of_nothing_moves_at_once_and_still_lingers(stage: Stag
     assert not stage.drain.ended.is_set()
     await stage.advance(LINGER_S + 0.1)
     assert stage.drain.ended.is_set()
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["undone", "undone and ordered again"])
+async def test_a_drain_that_is_undone_while_leases_are_counted_does_not_end_the_worker(
+    stage: Stage, again: bool
+) -> None:
+    stage.host.counting = asyncio.Event()
+    stage.drain.give("a", 60.0, "")
+    await stage.advance(LINGER_S + 1.0)
+    stage.drain.undo("a")
+    stage.host.attempts = 1
+    if again:
+        stage.drain.give("b", 60.0, "")
+    stage.host.counting.set()
+    await stage.advance(1.0)
+    assert not stage.drain.ended.is_set()
+    assert stage.drain.left_s == (pytest.approx(59.0) if again else None)
 
 
 async def test_reads_that_are_under_way_at_the_deadline_get_a_few_seconds(stage: Stage) -> None:
@@ -267,6 +288,7 @@ async def test_an_engine_that_does_not_answer_holds_a_drain_up_no_longer_than_a_
     method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cluster.worker._ENGINE_CALL_S", 0.2)
+    monkeypatch.setattr("cluster.engine_counters._CALL_S", 0.2)
     async with Bench(step_s=0.02).running() as bench:
         router = await bench.session()
         await router.submit("a", max_tokens=10_000)

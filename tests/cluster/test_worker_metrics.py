@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cluster.worker_metrics import worker_samples
 from protos.baton.v1 import worker_pb2 as pb
+from protos.baton.v1.kv_pb2 import TransferCount
 
 
 def description() -> pb.WorkerDescription:
@@ -16,9 +17,9 @@ def description() -> pb.WorkerDescription:
         counters=pb.Counters(
             attempts_by_outcome={"stop": 4, "made up": 1, "made up too": 2},
             transfers=[
-                pb.TransferCount(transport="nixl", outcome="landed", count=3, blocks=7, bytes=700, seconds=0.5),
-                pb.TransferCount(transport="new", outcome="landed", count=1, blocks=1, bytes=10, seconds=0.1),
-                pb.TransferCount(transport="newer", outcome="landed", count=1, blocks=2, bytes=20, seconds=0.2),
+                TransferCount(transport="nixl", outcome="landed", count=3, blocks=7, bytes=700, seconds=0.5),
+                TransferCount(transport="new", outcome="landed", count=1, blocks=1, bytes=10, seconds=0.1),
+                TransferCount(transport="newer", outcome="landed", count=1, blocks=2, bytes=20, seconds=0.2),
             ],
             leases_offered=9,
             leases_expired=1,

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from cluster.engine import EngineRequest, Leg, Role
+from cluster.engine import EngineRequest, EngineStats, Leg, Role
 from cluster.errors import InvalidRequest, WorkerLost
 from cluster.worker import State
 from protos.baton.v1 import worker_pb2 as pb
@@ -67,6 +67,23 @@ async def test_a_stall_is_noticed_when_it_is_one_however_seldom_the_worker_looks
         await eventually(lambda: bench.worker.state is State.STALLED)
         # The next look by the clock alone would come at 0.5 s.
         assert 0.29 <= bench.clock.now() - begin < 0.45
+
+
+async def test_an_engine_that_does_not_even_count_is_found_no_later() -> None:
+    """As one whose process was stopped: nothing that waits for it may keep the worker from looking."""
+    async with Bench(stall_after_s=0.3, step_s=5.0).running() as bench:
+
+        async def never() -> EngineStats:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        router = await bench.session()
+        bench.engine.stats = never  # type: ignore[method-assign]
+        await router.submit("a", max_tokens=1)
+        await eventually(lambda: len(bench.worker.attempts) == 1)
+        begin = bench.clock.now()
+        await eventually(lambda: bench.worker.state is State.STALLED)
+        assert bench.clock.now() - begin < 1.0
 
 
 async def test_a_request_that_the_engine_refuses_is_owed_no_step() -> None:

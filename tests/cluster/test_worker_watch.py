@@ -292,6 +292,7 @@ async def test_a_router_that_leaves_is_forgotten_and_closing_ends_the_others() -
 
 async def test_a_router_that_does_not_read_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cluster.worker_watch._WRITE_S", 0.2)
+    monkeypatch.setattr("cluster.call_abort._ABORT_S", 0.2)
     async with Bench().running() as bench:
         bench.worker.feed.apply(BlockDelta(stored=tuple(range(10**6))))  # more than fits on the way
         call = bench.stub.Watch(pb.WatchRequest(router_id="r1", epoch=EPOCH))

@@ -46,6 +46,12 @@ def test_down_without_a_cluster_says_so(capsys: pytest.CaptureFixture[str]) -> N
     assert "no cluster runs" in capsys.readouterr().err
 
 
+def test_down_of_an_unknown_name_says_which_is_near(capsys: pytest.CaptureFixture[str]) -> None:
+    with recorded(_mine("one")):
+        assert run_down("on") == NOT_FOUND
+    assert "cluster 'on' is not known; did you mean one?" in capsys.readouterr().err
+
+
 def test_down_among_several_wants_a_name() -> None:
     with recorded(_mine("one")), recorded(_mine("two")), pytest.raises(ConfigError, match="one, two"):
         run_down(None)

@@ -160,14 +160,35 @@ def test_every_manifest_has_a_known_kind_a_name_and_the_releases_labels(example:
 # What it renders.
 
 
+def rendered_both_ways(example: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The chart's RayService, and the command line's of the same configuration."""
+    manifest = ray_service(example)
+    return manifest, dict(kuberay_manifests(config_of(manifest), "image")[0])
+
+
 @pytest.mark.parametrize("example", SHIPPED)
 def test_the_chart_and_the_command_line_agree_on_the_groups(example: str) -> None:
-    manifest = ray_service(example)
-    written: dict[str, Any] = dict(kuberay_manifests(config_of(manifest), "image")[0])
+    manifest, written = rendered_both_ways(example)
     for name, group in groups(written).items():
         ours = groups(manifest)[name]
         same = ("replicas", "minReplicas", "maxReplicas", "resources", "rayStartParams", "labels")
         assert {key: ours[key] for key in same} == {key: group[key] for key in same}
+    delay = "rayClusterDeletionDelaySeconds"
+    assert manifest["spec"][delay] == written["spec"][delay]
+
+
+@pytest.mark.parametrize("example", SHIPPED)
+def test_the_chart_and_the_command_line_agree_on_how_pods_run_and_end(example: str) -> None:
+    manifest, written = rendered_both_ways(example)
+    for name, pod in pods(written).items():
+        ours = pods(manifest)[name]
+        for key in ("terminationGracePeriodSeconds", "securityContext"):
+            assert ours["spec"][key] == pod["spec"][key]
+        for key in ("lifecycle", "livenessProbe", "readinessProbe", "ports"):
+            assert container(ours).get(key) == container(pod).get(key)
+        drop_all = {"capabilities": {"drop": ["ALL"]}}  # the chart adds one where there is RDMA
+        assert container(ours)["securityContext"] | drop_all == container(pod)["securityContext"]
+        assert {**environment(ours), "HF_TOKEN": None} == {**environment(pod), "HF_TOKEN": None}
 
 
 @pytest.mark.parametrize("example", SHIPPED)

@@ -39,6 +39,7 @@ IMPOSSIBLE = [
     ("l40s-h100.yaml", 'config.store.password_env="REDIS_PASSWORD"', "config.store.password_env: KubeRay keeps REDIS_"),
     ("cpu.yaml", "autoscaler.enabled=false", "autoscaler.enabled: is false, but decode may grow from 1 to 2 pods"),
     ("cpu.yaml", "config.decode.autoscale.min_replicas=3", "config.decode.autoscale: min_replicas 3 is above max_rep"),
+    ("cpu.yaml", "config.decode.replicas=3", "config.decode.replicas: is 3, but config.decode.autoscale sizes"),
     ("cpu.yaml", "decode.minAvailable=2", "decode.minAvailable: 2 pods, but there may be only 1"),
     ("cpu.yaml", 'config.prefill.listen_host="127.0.0.1"', "config.prefill.listen_host: 127.0.0.1 is reached from its"),
     ("cpu.yaml", 'config.router.http_host="localhost"', "config.router.http_host: localhost is reached from its own"),

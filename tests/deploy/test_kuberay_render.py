@@ -12,7 +12,7 @@ import yaml
 
 from cluster.config import Config, load_config, parse_config
 from cluster.errors import ConfigError
-from deploy.kuberay_render import kuberay_manifests
+from deploy.kuberay_render import default_image, kuberay_manifests
 from tests.deploy.crd_schema import Schema, crd_schema, mistakes
 
 EXAMPLES = Path(__file__).parents[2] / "deploy" / "examples"
@@ -118,16 +118,19 @@ def test_a_pool_of_fixed_size_needs_no_autoscaler() -> None:
     assert cluster_spec(manifest)["enableInTreeAutoscaling"] is False
 
 
-def test_pods_outlive_the_drain_of_what_they_hold() -> None:
-    config = load_config(EXAMPLES / "kuberay.yaml")
-    grace = {
-        name: group["template"]["spec"]["terminationGracePeriodSeconds"]
-        for name, group in groups(ray_service()).items()
-    }
-    assert grace["router"] > config.router.request_deadline_s
-    assert grace["prefill"] > config.prefill.drain_s
-    assert grace["decode"] > config.decode.drain_s
-    assert ray_service()["spec"]["rayClusterDeletionDelaySeconds"] >= max(grace.values())
+@pytest.mark.parametrize("deadline_s", [30.0, 600.0, 1000.5])
+def test_pods_outlive_their_drain_and_the_streams_that_pass_through_them(deadline_s: float) -> None:
+    config = changed(router={"request_deadline_s": deadline_s}, decode={"drain_s": 700.0})
+    manifest: dict[str, Any] = dict(kuberay_manifests(config, IMAGE)[0])
+    drains = {"router": config.router.drain_s, "prefill": config.prefill.drain_s, "decode": config.decode.drain_s}
+    graces = []
+    for name, group in groups(manifest).items():
+        spec = group["template"]["spec"]
+        command = spec["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+        within_s = int(command[command.index("--within") + 1])
+        assert max(drains[name], deadline_s) + 45 <= within_s == spec["terminationGracePeriodSeconds"] - 15
+        graces.append(spec["terminationGracePeriodSeconds"])
+    assert manifest["spec"]["rayClusterDeletionDelaySeconds"] == max(graces)
 
 
 def test_every_pod_takes_the_ticket_secret_from_the_secret(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,6 +141,26 @@ def test_every_pod_takes_the_ticket_secret_from_the_secret(monkeypatch: pytest.M
         environment = {each["name"]: each for each in group["template"]["spec"]["containers"][0]["env"]}
         reference = {"secretKeyRef": {"name": "baton-secrets", "key": "ticket"}}
         assert environment["BATON_TICKET_SECRET"] == {"name": "BATON_TICKET_SECRET", "valueFrom": reference}
+
+
+def test_every_pod_takes_the_stores_password_and_perhaps_a_hubs_token_from_the_secret() -> None:
+    config = changed(store={"url": "redis://redis:6379/0", "password_env": "BATON_REDIS_PASSWORD"})
+    manifest: dict[str, Any] = dict(kuberay_manifests(config, IMAGE)[0])
+    for group in [cluster_spec(manifest)["headGroupSpec"], *groups(manifest).values()]:
+        environment = {each["name"]: each for each in group["template"]["spec"]["containers"][0]["env"]}
+        references = {
+            name: environment[name]["valueFrom"]["secretKeyRef"] for name in ("BATON_REDIS_PASSWORD", "HF_TOKEN")
+        }
+        assert references == {
+            "BATON_REDIS_PASSWORD": {"name": "baton-cpu-secrets", "key": "redis"},
+            "HF_TOKEN": {"name": "baton-cpu-secrets", "key": "hf-token", "optional": True},
+        }
+
+
+@pytest.mark.parametrize(("example", "dockerfile"), [("kuberay.yaml", "gpu"), ("kuberay-cpu.yaml", "cpu")])
+def test_the_default_image_is_the_one_that_is_built_for_the_device(example: str, dockerfile: str) -> None:
+    text = (EXAMPLES.parent / f"docker/{dockerfile}.Dockerfile").read_text()
+    assert f" -t {default_image(load_config(EXAMPLES / example))} ." in text
 
 
 def test_the_grpc_service_selects_the_router_pods() -> None:
@@ -156,11 +179,28 @@ def test_the_grpc_service_selects_the_router_pods() -> None:
         ({"router": {"http_host": "::1"}}, "router.http_host: ::1 is reached from its own pod only"),
         ({"router": {"grpc_host": "127.0.1.1"}}, "router.grpc_host: 127.0.1.1 is reached from its own pod only"),
         ({"router": {"grpc_port": 0}}, "router.grpc_port: 0 is another port at every start"),
-        ({"router": {"grpc_port": 8000}}, "router.grpc_port: 8000 is also router.http_port"),
         ({"decode": {"resources": {}}}, "decode.resources: name one that no other part has, as {baton_decode: 1}"),
         ({"decode": {"resources": {"baton_prefill": 1}}}, "prefill.resources: name one that no other part has"),
         ({"model": {"path": "./weights"}}, "model.path: ./weights is a place on this machine"),
         ({"engine": {"options": {"hf_token": "hf_x"}}}, "engine.options.hf_token: would stand in the manifest"),
+        (
+            {"security": {"keys_file": "/k/keys.yaml"}},
+            "security.keys_file: nothing mounts /k/keys.yaml into these pods",
+        ),
+        ({"placement": {"profile": "/k/p"}}, "placement.profile: nothing mounts /k/p into these pods"),
+        ({"security": {"tls": {"cert": "/k/c", "key": "/k/k"}}}, "security.tls.cert: nothing mounts /k/c into"),
+        (
+            {"security": {"tls": {"cert": "/k/c", "key": "/k/k", "client_ca": "/k/a"}}},
+            "security.tls.client_ca: nothing mounts /k/a into",
+        ),
+        (
+            {"security": {"cluster_tls": {"cert": "/k/c", "key": "/k/k", "ca": "/k/a"}}},
+            "security.cluster_tls.ca: nothing mounts /k/a into",
+        ),
+        (
+            {"store": {"url": "redis://redis:6379/0", "password_env": "REDIS_PASSWORD"}},
+            "store.password_env: KubeRay keeps REDIS_PASSWORD for itself",
+        ),
     ],
 )
 def test_what_cannot_run_in_kubernetes_is_refused_by_its_key(sections: dict[str, Any], line: str) -> None:

@@ -17,6 +17,7 @@ from cluster import metrics_table as table
 from cluster.metrics import Kind
 from deploy import monitoring
 from deploy.dashboard import expressions
+from router.guard import HTTP_ACCESS, Access
 
 ROOT = Path(__file__).parent.parent.parent
 RULES_TEST = ROOT / "tests/deploy/observability/rules_test.yaml"
@@ -142,6 +143,14 @@ def test_the_pod_monitor_finds_the_charts_pods_and_gives_ray_s_names_back() -> N
     renamed = re.fullmatch(rename["regex"], "ray_baton_ttft_seconds_bucket")
     assert renamed is not None
     assert renamed.expand(rename["replacement"].replace("$", "\\")) == "baton_ttft_seconds_bucket"
+
+
+def test_what_prometheus_shows_where_keys_are_asked_for_is_one_comment_away() -> None:
+    written = (monitoring.FOLDER / "prometheus.yaml").read_text()
+    assert "authorization" not in yaml.safe_load(written)["scrape_configs"][0]
+    (job,) = yaml.safe_load(re.sub(r"# (authorization:|  credentials_file:)", r"\1", written))["scrape_configs"]
+    assert list(job["authorization"]) == ["credentials_file"]  # sent as `Bearer`, which is Prometheus' own choice
+    assert HTTP_ACCESS["/metrics"] is Access.VIEW  # the role that its comment names
 
 
 @pytest.mark.engine

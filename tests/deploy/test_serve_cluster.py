@@ -1,14 +1,22 @@
-"""What `baton up` tells of a part that did not start."""
+"""What `baton up` tells of a part that did not start, and how it looks for one that did."""
 
 from __future__ import annotations
 
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from cluster.config import load_config
+from cluster.config import load_config, parse_config
 from cluster.errors import StartFailed
+from deploy.free_port import free_port
 from deploy.serve_cluster import ServeCluster, _last_words
+from tests.ipv6 import NEEDS_IPV6
 from tests.live_cluster import ROOT
 
 _TRACEBACK = """A replica failed to start with exception. Retrying 2 more time(s). Error:
@@ -42,3 +50,61 @@ def test_a_ray_that_does_not_start_is_told_in_words(monkeypatch: pytest.MonkeyPa
     cluster = ServeCluster(load_config(ROOT / "deploy/examples/local.yaml"), lambda _: None)
     with pytest.raises(StartFailed, match=r"Ray did not start: The current node timed out .* busy"):
         cluster._start_ray()
+
+
+class _Healthy(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/health" else 404)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Says nothing."""
+
+
+@contextmanager
+def healthy() -> Iterator[int]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Healthy) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def made(monkeypatch: pytest.MonkeyPatch, folder: Path, **router: object) -> ServeCluster:
+    monkeypatch.setattr("deploy.serve_cluster.own_folder", lambda: folder)
+    return ServeCluster(parse_config({"model": {"path": "none"}, "router": router}), lambda _: None)
+
+
+def test_the_cluster_of_this_machine_is_asked_directly_whatever_proxy_is_set(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")  # nobody is there
+    with healthy() as port:
+        cluster = made(monkeypatch, tmp_path, http_port=port)
+        cluster._wait_until_serving(time.monotonic() + 5.0)
+
+
+def test_addresses_of_ipv6_stand_in_brackets_and_a_wildcard_is_dialled_here(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cluster = made(monkeypatch, tmp_path, http_host="::1", http_port=8001, grpc_host="::1", grpc_port=9001)
+    assert (cluster.http_url, cluster.grpc_address) == ("http://[::1]:8001", "[::1]:9001")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", pytest.param("::1", marks=NEEDS_IPV6)])
+def test_a_port_is_looked_at_where_it_will_be_listened_on(
+    host: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as taken:
+        taken.bind((host, 0))
+        taken.listen()
+        hosts = {"http_host": host, "http_port": free_port(), "grpc_host": host}
+        cluster = made(monkeypatch, tmp_path, **hosts, grpc_port=taken.getsockname()[1])
+        with pytest.raises(StartFailed, match=r"router\.grpc_port: cannot listen on .*:\d+ \(Address already in use\)"):
+            cluster._check_ports()
+    made(monkeypatch, tmp_path, **hosts, grpc_port=0)._check_ports()

@@ -21,6 +21,7 @@ from tests.waiting import eventually
 
 pytestmark = [
     pytest.mark.engine,
+    pytest.mark.long,
     pytest.mark.asyncio(loop_scope="module"),
     pytest.mark.timeout(580),
 ]

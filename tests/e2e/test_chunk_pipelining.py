@@ -16,7 +16,7 @@ from tests.e2e.reference_engine import Prompt, reference
 from tests.e2e.test_token_exact import BLOCK, generate
 from tests.live_cluster import live_cluster, local_config
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(580)]
+pytestmark = [pytest.mark.engine, pytest.mark.long, pytest.mark.timeout(580)]
 
 CHUNK = 512
 LENGTHS = (100, 1_000, 1_500, 2_048, 2_500, 3_000, 3_500)

@@ -98,6 +98,10 @@ def check_format(text: str, output: str) -> None:
         ("describe", "request", "grpc-"),
         ("get", "transfers", "--worker", "decod"),
         ("get", "leases", "--worker", "decod"),
+        ("get", "requests", "--worker", "decod"),
+        ("get", "events", "--worker", "decod"),
+        ("drain", "decod"),
+        ("undrain", "decod"),
         ("cache", "flush", "--worker", "decod", "--yes"),
     ],
     ids=" ".join,
@@ -119,7 +123,7 @@ def test_what_a_command_lists_is_what_happened(running: LiveCluster, names: dict
     assert found["outputTokens"] == 8
     pulls = document("get", "transfers", at=running)["items"]
     assert [pull["outcome"] for pull in pulls] == ["landed"]
-    assert pulls[0]["seconds"] > 0
+    assert pulls[0]["durationS"] > 0
     events = document("get", "events", "--event", "joined", at=running)["items"]
     assert {event["pool"] for event in events} == {"prefill", "decode"}
 
@@ -130,7 +134,7 @@ def test_a_flushed_cache_is_no_longer_in_the_index(running: LiveCluster, names: 
     wait_for(lambda: document("cache", "stats", at=running)["indexBlocks"] > 0)
     assert baton("cache", "flush", "--yes", "-e", running.grpc).exit_code == 0
     wait_for(lambda: not any(worker["heldBlocks"] for worker in document("cache", "stats", at=running)["workers"]))
-    kinds = [event["kind"] for event in document("get", "events", at=running)["items"]]
+    kinds = [event["event"] for event in document("get", "events", at=running)["items"]]
     assert kinds.count("flushed") >= 2
 
 

@@ -23,7 +23,7 @@ from tests.certificates import Authority
 from tests.keys import Made, made
 from tests.live_cluster import BATON, START_S, LiveCluster, live_cluster, local_config
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(START_S + 100)]
+pytestmark = [pytest.mark.engine, pytest.mark.long, pytest.mark.timeout(START_S + 100)]
 
 ACME, OTHER, VIEW, OPERATE = made(tenant="acme"), made(tenant="other"), made(role="view"), made(role="operate")
 PROMPT = "Two tenants ask the very same thing, word for word, and it is long enough to fill several blocks. " * 4

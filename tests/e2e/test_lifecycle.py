@@ -13,7 +13,7 @@ import yaml
 
 from tests.live_cluster import BATON, live_cluster, local_config
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(580)]
+pytestmark = [pytest.mark.engine, pytest.mark.long, pytest.mark.timeout(580)]
 
 SIMULATED = {"kind": "simulated", "options": {}}
 

@@ -24,7 +24,7 @@ from tests.e2e.reference_engine import Prompt, reference
 from tests.listening import listener
 from tests.live_cluster import live_cluster, local_config
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.engine, pytest.mark.long, pytest.mark.timeout(900)]
 
 BLOCK, OUTPUT = 32, 12
 AT_ONCE, MOST_BATCHES = 16, 8

@@ -16,7 +16,7 @@ from protos.baton.v1 import admin_pb2, admin_pb2_grpc
 from tests.e2e.cluster_status import ClusterStatus
 from tests.live_cluster import LiveCluster, live_cluster, local_config
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(580)]
+pytestmark = [pytest.mark.engine, pytest.mark.long, pytest.mark.timeout(580)]
 
 BLOCK, TURNS, OUTPUT = 32, 8, 8
 

@@ -14,7 +14,7 @@ import pytest
 from tests.e2e.cluster_status import ClusterStatus
 from tests.live_cluster import LiveCluster, live_cluster, local_config
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(580)]
+pytestmark = [pytest.mark.engine, pytest.mark.long, pytest.mark.timeout(580)]
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from cluster.config import KvTransferConfig
+from cluster.config_transfer import KvTransferConfig
 from cluster.engine import Role
 from kv_transfer.ladder import LadderRules
 from tests.kv_transfer.byte_reader import ByteReader, PullEnd, PullOrder, ReaderSpec

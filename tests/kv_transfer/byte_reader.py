@@ -13,12 +13,13 @@ import os
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import psutil
 
-from cluster.config import KvTransferConfig
+from cluster.config_transfer import KvTransferConfig
 from cluster.errors import TransferFailed
 from kv_transfer.block_frames import StreamLimits
 from kv_transfer.block_permit import TicketRule
@@ -271,6 +272,9 @@ class _ScriptedReads:
     def __init__(self, nixl: NixlTransport) -> None:
         self._nixl = nixl
         self.orders: dict[str, PullOrder] = {}
+
+    def turn(self) -> AbstractAsyncContextManager[None]:
+        return self._nixl.turn()
 
     async def read(self, peer: NixlPeer, read: BlockRead) -> None:
         order = self.orders[pb.Ticket.FromString(read.ticket).lease_id]

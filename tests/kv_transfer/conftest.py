@@ -13,8 +13,8 @@ from enum import Enum
 import grpc
 import pytest
 
-from cluster.config import RungConfig
-from cluster.errors import TransferFailed
+from cluster.config_transfer import RungConfig
+from cluster.errors import Overloaded, TransferFailed
 from cluster.kv_link import KvStats
 from kv_transfer.circuit import CircuitTimes
 from kv_transfer.connections import Reader
@@ -51,9 +51,10 @@ class HandClock:
 
 
 class Fault(Enum):
-    """What a call meets. STALL: it is answered when the test is over."""
+    """What a call meets. STALL: it is answered when the test is over. BUSY: the peer has no room."""
 
     ERROR = "error"
+    BUSY = "busy"
     STALL = "stall"
 
 
@@ -190,6 +191,7 @@ class ScriptedTransport:
     at_work: int = 0
     closed: bool = False
     lingering: bool = False
+    turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(100))
 
     def offer(self) -> bytes:
         return b""
@@ -203,6 +205,9 @@ class ScriptedTransport:
     async def probe(self, peer: str) -> None:
         self.probes += 1
         await self._meet(lambda: self.probe_fault)
+
+    def turn(self) -> asyncio.Semaphore:
+        return self.turns
 
     async def read(self, peer: str, read: BlockRead) -> None:
         self.reads.append(read)
@@ -232,3 +237,5 @@ class ScriptedTransport:
             self.at_work -= 1
         if fault() is Fault.ERROR:
             raise TransferFailed("as the test wants it")
+        if fault() is Fault.BUSY:
+            raise Overloaded("there is no room")

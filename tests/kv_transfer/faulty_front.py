@@ -21,6 +21,7 @@ from protos.baton.v1 import kv_pb2 as pb
 _THREADS = 96
 _STALL_S = 30.0
 _MOST_BYTES = 16 << 20
+_GIVEN: set[int] = set()  # ports of all fronts so far: by a port given twice, a reader would take two for one
 
 # refuse: UNAVAILABLE, nobody hears of it. stall: neither passed on nor answered. lose: passed on, but not answered.
 CallFault = Literal["pass", "refuse", "stall", "lose"]
@@ -56,7 +57,10 @@ class FaultyFront:
         pings = [("grpc.http2.min_recv_ping_interval_without_data_ms", 500), ("grpc.http2.max_ping_strikes", 0)]
         self._server = grpc.server(self._pool, options=[*options, *pings])
         self._server.add_generic_rpc_handlers((_Every(self),))
-        self.address = f"{host}:{self._server.add_insecure_port(f'{host}:0')}"
+        while (port := self._server.add_insecure_port(f"{host}:0")) in _GIVEN:
+            pass
+        _GIVEN.add(port)
+        self.address = f"{host}:{port}"
         self._aim = ""
         self._source: grpc.Channel | None = None
         self._blocks: grpc.Channel | None = None

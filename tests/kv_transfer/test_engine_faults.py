@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.config import KvTransferConfig
+from cluster.config_transfer import KvTransferConfig
 from cluster.engine import Role
 from cluster.kv_link import KvStats
 from kv_transfer.ladder import LadderRules

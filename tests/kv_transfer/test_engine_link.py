@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.config import KvTransferConfig
 from cluster.config_security import ClusterTlsConfig
+from cluster.config_transfer import KvTransferConfig
 from cluster.engine import Role
 from cluster.errors import ConfigError, EngineFailed
 from cluster.kv_link import KvLink

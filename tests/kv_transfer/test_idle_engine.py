@@ -16,7 +16,8 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from cluster.config import EngineConfig, KvTransferConfig, ModelConfig
+from cluster.config import EngineConfig, ModelConfig
+from cluster.config_transfer import KvTransferConfig
 from cluster.engine import EngineRequest, Leg, Role, Sampling
 from kv_transfer.engine_link import EngineLink
 from kv_transfer.engine_settings import connector_settings, kv_transfer_config

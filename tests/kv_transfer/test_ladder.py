@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.config import KvTransferConfig, RungConfig
+from cluster.config_transfer import KvTransferConfig, RungConfig
 from kv_transfer.circuit import Circuits
 from kv_transfer.ladder import LadderRules, choose_rungs
 

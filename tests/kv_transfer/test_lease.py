@@ -151,16 +151,20 @@ def test_a_reader_that_has_all_it_wants_need_not_wait_for_the_end_of_the_prompt(
     assert not leases.grow("g", (3,), now=2.0)
 
 
-def test_whoever_looks_on_sees_live_leases_and_not_enough_of_their_ids_to_end_them() -> None:
+def test_whoever_looks_on_can_tell_live_leases_apart_and_not_end_them() -> None:
+    read_id, grown_id = "chatcmpl-1/prefill1", "chatcmpl-2/prefill1"
     leases = LeaseTable(EPOCH, LEASE_S)
-    leases.offer("0123456789abcdef", (1, 2, 3), now=0.0)
-    leases.offer("fedcba9876543210", (4,), now=1.0, growing=True)
+    leases.offer(read_id, (1, 2, 3), now=0.0)
+    leases.offer(grown_id, (4,), now=1.0, growing=True)
     leases.offer("ended", (5,), now=1.0)
     leases.release("ended")
-    leases.claim("0123456789abcdef", EPOCH, "d1/9", now=2.0)
+    leases.claim(read_id, EPOCH, "d1/9", now=2.0)
     read, grown = leases.views(now=3.0)
-    assert (read.lease, read.state, read.reader_id, read.blocks) == ("01234567", "claimed", "d1/9", 3)
+    assert (read.state, read.reader_id, read.blocks) == ("claimed", "d1/9", 3)
     assert (read.age_s, read.left_s, read.growing) == (3.0, LEASE_S - 1.0, False)
-    assert (grown.lease, grown.state, grown.age_s, grown.growing) == ("fedcba98", "offered", 2.0, True)
+    assert (grown.state, grown.age_s, grown.growing) == ("offered", 2.0, True)
+    assert len({read.lease, grown.lease}) == 2
+    assert (len(read.lease), read.lease in read_id) == (8, False)
+    assert leases.views(now=4.0)[0].lease == read.lease, "it keeps its name"
     leases.release(read.lease)
     assert leases.live == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -26,6 +27,8 @@ from tests.kv_transfer.conftest import (
 )
 from tests.waiting import eventually
 
+READ_S = 0.2
+
 
 @pytest.fixture
 def fast() -> ScriptedTransport:
@@ -39,7 +42,7 @@ def slow() -> ScriptedTransport:
 
 @pytest.fixture
 async def mover(fast: ScriptedTransport, slow: ScriptedTransport) -> AsyncIterator[Mover]:
-    made = Mover([fast, slow], READER, rules(probe_s=0.2, read_s=0.2))
+    made = Mover([fast, slow], READER, rules(probe_s=0.2, read_s=READ_S))
     yield made
     await eventually(lambda: "farewells=0" in repr(made))
     made.check_idle()
@@ -108,6 +111,41 @@ async def test_when_every_transport_fails_the_last_one_is_told_and_the_lease_giv
     )  # fmt: skip
     assert "within 0.2 s" in result.reason
     assert source.take_back() == [4, 5, 6]
+
+
+async def test_a_peer_without_room_costs_this_pull_its_transport_and_no_other(
+    mover: Mover, fast: ScriptedTransport, source: Source
+) -> None:
+    fast.read_fault = Fault.BUSY
+    result = await mover.pull(job(source.offer()))
+    assert (result.transport, [rung.reason for rung in result.fallen]) == ("slow", ["there is no room"])
+    fast.read_fault = None
+    assert (await mover.pull(job(source.offer()))).transport == "fast"
+    assert fast.connected == 1
+
+
+async def test_waiting_for_our_own_other_reads_is_not_held_against_the_peer(
+    mover: Mover, fast: ScriptedTransport, source: Source
+) -> None:
+    fast.turns = asyncio.Semaphore(1)
+    async with fast.turn():
+        result = await mover.pull(job(source.offer()))
+    assert (result.transport, fast.reads) == ("slow", [])
+    assert "no turn to read" in result.fallen[0].reason
+    assert (await mover.pull(job(source.offer()))).transport == "fast"
+
+
+async def test_a_read_that_had_to_wait_for_its_turn_has_all_of_its_time_then(
+    mover: Mover, fast: ScriptedTransport, source: Source
+) -> None:
+    fast.turns, fast.read_fault = asyncio.Semaphore(1), Fault.STALL
+    async with fast.turn():
+        pulling = asyncio.create_task(mover.pull(job(source.offer())))
+        await eventually(lambda: fast.probes == 1)
+        await asyncio.sleep(READ_S / 4)
+        turn_at = time.monotonic()
+    assert (await pulling).fallen[0].reason.endswith(f"did not arrive within {READ_S:g} s")
+    assert time.monotonic() - turn_at >= READ_S
 
 
 async def test_a_lease_that_expired_while_it_was_read_makes_the_blocks_unusable(

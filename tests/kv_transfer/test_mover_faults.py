@@ -153,7 +153,7 @@ async def test_a_source_that_is_silent_while_it_is_read_costs_the_read_and_no_mo
     await mover.close()
 
 
-@pytest.mark.parametrize("fault", Fault)
+@pytest.mark.parametrize("fault", [Fault.ERROR, Fault.STALL])
 async def test_a_goodbye_that_is_not_heard_leaves_the_lease_to_its_end(stage: Stage, fault: Fault) -> None:
     stage.fast.read_fault = stage.slow.read_fault = Fault.ERROR
     stage.source.service.faults["Release", 1] = fault

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from cluster.clock import RealClock, VirtualClock
-from cluster.config import KvTransferConfig
+from cluster.config_transfer import KvTransferConfig
 from cluster.errors import LeaseLost, TicketRefused, TransferFailed
 from cluster.kv_link import Handoff
 from kv_transfer.simulated_handoff import SimulatedHandoff, SimulatedLink

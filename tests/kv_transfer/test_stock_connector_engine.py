@@ -20,7 +20,7 @@ from cluster.engine import FinishReason, Leg, Role
 from protos.baton.v1 import kv_pb2 as pb
 from tests.kv_transfer.driven_engine import Pair, count, prompt, started_engine, started_pair
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(480), pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.engine, pytest.mark.long, pytest.mark.timeout(480), pytest.mark.asyncio(loop_scope="module")]
 
 LENGTHS = (1, 2, 31, 32, 33, 63, 64, 65, 96, 300, 1000, 3000)
 OUTPUT = 12

@@ -13,7 +13,7 @@ import pytest_asyncio
 
 from tests.kv_transfer.driven_engine import Pair, count, prompt, started_pair
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(480), pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.engine, pytest.mark.long, pytest.mark.timeout(480), pytest.mark.asyncio(loop_scope="module")]
 
 LENGTHS = (1, 31, 32, 33, 64, 65, 128, 129, 300, 1000)
 OUTPUT = 12

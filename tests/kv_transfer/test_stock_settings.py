@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.config import EngineConfig, KvTransferConfig, ModelConfig
+from cluster.config import EngineConfig, ModelConfig
+from cluster.config_transfer import KvTransferConfig
 from cluster.engine import Role
 from cluster.vllm_environment import environment_for
 from kv_transfer.stock_settings import SideChannel, packing_fingerprint, stock_transfer_config

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cluster.config import KvTransferConfig
+from cluster.config_transfer import KvTransferConfig
 from kv_transfer.ladder import LadderRules
 from tests.kv_transfer.byte_writer import ByteWriter, WriterState
 from tests.kv_transfer.soak import OUTCOMES, TRANSFER, Soak, longest_pull_s

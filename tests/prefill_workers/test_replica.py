@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 
+import grpc
 import pytest
 
 from cluster.engine import EngineInfo
 from cluster.errors import EngineFailed
 from cluster.simulated_engine import SimulatedEngine
 from prefill_workers import deployment
+from protos.baton.v1 import worker_pb2 as pb
+from protos.baton.v1.worker_pb2_grpc import WorkerStub
+from tests.ipv6 import NEEDS_IPV6
 from tests.replica_bench import announced_one, replica_of, simulated_config
 
 
@@ -54,9 +58,26 @@ async def test_a_stop_during_the_start_ends_the_engine_and_announces_nothing(mon
         await entering
 
 
-async def test_a_wildcard_is_announced_as_the_address_of_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = simulated_config(prefill={"listen_host": "0.0.0.0"}, security={"allow_open": True})
+@pytest.mark.parametrize(
+    "host", ["0.0.0.0", pytest.param("::", marks=NEEDS_IPV6), pytest.param("[::]", marks=NEEDS_IPV6)]
+)
+async def test_a_wildcard_is_announced_as_the_address_of_its_machine(
+    host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = simulated_config(prefill={"listen_host": host}, security={"allow_open": True})
     monkeypatch.setattr("ray.util.get_node_ip_address", lambda: "127.0.0.2")
     async with replica_of(deployment, "PrefillWorker", config, monkeypatch) as (_, directory):
         record = await announced_one(directory)
         assert record.address.startswith("127.0.0.2:")
+
+
+@NEEDS_IPV6
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+async def test_an_ipv6_address_is_announced_as_it_can_be_dialled(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = simulated_config(prefill={"listen_host": host})
+    async with replica_of(deployment, "PrefillWorker", config, monkeypatch) as (_, directory):
+        record = await announced_one(directory)
+        assert record.address.startswith("[::1]:")
+        async with grpc.aio.insecure_channel(record.address) as channel:
+            described = await WorkerStub(channel).Describe(pb.DescribeRequest(), timeout=10)
+        assert described.worker_id == record.worker_id

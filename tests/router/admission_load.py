@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from cluster.config_admission import AdmissionConfig
 from router.admission import Admission
-from router.admission_events import Action, Admit, Arrival, Queue, Refuse
+from router.admission_events import AdmissionAction, Admit, Arrival, Queue, Refuse
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,7 @@ class Fleet:
         self._seat_tokens_per_s = 1_000.0
         self._used: dict[str, int] = {}
         self._tenant: dict[str, str] = {}
+        self._came: dict[str, float] = {}
         self._order = itertools.count()
         draw = random.Random(seed)
         self._events: list[tuple[float, int, str, Sender | None]] = []
@@ -80,42 +81,34 @@ class Fleet:
             now, _, request_id, sender = heapq.heappop(self._events)
             actions = self._event(request_id, sender, now)
             self._perform(actions, now, report if now >= count_from_s else Report())
-            self._wake(now)
         self.admission.check_integrity()
         return report
 
-    def _event(self, request_id: str, sender: Sender | None, now: float) -> list[Action]:
-        """A request of `sender` arrives, or the named one ends, or, without either, it is time to look."""
+    def _event(self, request_id: str, sender: Sender | None, now: float) -> list[AdmissionAction]:
+        """A request of `sender` arrives, or the named one ends: often enough that nobody need look between."""
         if sender is not None:
             self._schedule(sender)
-            return self.admission.submit(self._arrival(sender), now)
-        if request_id:
-            return self.admission.finish(request_id, self._used[request_id], now)
-        return self.admission.on_time(now)
-
-    def _wake(self, now: float) -> None:
-        due = self.admission.next_due
-        if due is not None and (not self._events or due < self._events[0][0]):
-            heapq.heappush(self._events, (max(due, now), next(self._order), "", None))
+            return self.admission.submit(self._arrival(sender, now), now)
+        return self.admission.finish(request_id, self._used[request_id], now)
 
     def _schedule(self, sender: Sender) -> None:
         at = next(self._sources[sender], None)
         if at is not None and at < sender.until_s:
             heapq.heappush(self._events, (at, next(self._order), "", sender))
 
-    def _arrival(self, sender: Sender) -> Arrival:
+    def _arrival(self, sender: Sender, now: float) -> Arrival:
         request_id = f"{sender.tenant}-{next(self._order)}"
         used = self._draw.randint(sender.least, sender.most)
         self._used[request_id] = used
-        self._tenant[request_id] = sender.tenant
+        self._tenant[request_id], self._came[request_id] = sender.tenant, now
         return Arrival(request_id, sender.tenant, sender.priority, int(used * sender.declared))
 
-    def _perform(self, actions: list[Action], now: float, report: Report) -> None:
+    def _perform(self, actions: list[AdmissionAction], now: float, report: Report) -> None:
         for action in actions:
             match action:
-                case Admit(request_id, waited_s):
+                case Admit(request_id):
                     tenant, used = self._tenant[request_id], self._used[request_id]
-                    service_s = used / self._seat_tokens_per_s
+                    waited_s, service_s = now - self._came[request_id], used / self._seat_tokens_per_s
                     report.served[tenant] += used
                     report.waits[tenant].append(waited_s)
                     report.ttfts[tenant].append(waited_s + service_s)

@@ -42,7 +42,6 @@ class ScriptedFleet:
         self.dispatch = Dispatch(router, self._post, lambda: self.now, parts(lambda: self.now, seed=seed, gate=gate))
         self.dispatch.connect(self)
         self.dispatch.worker_up(worker_pb2.WorkerDescription(worker_id="p", role=role_to_wire(Role.PREFILL)))
-        self._gate = gate
         self._sources = {sender: sender.times(random.Random(self._draw.random())) for sender in senders}
         for sender in senders:
             self._schedule(sender)
@@ -58,8 +57,6 @@ class ScriptedFleet:
             elif attempt_id:
                 self._answer(attempt_id)
             self.dispatch.on_time()
-            if (due := self._gate.next_due) is not None and due < self._events[0][0]:
-                self._put(due)
         self.dispatch.check_integrity()
         return counted
 

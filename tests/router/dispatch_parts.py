@@ -26,11 +26,13 @@ def parts(
     journal: Journal | None = None,
     gate: Gate | None = None,
     shared: SharedLoads = ALONE,
+    prefill_may_decode: bool = True,
     **placement: object,
 ) -> DispatchParts:
     """`placement`: keys of its section. Prefill is apart from decode unless they say otherwise."""
     config = PlacementConfig.model_validate({"disaggregate": "always"} | placement)
-    placing = Placing(PlacementSetup(config, MODEL, BLOCK_TOKENS, 64 << 20), now, seed, shared)
+    setup = PlacementSetup(config, MODEL, BLOCK_TOKENS, 64 << 20, prefill_may_decode)
+    placing = Placing(setup, now, seed, shared)
     written = RequestJournal(new_journal() if journal is None else journal, now, lambda: 1_700_000_000.0)
     return DispatchParts(placing, written, rules, gate)
 

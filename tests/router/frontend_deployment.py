@@ -31,6 +31,13 @@ PLACES = 32
 
 ONE_IN_50_S = {"requests_per_s": 0.02}
 CHAT = [{"role": "user", "content": "Hello"}]
+STREAMS: dict[str, dict[str, Any]] = {
+    "/v1/completions": {"prompt": [5, 6, 7], "max_tokens": 6},
+    "/v1/chat/completions": {"messages": CHAT, "max_tokens": 6},
+    "/v1/responses": {"input": "Hello", "max_output_tokens": 6},
+    "/v1/messages": {"messages": CHAT, "max_tokens": 6},
+}
+"""What each route that generates is asked for."""
 
 
 @dataclass
@@ -61,13 +68,18 @@ class Deployment:
         return text
 
 
+def tenant_of(path: str) -> str:
+    return path.strip("/").replace("/", "-")
+
+
 def config_for(model: Path) -> Config:
+    limited = "plain", "calling", "choosy", *map(tenant_of, STREAMS)
     return parse_config(
         {
             "model": {"path": str(model), "max_model_len": 512},
             "placement": {"disaggregate": "always"},
             "router": {"grpc_port": 0, "max_in_flight": PLACES, "request_deadline_s": 60.0},
-            "admission": {"tenants": dict.fromkeys(("plain", "streaming", "calling", "choosy"), ONE_IN_50_S)},
+            "admission": {"tenants": dict.fromkeys(limited, ONE_IN_50_S)},
         }
     )
 
@@ -130,9 +142,7 @@ async def decode_stalls(service: Deployment, choices: int, tokens_left: int) -> 
     dispatch = service.replica.fleet.dispatch
 
     async def stall() -> None:
-        await eventually(
-            lambda: [live.pipeline.remaining for live in dispatch._live.values()] == [tokens_left] * choices
-        )
+        await eventually(lambda: [live.pipeline.remaining for live in dispatch._live] == [tokens_left] * choices)
         service.decode.feed.enter(worker_pb2.WORKER_STATE_STALLED, "no step")
 
     stalling = asyncio.create_task(stall())

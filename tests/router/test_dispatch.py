@@ -171,14 +171,36 @@ def test_a_late_output_with_a_ticket_gives_the_lease_back(bench: Bench) -> None:
     assert bench.emissions == []
 
 
-def test_an_output_that_makes_no_sense_fails_its_own_request_only(bench: Bench) -> None:
+def broken_ticket(submit: worker_pb2.Submit) -> worker_pb2.Output:
+    reason = worker_pb2.FINISH_REASON_LENGTH
+    return worker_pb2.Output(attempt_id=submit.attempt_id, token_ids=[1], finish_reason=reason, ticket=b"\xff\xff")
+
+
+def test_a_ticket_that_cannot_be_read_is_its_workers_fault_and_the_request_goes_on(bench: Bench) -> None:
     first, second = bench.ask("a"), bench.ask("b")
-    bad = worker_pb2.Output(
-        attempt_id=first.attempt_id, token_ids=[1], finish_reason=worker_pb2.FINISH_REASON_LENGTH, ticket=b"\xff\xff"
-    )
-    bench.step("p1", bad, output(second, 20, last=True, lease="l2"))
-    assert bench.batches[-1][0].error is not None
-    assert bench.batches[-1][1].token_ids == [20]
+    bench.step("p1", broken_ticket(first), output(second, 20, last=True, lease="l2"))
+    assert [(e.request_id, e.token_ids, e.error) for e in bench.emissions] == [("b", [20], None)]
+    assert bench.aborted == [first.attempt_id]
+    bench.retry()
+    assert (bench.submits[-1].leg, bench.submits[-1].attempt_id[:2]) == (worker_pb2.LEG_PREFILL, "a/")
+
+
+def test_where_nobody_gives_a_ticket_that_can_be_read_it_is_not_the_clients_fault() -> None:
+    bench = Bench()
+    bench.up("p1")
+    bench.step("p1", broken_ticket(bench.ask("a")))
+    bench.retry()
+    error = bench.emissions[-1].error
+    assert isinstance(error, EngineFailed)
+    assert "worker p1 gave an answer that makes no sense: a ticket that cannot be read" in str(error)
+
+
+def test_a_stray_ticket_that_cannot_be_read_is_told_in_the_log(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    prefill = bench.ask("a")
+    bench.dispatch.cancel(["a"])
+    bench.step("p1", broken_ticket(prefill))
+    assert f"worker p1, attempt {prefill.attempt_id}" in caplog.text
+    assert bench.released == []
 
 
 def test_an_unknown_finish_reason_counts_as_a_failed_attempt(bench: Bench) -> None:
@@ -186,6 +208,7 @@ def test_an_unknown_finish_reason_counts_as_a_failed_attempt(bench: Bench) -> No
     strange = worker_pb2.Output(attempt_id=prefill.attempt_id)
     strange.finish_reason = 77  # type: ignore[assignment]
     bench.step(bench.posted[-1][0], strange)
+    assert bench.aborted == [prefill.attempt_id], "its worker may still be at it"
     bench.retry()
     assert len(bench.submits) == 2
 
@@ -218,6 +241,16 @@ def test_a_request_past_its_deadline_ends_with_an_error_and_its_worker_hears_of_
     assert isinstance(bench.emissions[-1].error, DeadlineExceeded)
     assert bench.aborted == [bench.submits[-1].attempt_id]
     assert bench.dispatch.in_flight == 0
+
+
+def test_a_request_whose_client_wants_it_sooner_ends_before_those_that_came_before_it(bench: Bench) -> None:
+    bench.ask("patient")
+    hurried = GenerationRequest("hurried", [4, 5, 6], Sampling(3), caller=Caller(deadline=5.0))
+    bench.dispatch.submit(hurried)
+    bench.now = 5.0
+    bench.dispatch.on_time()
+    assert [(e.request_id, type(e.error)) for e in bench.emissions] == [("hurried", DeadlineExceeded)]
+    assert bench.dispatch.in_flight == 1
 
 
 def test_what_the_frontend_stops_itself_counts_as_completed(bench: Bench) -> None:

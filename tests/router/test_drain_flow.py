@@ -13,6 +13,7 @@ from cluster.clock import RealClock
 from cluster.config import RouterConfig
 from cluster.config_store import StoreConfig
 from cluster.engine import Role
+from cluster.errors import UnknownWorker
 from cluster.memory_store import MemoryStore
 from cluster.store import Store
 from cluster.store_mirror import StoreMirror
@@ -92,6 +93,18 @@ class Stage:
         del self.cluster.workers[worker_id]
         await running.worker.close()
 
+    async def held(self) -> list[Answer]:
+        """Streams on every decode worker that do not end by themselves: nor does a drain, which nothing undoes then."""
+        answers = [self.a.open(max_tokens=2_000) for _ in range(4)]
+        await eventually(lambda: min(len(answer.tokens) for answer in answers) > 2)
+        decoding = (self.cluster.workers[id_].worker for id_, role in POOLS.items() if role is Role.DECODE)
+        assert all(worker.attempts for worker in decoding)
+        return answers
+
+    def give_up(self, held: list[Answer]) -> None:
+        self.a.clients.give_up(held)
+        self.a.asked = [asked for asked in self.a.asked if asked[2] not in held]
+
     def state(self, worker_id: str) -> State:
         return self.cluster.workers[worker_id].worker.state
 
@@ -139,8 +152,7 @@ async def test_short_streams_finish_where_they_are(stage: Stage) -> None:
 
 
 async def test_a_drained_worker_gets_nothing_new_and_works_again_when_that_is_undone(stage: Stage) -> None:
-    held = [stage.a.open(max_tokens=2_000) for _ in range(4)]
-    await eventually(lambda: min(len(answer.tokens) for answer in held) > 2)
+    held = await stage.held()
     await stage.a.drains.order("d1", "", 60.0)
     await eventually(lambda: stage.state("d1") is State.DRAINING)
     before = sum(stage.cluster.workers["d1"].worker.attempts.outcomes.values())
@@ -148,24 +160,24 @@ async def test_a_drained_worker_gets_nothing_new_and_works_again_when_that_is_un
         for _ in range(4):
             await asyncio.wait_for(router.open(max_tokens=4).ended.wait(), 10)
     assert sum(stage.cluster.workers["d1"].worker.attempts.outcomes.values()) == before
-    assert await stage.b.drains.undo("d1")
+    await stage.b.drains.undo("d1")
     await eventually(lambda: stage.state("d1") is State.READY)
     await eventually(lambda: all(not router.fleet.dispatch.view.get("d1").leaving for router in stage.routers))  # type: ignore[union-attr]
-    for router in stage.routers:
-        router.clients.give_up([answer for answer in held if router is stage.a])
-        router.asked = [asked for asked in router.asked if asked[2] not in held]
+    stage.give_up(held)
 
 
 async def test_a_router_that_comes_later_passes_the_order_on_and_cannot_turn_an_undone_one_around(stage: Stage) -> None:
+    held = await stage.held()
     await stage.a.drains.order("d1", "", 60.0)
     await eventually(lambda: stage.state("d1") is State.DRAINING)
     late = Router("c", MemoryStore(StoreConfig(), RealClock().now), stage.cluster)  # knows nothing of the order
     await late.start()
     await eventually(lambda: late.fleet.dispatch.view.get("d1") is not None)
     assert late.fleet.dispatch.view.get("d1").leaving  # type: ignore[union-attr]
-    assert await late.drains.undo("d1")
+    await late.drains.undo("d1")
     await eventually(lambda: stage.state("d1") is State.READY)
     await late.close()
+    stage.give_up(held)
 
 
 async def test_every_worker_is_replaced_in_turn_under_load_and_no_request_fails(stage: Stage) -> None:
@@ -174,7 +186,7 @@ async def test_every_worker_is_replaced_in_turn_under_load_and_no_request_fails(
     for turn, (worker_id, role) in enumerate(POOLS.items()):
         await stage.add(f"{worker_id}-new", role)
         deadline_s = 0.0 if turn % 2 else None
-        assert await stage.routers[turn % 2].drains.order(worker_id, "", deadline_s) is not None
+        await stage.routers[turn % 2].drains.order(worker_id, "", deadline_s)
         await stage.gone(worker_id)
     stop.set()
     await asyncio.gather(*load)
@@ -199,4 +211,7 @@ async def test_marks_of_workers_that_are_gone_do_not_stay_for_ever(stage: Stage)
     await eventually(lambda: stage.a.fleet.role_of("d1") is None)
     await stage.a.drains.order("p1", "", 60.0)
     assert set(stage.a.drains.marks) == {"p1"}
-    assert await stage.a.drains.order("d1", "", 0.0) is None
+    with pytest.raises(UnknownWorker, match=r"did you mean .*d2"):
+        await stage.a.drains.order("d1", "", 0.0)
+    with pytest.raises(UnknownWorker, match=r"did you mean .*d2"):
+        await stage.a.drains.undo("d1")

@@ -22,6 +22,7 @@ from router.defence import Defence
 from router.fleet import Fleet
 from router.grpc_edge import GrpcEdge
 from router.guard import Guard
+from router.lease_listing import LeaseListing
 from tests.certificates import Authority
 from tests.router.dispatch_parts import parts
 from tests.router.simulated_cluster import SECRET, Clients, SimulatedCluster, engine_config, expected_tokens
@@ -88,6 +89,15 @@ async def test_requests_are_served_and_blocks_handed_over(stage: Stage) -> None:
     assert all(report.description is not None for report in reports)
     moved = [t for report in reports if report.description for t in report.description.counters.transfers]
     assert sum(each.blocks for each in moved if each.outcome == "landed") >= len(PROMPT) // 16
+
+
+async def test_leases_are_asked_for_over_it_too(stage: Stage) -> None:
+    lease = stage.cluster.workers["p1"].engine._handoff
+    assert lease is not None
+    lease.offer("a", 10, [])
+    told = {worker.worker_id: worker for worker in await LeaseListing(stage.fleet).find("")}
+    assert {worker.unreachable for worker in told.values()} == {""}
+    assert [each.state for each in told["p1"].leases] == ["offered"]
 
 
 async def test_no_port_that_is_open_answers_in_plain_text(stage: Stage) -> None:

@@ -13,8 +13,9 @@ from cluster.errors import InvalidRequest, NoWorker
 from cluster.wire import role_to_wire
 from protos.baton.v1 import admin_pb2, inference_pb2, worker_pb2
 from router.explainer import Explainer
-from router.handover_rules import DEFAULT_RULES
+from router.pipeline_questions import DEFAULT_PIPELINE_RULES, PipelineRules
 from router.placing import Placing
+from router.recovery import RecoveryRules
 from router.text_generation import Prompt, Rendered, TextChunk, TextSampling, TokenPrompt
 from tests.router.dispatch_parts import BLOCK_TOKENS, MODEL, new_journal, parts
 
@@ -36,12 +37,12 @@ class Tokens:
         raise AssertionError("a dry run generates nothing")
 
 
-def fleet(*workers: str, **placement: Any) -> tuple[Explainer, Placing]:
+def fleet(*workers: str, rules: PipelineRules = DEFAULT_PIPELINE_RULES, **placement: Any) -> tuple[Explainer, Placing]:
     placing = parts(lambda: 0.0, **placement).placing
     for worker_id in workers:
         role = role_to_wire(Role.PREFILL if worker_id.startswith("p") else Role.DECODE)
         placing.worker_up(worker_pb2.WorkerDescription(worker_id=worker_id, role=role, num_blocks=1_000))
-    return Explainer("router-1", new_journal(), Tokens(), placing, lambda: 0.0, DEFAULT_RULES), placing
+    return Explainer("router-1", new_journal(), Tokens(), placing, lambda: 0.0, rules), placing
 
 
 def asked(**fields: Any) -> admin_pb2.DryRun:
@@ -75,6 +76,15 @@ async def test_with_one_pool_the_whole_request_would_run_there(workers: tuple[st
     explainer, _ = fleet(*workers)
     told = await explainer.tried(asked())
     assert [decision.question for decision in told.decisions] == questions
+
+
+async def test_where_prefill_workers_may_not_decode_a_dry_run_sends_nothing_to_them_alone() -> None:
+    rules = PipelineRules(recovery=RecoveryRules(prefill_may_decode=False))
+    explainer, _ = fleet("p1", rules=rules)
+    with pytest.raises(NoWorker):
+        await explainer.tried(asked())
+    told = await explainer.tried(asked(max_tokens=1))
+    assert [(decision.question, decision.chosen) for decision in told.decisions] == [("whole", "p1")]
 
 
 async def test_a_dry_run_is_refused_as_the_request_would_be() -> None:

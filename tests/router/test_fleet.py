@@ -14,8 +14,7 @@ from cluster.clock import RealClock
 from cluster.config import RouterConfig
 from cluster.config_store import StoreConfig
 from cluster.engine import Role, Sampling
-from cluster.errors import WorkerLost
-from cluster.membership import MemoryDirectory, WorkerRecord
+from cluster.membership import MemoryDirectory
 from cluster.memory_store import MemoryStore
 from cluster.store_mirror import StoreMirror
 from protos.baton.v1 import admin_pb2, admin_pb2_grpc, worker_pb2
@@ -23,7 +22,6 @@ from router.admin_service import AdminService
 from router.drains import Drains
 from router.fleet import Fleet
 from router.generation import Emission, GenerationRequest
-from router.worker_link import OUTGOING_LIMIT, WorkerLink
 from tests.router.dispatch_parts import load_of, parts
 from tests.router.scripted_worker import LeaseBook, ScriptedWorker, expected_tokens
 from tests.waiting import eventually
@@ -279,78 +277,9 @@ async def test_a_drained_worker_gets_nothing_new_until_that_is_undone(stage: Sta
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await stub.Drain(admin_pb2.DrainRequest(worker_id="nobody"), timeout=5)
         assert refused.value.code() is grpc.StatusCode.NOT_FOUND
+        assert refused.value.details() == "worker 'nobody' is not known; known: d1, d2"
     await server.stop(None)
 
 
 def _takes_work(stage: Stage) -> list[str]:
     return [worker.worker_id for worker in stage.fleet.dispatch.view.ready(Role.DECODE)]
-
-
-# One link
-
-
-async def link_to(worker: ScriptedWorker, record: WorkerRecord | None = None) -> WorkerLink:
-    started = await worker.start()
-    return WorkerLink(record or started, "router-1", deadline_s=0.5)
-
-
-@pytest.fixture
-async def worker() -> AsyncIterator[ScriptedWorker]:
-    worker = ScriptedWorker("w", Role.DECODE, LeaseBook())
-    yield worker
-    await worker.stop()
-
-
-async def test_a_worker_that_says_nothing_is_lost_at_the_deadline(worker: ScriptedWorker) -> None:
-    worker.silent = True
-    link = await link_to(worker)
-    with pytest.raises(WorkerLost, match="no answer within"):
-        await link.open()
-    await link.close()
-
-
-async def test_an_address_without_a_worker_is_lost_and_says_which() -> None:
-    link = WorkerLink(WorkerRecord("w", Role.DECODE, 1, "127.0.0.1:1"), "router-1", deadline_s=5.0)
-    with pytest.raises(WorkerLost, match=r"worker w at 127\.0\.0\.1:1"):
-        await link.open()
-    await link.close()
-
-
-async def test_a_worker_of_another_epoch_is_refused(worker: ScriptedWorker) -> None:
-    link = await link_to(worker)
-    link.record = replace(link.record, epoch=9)
-    with pytest.raises(WorkerLost, match="epoch 1"):
-        await link.open()
-    await link.close()
-
-
-async def test_a_worker_that_has_failed_takes_no_session(worker: ScriptedWorker) -> None:
-    worker.state = worker_pb2.WORKER_STATE_FAILED
-    link = await link_to(worker)
-    with pytest.raises(WorkerLost, match="FAILED"):
-        await link.open()
-    await link.close()
-
-
-async def test_a_worker_that_does_not_read_counts_as_lost(worker: ScriptedWorker) -> None:
-    link = await link_to(worker)
-    await link.open()
-    serving = asyncio.create_task(link.serve(lambda step: None))
-    message = worker_pb2.SessionRequest(abort=worker_pb2.Abort(attempt_ids=["x"]))
-    sent = [link.send(message) for _ in range(OUTGOING_LIMIT + 1)]  # the loop has no turn to write them
-    assert sent == [True] * OUTGOING_LIMIT + [False]
-    with pytest.raises(WorkerLost, match="does not read"):
-        await serving
-    await link.close()
-
-
-async def test_cancelling_the_owner_of_a_link_is_no_loss(worker: ScriptedWorker) -> None:
-    link = await link_to(worker)
-    await link.open()
-    serving = asyncio.create_task(link.serve(lambda step: None))
-    await asyncio.sleep(0)
-    serving.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await serving
-    await link.close()
-    assert not link.send(worker_pb2.SessionRequest())

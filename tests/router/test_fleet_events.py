@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from cluster.engine import Role
-from router.fleet_events import FleetEvents, Seen
+from router.fleet_events import FleetEvents
+from router.seen import Seen
 
 
 def test_events_carry_the_role_of_a_worker_that_has_joined() -> None:

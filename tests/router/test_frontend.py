@@ -12,8 +12,9 @@ import openai
 import pytest
 import pytest_asyncio
 
+from cluster.errors import EngineFailed
 from protos.baton.v1 import admin_pb2, inference_pb2, worker_pb2
-from tests.router.frontend_deployment import CHAT, Deployment, cleared, decode_stalls, deployed
+from tests.router.frontend_deployment import CHAT, STREAMS, Deployment, cleared, decode_stalls, deployed
 from tests.router.scripted_worker import expected_tokens
 from tests.waiting import eventually
 
@@ -198,6 +199,21 @@ async def test_what_cannot_be_carried_over_ends_with_an_error_event(service: Dep
     assert [event.startswith('data: {"error"') for event in events[-3:]] == [True, False, False]
     assert "worker d is stalled: no step" in events[-3]
     assert events[-2] == "data: [DONE]"
+
+
+@pytest.mark.parametrize("path", STREAMS)
+async def test_a_stream_of_any_route_that_cannot_go_on_ends_with_the_cause(service: Deployment, path: str) -> None:
+    body = {"model": "demo", "stream": True, **STREAMS[path]}
+    service.decode.free_tokens = 2
+    service.decode.gate.clear()
+    async with service.http.stream("POST", path, json=body) as response:
+        lines = response.aiter_lines()
+        assert await anext(lines), "the first token has come"
+        service.replica.fleet.dispatch.fail_all(EngineFailed("the fleet is gone"))
+        rest = "\n".join([line async for line in lines])
+    assert response.status_code == 200
+    assert '"message": "the fleet is gone"' in rest
+    assert "validation error" not in rest
 
 
 BAD_COMPLETIONS: list[tuple[dict[str, Any], int]] = [

@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 
 from protos.baton.v1 import admin_pb2, admin_pb2_grpc, inference_pb2
-from tests.router.frontend_deployment import PLACES, Deployment, cleared, deployed
+from tests.router.frontend_deployment import PLACES, STREAMS, Deployment, cleared, deployed, tenant_of
 from tests.router.scripted_worker import expected_tokens
 from tests.waiting import eventually
 
@@ -45,13 +45,17 @@ async def test_a_tenant_over_its_limit_is_told_by_status_and_header(service: Dep
     await service.complete()  # nobody else is concerned
 
 
-async def test_a_stream_and_a_chat_of_such_a_tenant_are_told_the_same_way(service: Deployment) -> None:
-    tenant = {"X-Tenant-Id": "streaming"}
-    stream = await service.chat(stream=True, extra_headers=tenant)
-    assert [chunk async for chunk in stream]
-    with pytest.raises(openai.RateLimitError) as caught:
-        await service.chat(stream=True, extra_headers=tenant)
-    assert 40 <= int(caught.value.response.headers["retry-after"]) <= 50
+@pytest.mark.parametrize("path", STREAMS)
+async def test_a_stream_of_such_a_tenant_is_told_the_same_way(service: Deployment, path: str) -> None:
+    tenant, body = {"X-Tenant-Id": tenant_of(path)}, {"model": "demo", "stream": True, **STREAMS[path]}
+    first = await service.http.post(path, json=body, headers=tenant)
+    assert (first.status_code, first.headers["content-type"].split(";")[0]) == (200, "text/event-stream")
+    refused = await service.http.post(path, json=body, headers=tenant)
+    assert refused.status_code == 429
+    assert 40 <= int(refused.headers["retry-after"]) <= 50
+    error = refused.json()["error"]
+    assert (error["type"], error["code"]) == ("rate_limit_error", 429)
+    assert f"tenant {tenant_of(path)} is over its limit" in error["message"]
 
 
 async def test_every_choice_counts_for_its_tenant(service: Deployment) -> None:

@@ -15,6 +15,7 @@ from cluster.errors import (
     BatonError,
     ConfigError,
     DeadlineExceeded,
+    DeadlineUnreachable,
     InvalidRequest,
     NoWorker,
     Overloaded,
@@ -85,9 +86,16 @@ class Bench:
     def deliver(self, emissions: Sequence[Emission]) -> None:
         self.emissions += emissions
 
-    def ask(self, *request_ids: str, tenant: str = "a", priority: str = "", prompt: int = 8) -> None:
+    def ask(
+        self,
+        *request_ids: str,
+        tenant: str = "a",
+        priority: str = "",
+        prompt: int = 8,
+        deadline: float | None = None,
+    ) -> None:
         for request_id in request_ids:
-            caller = Caller(tenant, priority)
+            caller = Caller(tenant, priority, deadline=deadline)
             self.dispatch.submit(
                 GenerationRequest(request_id, list(range(prompt)), Sampling(2), caller=caller),
             )
@@ -162,10 +170,28 @@ def test_a_request_whose_deadline_passes_in_the_queue_is_refused_then(bench: Ben
     assert bench.outcomes == {"failed": 2, "refused": 1}
 
 
+def test_a_clients_own_deadline_counts_where_it_comes_before_the_routers() -> None:
+    bench = Bench(queue={"most_wait_s": 1000.0}, cold_tokens_per_s=1.0)
+    bench.ask("r1", "r2")
+    bench.ask("patient", deadline=1_000.0)
+    bench.ask("hurried", deadline=5.0)  # behind the ten tokens of the one before
+    assert isinstance(bench.error_of("hurried"), DeadlineUnreachable)
+    bench.ask("in time", tenant="b", deadline=20.0)
+    bench.now = 20.0
+    bench.dispatch.on_time()
+    assert isinstance(bench.error_of("in time"), DeadlineExceeded)
+    assert [emission.request_id for emission in bench.emissions] == ["hurried", "in time"]
+    bench.now = 50.0
+    bench.dispatch.on_time()
+    assert isinstance(bench.error_of("patient"), DeadlineExceeded)
+
+
 def test_a_request_that_has_waited_too_long_is_refused_and_told_when_to_come_back() -> None:
     bench = Bench(queue={"most_wait_s": 5.0})
     bench.ask("r1", "r2", "r3")
-    assert bench.gate.next_due == 5.0
+    bench.now = 4.9
+    bench.dispatch.on_time()
+    assert bench.emissions == []
     bench.now = 5.0
     bench.dispatch.on_time()
     error = bench.error_of("r3")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
@@ -32,6 +34,7 @@ from router.text_generation import (
     TokenPrompt,
     Usage,
 )
+from tests.ipv6 import NEEDS_IPV6
 
 SERVICE = "baton.v1.Inference"
 
@@ -111,6 +114,15 @@ async def bench() -> AsyncIterator[Bench]:
     await edge.close(0)
 
 
+@NEEDS_IPV6
+async def test_it_listens_on_ipv6() -> None:
+    edge = GrpcEdge(RouterConfig(grpc_host="::1", grpc_port=0), Script(), NoAdmin())
+    port = await edge.start()
+    with socket.socket(socket.AF_INET6) as client:
+        client.connect(("::1", port))
+    await edge.close(0)
+
+
 async def test_deltas_and_usage_arrive_as_they_were_made(bench: Bench) -> None:
     at = TokenLogprobs((7, 8, 9), (-0.5, -1.5, -2.5), 1)
     bench.script.chunks = [
@@ -158,6 +170,8 @@ async def test_absent_sampling_fields_stay_absent_and_zero_is_a_value(bench: Ben
         {"sampling": {"max_tokens": 0}},
         {"sampling": {"n": 0}},
         {"sampling": {"n": 5}},
+        {"request_id": "x" * 257},
+        {"request_id": "a\nb"},
     ],
 )
 async def test_bad_input_is_refused_before_anything_is_asked(bench: Bench, fields: dict[str, Any]) -> None:
@@ -211,6 +225,18 @@ async def test_a_client_deadline_ends_the_generation(bench: Bench) -> None:
     await asyncio.wait_for(bench.script.left.wait(), 5)
 
 
+async def test_admission_learns_of_a_clients_deadline(bench: Bench) -> None:
+    before = time.monotonic()
+    async for _ in bench.inference.Generate(inference_pb2.GenerateRequest(text="hi"), timeout=20.0):
+        pass
+    await bench.generate()
+    hurried, patient = bench.script.callers
+    assert hurried.deadline is not None
+    assert before + 10.0 < hurried.deadline < time.monotonic() + 21.0  # what goes over the wire is rounded
+    assert hurried.until(before, 600.0) == hurried.deadline
+    assert patient.deadline is None
+
+
 async def test_the_model_is_listed(bench: Bench) -> None:
     (model,) = (await bench.inference.ListModels(inference_pb2.ListModelsRequest())).models
     assert (model.id, model.max_model_len) == ("demo", 4096)
@@ -223,6 +249,23 @@ async def test_health_says_what_it_was_told(bench: Bench) -> None:
         for service in ("", SERVICE):
             answer = await stub.Check(health_pb2.HealthCheckRequest(service=service))
             assert health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status) == status
+
+
+async def test_health_follows_what_changes_without_a_word(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("router.grpc_edge.HEALTH_S", 0.01)
+    stub, ready = health_pb2_grpc.HealthStub(bench.channel), True
+    silent = asyncio.Event()
+    following = asyncio.create_task(bench.edge.follow(lambda: ready, lambda: silent))
+    seen = []
+    async with asyncio.timeout(10):
+        async for answer in stub.Watch(health_pb2.HealthCheckRequest(service=SERVICE)):
+            seen.append(answer.status)
+            if answer.status == health_pb2.HealthCheckResponse.NOT_SERVING and not ready:
+                break
+            ready = answer.status != health_pb2.HealthCheckResponse.SERVING
+    following.cancel()
+    await asyncio.wait({following})
+    assert seen[-2:] == [health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING]
 
 
 async def test_a_client_can_be_made_from_reflection_alone(bench: Bench) -> None:

@@ -1,67 +1,18 @@
-"""The HTTP edge in front of a small application: routes, bodies, early errors and streams that break."""
+"""The HTTP edge in front of a small application: routes, bodies and early errors."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
-import httpx
 import pytest
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
+from starlette.responses import JSONResponse, Response
 
-from cluster.config import RouterConfig
 from cluster.config_security import NO_TENANT
-from cluster.errors import DeadlineExceeded, NoWorker, Overloaded, TenantLimited
+from cluster.errors import NoWorker, Overloaded, TenantLimited
 from router.caller import Caller, current_caller
-from router.http_edge import GENERATING, READING, HttpEdge
 from router.session_id import current_session
-
-CHAT = "/v1/chat/completions"
-CONFIG = RouterConfig(max_body_bytes=1000, max_choices=4, max_in_flight=8)
-
-
-class Backend:
-    """What stands behind the edge; `respond` is what it answers to a POST."""
-
-    def __init__(self) -> None:
-        self.respond: Callable[[bytes], Response] = lambda body: Response(body, media_type="application/json")
-        self.reached = 0
-        self.headers: dict[str, str] = {}
-        routes = [Route(path, self.post, methods=["POST"]) for path in [*GENERATING, *READING, "/scale_elastic_ep"]]
-        routes += [Route(path, self.get) for path in ("/v1/models", "/metrics", "/server_info")]
-        self.app = Starlette(routes=routes)
-
-    async def post(self, request: Request) -> Response:
-        self.reached += 1
-        self.headers = dict(request.headers)
-        return self.respond(await request.body())
-
-    async def get(self, request: Request) -> Response:
-        self.reached += 1
-        return JSONResponse({"object": "list"})
-
-
-class Edge:
-    def __init__(self) -> None:
-        self.backend = Backend()
-        self.refusal: Exception | None = None
-        self.ready = True
-        self.callers: list[Caller] = []
-        app = HttpEdge(self.backend.app, CONFIG, self.admit, lambda: self.ready)
-        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        self.client = httpx.AsyncClient(transport=transport, base_url="http://router")
-
-    def admit(self, caller: Caller) -> None:
-        self.callers.append(caller)
-        if self.refusal is not None:
-            raise self.refusal
-
-    async def post(self, body: object, path: str = CHAT, **options: Any) -> httpx.Response:
-        return await self.client.post(path, json=body, **options)
+from tests.router.edge_bench import CHAT, Edge, error_of
 
 
 @pytest.fixture
@@ -69,13 +20,6 @@ async def edge() -> AsyncIterator[Edge]:
     edge = Edge()
     yield edge
     await edge.client.aclose()
-
-
-def error_of(response: httpx.Response) -> dict[str, Any]:
-    error: dict[str, Any] = response.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"}
-    assert error["code"] == response.status_code
-    return error
 
 
 async def test_a_good_request_reaches_the_application_with_its_body(edge: Edge) -> None:
@@ -125,6 +69,15 @@ async def test_health_follows_the_fleet(edge: Edge) -> None:
         ({"n": 0}, "n"),
         ({"n": 5}, "n"),
         ({"best_of": 99}, "best_of"),
+        ({"n": "2"}, "n"),
+        ({"n": 2.0}, "n"),
+        ({"n": True}, "n"),
+        ({"max_tokens": "5"}, "max_tokens"),
+        ({"prompt": ["a"] * 5, "n": "2"}, "n"),
+        ({"priority": -1}, "priority"),
+        ({"request_id": "x" * 257}, "request_id"),
+        ({"request_id": "a\nb"}, "request_id"),
+        ({"request_id": 7}, "request_id"),
         ({"prompt": ["a", ""]}, "prompt"),
         ({"prompt": ["a"] * 5, "n": 2}, "prompt"),
     ],
@@ -136,7 +89,17 @@ async def test_a_field_that_cannot_work_is_named(edge: Edge, body: dict[str, Any
 
 
 @pytest.mark.parametrize(
-    "body", [{"kv_transfer_params": None, "use_beam_search": False, "cache_salt": "s", "prompt": [1]}]
+    "body",
+    [
+        {
+            "kv_transfer_params": None,
+            "use_beam_search": False,
+            "cache_salt": "s",
+            "priority": 0,
+            "prompt": [1],
+            "request_id": "x" * 256,
+        }
+    ],
 )
 async def test_fields_that_say_nothing_or_are_allowed_pass(edge: Edge, body: dict[str, Any]) -> None:
     assert (await edge.post(body)).status_code == 200
@@ -176,6 +139,19 @@ async def test_what_cannot_be_taken_now_is_refused_with_a_time_to_come_back(edge
     response = await edge.post({"model": "demo"})
     assert (response.status_code, response.headers["retry-after"]) == (503, "1")
     assert error_of(response)["message"] == str(refusal)
+
+
+async def test_a_caller_that_cannot_be_taken_is_refused_before_its_body_is_read(edge: Edge) -> None:
+    read = 0
+
+    async def body() -> AsyncIterator[bytes]:
+        nonlocal read
+        read += 1
+        yield b"{}"
+
+    edge.refusal = Overloaded("full")
+    assert (await edge.client.post(CHAT, content=body())).status_code == 503
+    assert read == 0
 
 
 @pytest.mark.parametrize(
@@ -244,39 +220,6 @@ async def test_headers_that_would_steer_the_engine_are_dropped(edge: Edge) -> No
     assert edge.backend.headers["x-session-id"] == "s"
 
 
-def streams(*events: str | Exception) -> Callable[[bytes], Response]:
-    async def produce() -> AsyncIterator[str]:
-        for event in events:
-            if isinstance(event, Exception):
-                raise event
-            yield f"data: {event}\n\n"
-
-    return lambda body: StreamingResponse(produce(), media_type="text/event-stream")
-
-
-async def test_a_stream_that_begins_with_an_error_gets_that_errors_status(edge: Edge) -> None:
-    error = {"error": {"message": "bad token", "type": "BadRequestError", "param": "stop", "code": 400}}
-    edge.backend.respond = streams(json.dumps(error), "[DONE]")
-    response = await edge.post({"stream": True})
-    assert (response.status_code, response.json()) == (400, error)
-    assert response.headers["content-type"] == "application/json"
-
-
-async def test_a_stream_that_works_passes_untouched(edge: Edge) -> None:
-    edge.backend.respond = streams('{"a": 1}', "[DONE]")
-    response = await edge.post({"stream": True})
-    assert response.text == 'data: {"a": 1}\n\ndata: [DONE]\n\n'
-
-
-async def test_a_stream_that_breaks_ends_with_an_error_event(edge: Edge) -> None:
-    edge.backend.respond = streams('{"a": 1}', DeadlineExceeded("too slow"))
-    response = await edge.post({"stream": True})
-    events = response.text.split("\n\n")
-    assert events[0] == 'data: {"a": 1}'
-    assert json.loads(events[1].removeprefix("data: "))["error"]["message"] == "too slow"
-    assert events[2] == "data: [DONE]"
-
-
 async def test_an_unforeseen_failure_is_answered_without_its_details(edge: Edge) -> None:
     def broken(body: bytes) -> Response:
         raise RuntimeError("secret path /etc/x")
@@ -293,9 +236,10 @@ async def test_a_session_named_in_the_header_is_known_to_what_serves_the_request
     assert (await edge.post({})).text == ""
 
 
+@pytest.mark.parametrize("header", ["x-session-id", "x-request-id"])
 @pytest.mark.parametrize("name", ["x" * 257, "caf\u00e9", "a\tb"])
-async def test_a_session_name_that_is_no_name_is_refused(edge: Edge, name: str) -> None:
-    answer = await edge.post({}, headers={"x-session-id": name.encode("latin-1")})
+async def test_a_name_of_a_session_or_request_that_is_none_is_refused(edge: Edge, header: str, name: str) -> None:
+    answer = await edge.post({}, headers={header: name.encode("latin-1")})
     assert answer.status_code == 400
-    assert "x-session-id" in error_of(answer)["message"]
+    assert header in error_of(answer)["message"]
     assert edge.backend.reached == 0

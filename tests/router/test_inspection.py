@@ -122,6 +122,19 @@ async def test_leases_name_their_worker_and_an_unknown_one_is_told_the_nearest(s
     assert "did you mean p?" in (refused.value.details() or "")
 
 
+async def test_a_worker_without_a_session_is_listed_with_the_reason_and_not_left_out(stage: Stage) -> None:
+    await stage.cluster.crash("d")
+    await eventually(lambda: stage.fleet.dispatch.view.get("d") is None)
+    for asked in ("d", ""):
+        leases = await stage.stub.ListLeases(pb.ListLeasesRequest(worker_id=asked), timeout=CALL_S)
+        flushes = await stage.stub.FlushCache(pb.FlushCacheRequest(worker_id=asked), timeout=CALL_S)
+        (listed,) = [worker for worker in leases.workers if worker.worker_id == "d"]
+        (flush,) = [worker for worker in flushes.workers if worker.worker_id == "d"]
+        assert "no session" in listed.unreachable
+        assert "no session" in flush.reason
+        assert not flush.flushed
+
+
 async def test_who_came_and_who_was_lost_is_seen_with_the_requests_that_moved(stage: Stage) -> None:
     answer = stage.clients.open(PROMPT, 400)
     await eventually(lambda: len(answer.tokens) > 2)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import grpc
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster.engine import Leg, Sampling
 from cluster.errors import StoreUnavailable
 from protos.baton.v1 import admin_pb2 as pb
 from protos.baton.v1.admin_pb2_grpc import AdminStub, add_AdminServicer_to_server
+from router import decision
 from router.admin_service import AdminService
 from router.explainer import Explainer
 from router.explanation import explanation_of
 from router.fleet import Fleet
-from router.handover_rules import DEFAULT_RULES
+from router.generation import GenerationRequest
 from router.journal import CANDIDATES, Journal
 from router.journal_record import (
     Attempt,
@@ -27,6 +30,8 @@ from router.journal_record import (
     decoded,
     encoded,
 )
+from router.pipeline_questions import DEFAULT_PIPELINE_RULES
+from router.request_journal import RequestJournal
 from router.text_generation import TextGeneration
 from tests.router.dispatch_parts import parts
 
@@ -60,9 +65,8 @@ def write(journal: Journal, request_id: str) -> None:
     record = journal.begin(request_id, "acme", 1_200, at_unix_s=1_700_000_000.0)
     record.predicted = Timing(ttft_s=0.25, itl_s=0.02)
     candidates = (
-        Candidate("p1", {"queue": 0.2, "prefill": 0.1, "transfer": 0.05}),
         Candidate("p2", {"queue": 0.0, "prefill": 0.2, "transfer": 0.05}),
-        Candidate("p3", excluded="draining"),
+        Candidate("p1", {"queue": 0.2, "prefill": 0.1, "transfer": 0.05}),
     )
     journal.decided(request_id, Decision("prefill", 0.001, "p2", "p1", candidates, because="lowest predicted TTFT"))
     journal.attempted(request_id, Attempt(f"{request_id}/p1", "prefill", "p2", 0.001, 0.21, "completed"))
@@ -78,7 +82,6 @@ def test_a_record_holds_the_reasons_the_attempts_and_what_happened(kept: Kept) -
     assert [(c.worker_id, round(c.total_s, 3)) for c in record.decisions[0].candidates] == [
         ("p2", 0.25),
         ("p1", 0.35),
-        ("p3", 0.0),
     ]
     assert (record.predicted.ttft_s, record.actual.ttft_s) == (0.25, 0.27)
     assert record.attempts[0].worker_id == "p2"
@@ -128,19 +131,34 @@ async def test_a_damaged_record_says_so(kept: Kept) -> None:
         await journal(kept).look_up("r1")
 
 
-def test_a_record_stays_small_in_a_large_fleet(kept: Kept) -> None:
+def choice_among(workers: int, chosen: int) -> decision.Decision:
+    """Worker n is predicted to cost n seconds."""
+    names, costs = tuple(f"worker-{n}" for n in range(workers)), np.arange(workers, dtype=np.float64)
+    table = decision.CostTable.of(Leg.PREFILL, names, np.arange(workers), np.zeros(workers), queue_s=costs)
+    return decision.Decision(decision.Why.SESSION, table.candidate(chosen), table, chosen)
+
+
+def test_the_chosen_worker_leads_those_that_are_kept_of_a_large_fleet(kept: Kept) -> None:
+    book = journal(kept)
+    written = RequestJournal(book, lambda: 0.0, lambda: 0.0)
+    written.begin(GenerationRequest("r1", [1, 2, 3], Sampling(4)))
+    written.decided("r1", choice_among(1_000, chosen=500), 0)
+    record = book.find("r1")
+    assert record is not None
+    (made,) = record.decisions
+    assert (made.chosen, made.runner_up, made.left_out) == ("worker-500", "worker-0", 1_000 - CANDIDATES)
+    assert [c.worker_id for c in made.candidates] == ["worker-500", *(f"worker-{n}" for n in range(CANDIDATES - 1))]
+
+
+def test_a_record_stays_small_however_much_befalls_its_request(kept: Kept) -> None:
     book = journal(kept)
     book.begin("r1", "acme", 10, 0.0)
-    fleet = tuple(Candidate(f"worker-{n}", {"queue": 1.0 + n, "prefill": 0.1}) for n in range(1_000))
+    kept_of_each = tuple(Candidate(f"worker-{n}", {"queue": 1.0 + n, "prefill": 0.1}) for n in range(CANDIDATES))
     for _ in range(100):
-        book.decided("r1", Decision("prefill", 0.0, "worker-0", "worker-1", fleet, because="x" * 10_000))
+        book.decided("r1", Decision("prefill", 0.0, "worker-0", "worker-1", kept_of_each, because="x" * 10_000))
         book.attempted("r1", Attempt("a", "prefill", "w", 0.0, 0.0, "failed"))
         book.stepped("r1", Rung("a", "nixl", "failed"))
     book.end("r1", "failed", Timing(), error="y" * 10_000)
-    record = book.find("r1")
-    assert record is not None
-    assert [c.worker_id for c in record.decisions[0].candidates] == [f"worker-{n}" for n in range(CANDIDATES)]
-    assert record.decisions[0].left_out == 1_000 - CANDIDATES
     assert len(kept.bodies["r1"]) < 100_000
 
 
@@ -196,7 +214,7 @@ def test_a_record_is_the_same_after_its_bytes_and_whole_in_the_explanation(recor
 def explainer_of(book: Journal) -> Explainer:
     """Of records only: it has no frontend."""
     text: TextGeneration = None  # type: ignore[assignment]
-    return Explainer("router-1", book, text, parts(lambda: 0.0).placing, lambda: 0.0, DEFAULT_RULES)
+    return Explainer("router-1", book, text, parts(lambda: 0.0).placing, lambda: 0.0, DEFAULT_PIPELINE_RULES)
 
 
 async def explain(book: Journal | None, request: pb.ExplainRequest) -> pb.Explanation:

@@ -17,7 +17,7 @@ from cluster.engine import (
     Role,
     Sampling,
 )
-from cluster.errors import DeadlineExceeded, EngineFailed, NoWorker, TicketRefused, WorkerLost
+from cluster.errors import DeadlineExceeded, EngineFailed, NoWorker, WorkerLost
 from protos.baton.v1 import kv_pb2
 from router.actions import Action, Cancel, Emit, End, Later, Release, Settle, Submit
 from router.generation import Emission, GenerationRequest, Outcome
@@ -39,6 +39,8 @@ def ticket(lease_id: str = "lease-1") -> bytes:
 class Walk:
     """A pipeline over a fleet of names; keeps every action."""
 
+    whole_pays = False
+
     def __init__(
         self,
         max_tokens: int = 4,
@@ -54,7 +56,7 @@ class Walk:
         self.retry_s = retry_s
         self.workers = {Role.PREFILL: prefill.split(), Role.DECODE: decode.split()}
         request = GenerationRequest("r", list(PROMPT), Sampling(max_tokens=max_tokens, logprobs=2), facts)
-        questions = Questions(self._choose, self._follow, retry=lambda errors: self.retry_s)
+        questions = Questions(self._choose, self._follow, lambda avoid: self.whole_pays, lambda errors: self.retry_s)
         rules = PipelineRules(first_token_from_prefill, RecoveryRules(**recovery))
         self.pipeline = RequestPipeline(request, questions, rules)
         self.actions: list[Action] = []
@@ -202,6 +204,20 @@ def test_without_a_prefill_worker_decode_does_all_of_it() -> None:
     assert walk.submitted.sampling.max_tokens == 4
 
 
+class WholeWalk(Walk):
+    whole_pays = True
+
+
+@pytest.mark.parametrize(("may_decode", "expected"), [(True, [("p1", Leg.WHOLE)]), (False, [])])
+def test_where_a_whole_request_pays_and_decode_has_nobody_a_prefill_worker_does_all_of_it_if_it_may(
+    may_decode: bool, expected: list[tuple[str, Leg]]
+) -> None:
+    walk = WholeWalk(decode="", prefill_may_decode=may_decode)
+    assert legs(walk) == expected
+    assert walk.pipeline.ended is not may_decode
+    assert legs(WholeWalk(prefill_may_decode=may_decode)) == [("d1", Leg.WHOLE)]
+
+
 def test_without_any_worker_the_request_fails_with_one_error() -> None:
     walk = Walk(prefill="", decode="")
     (emission,) = walk.emissions
@@ -280,6 +296,7 @@ def test_a_stream_survives_its_decode_worker_without_a_gap() -> None:
     walk.answer(42, 43, 44, finish_reason=FinishReason.LENGTH)
     assert walk.tokens == [40, 41, 42, 43, 44]
     assert walk.of(Release) == []
+    assert walk.pipeline.handed_over, "it was, though another worker has finished it alone"
 
 
 def test_a_stream_bound_to_a_grammar_cannot_move_and_says_why() -> None:
@@ -331,9 +348,3 @@ def test_a_request_past_its_deadline_ends_with_the_error_and_stops_its_worker() 
     assert walk.emissions[-1].error is late
     assert len(walk.of(Cancel)) == 1
     assert walk.pipeline.fail(late) == []
-
-
-def test_a_ticket_that_cannot_be_read_is_an_error_and_not_a_crash() -> None:
-    walk = Walk()
-    with pytest.raises(TicketRefused):
-        walk.answer(40, finish_reason=FinishReason.LENGTH, ticket=b"\xff\xff\xff")

@@ -14,7 +14,8 @@ from protos.baton.v1 import kv_pb2
 from router.actions import Action, Cancel, Emit, End, Ending, Later, Release, Settle, Submit
 from router.generation import Emission, GenerationRequest, Outcome
 from router.pipeline import RequestPipeline
-from router.pipeline_questions import Questions
+from router.pipeline_questions import PipelineRules, Questions
+from router.recovery import RecoveryRules
 from router.sampling_state import NO_HISTORY, SamplingFacts
 from tests.router.scripted_worker import expected_tokens, next_token
 
@@ -29,10 +30,13 @@ class Cluster:
     """Workers that answer honestly, die, stall, refuse and come back in any order; counts what the pipeline owes them.
     `running` holds what they work at, though the pipeline may have left it: such an answer comes late."""
 
-    def __init__(self, request: GenerationRequest, seed: int, pipelining: bool) -> None:
+    def __init__(
+        self, request: GenerationRequest, seed: int, pipelining: bool, may_decode: bool, there: set[str]
+    ) -> None:
         self.pipelining = pipelining
+        self.may_decode = may_decode
         self.draw = random.Random(seed)
-        self.ready = dict(WORKERS)
+        self.ready = {worker_id: WORKERS[worker_id] for worker_id in sorted(there)}
         self.retries_left = self.draw.randrange(8)
         self.running: dict[str, tuple[str, EngineRequest, int]] = {}  # attempt -> worker, request, tokens produced
         self.reserved: dict[str, str] = {}
@@ -44,8 +48,9 @@ class Cluster:
         self.ends: list[Outcome] = []
         self.failed: list[BatonError] = []
         self.finishes = 0
-        questions = Questions(self.choose, self.follow, retry=self.retry)
-        self.pipeline = RequestPipeline(request, questions)
+        questions = Questions(self.choose, self.follow, self.whole_pays, self.retry)
+        rules = PipelineRules(recovery=RecoveryRules(prefill_may_decode=may_decode))
+        self.pipeline = RequestPipeline(request, questions, rules)
         self.apply(self.pipeline.start())
 
     def choose(self, leg: Leg, role: Role, avoid: frozenset[str], prefer: str | None) -> str | None:
@@ -53,6 +58,11 @@ class Cluster:
         if prefer in names:
             return prefer
         return self.draw.choice(names) if names else None
+
+    def whole_pays(self, avoid: frozenset[str]) -> bool:
+        """As placement says: where a pool has nobody, it is not a question of costs."""
+        roles = {role for name, role in self.ready.items() if name not in avoid}
+        return self.draw.random() < 0.5 if len(roles) == 2 else bool(roles)
 
     def retry(self, errors: int) -> float | None:
         assert errors >= 1
@@ -90,6 +100,9 @@ class Cluster:
         assert request.attempt_id not in self.used
         assert request.sampling.max_tokens >= 1
         assert bool(request.ticket) is (request.leg is Leg.DECODE)
+        if not self.may_decode and self.ready[worker_id] is Role.PREFILL:
+            assert request.leg is Leg.PREFILL or request.sampling.max_tokens == 1
+            assert request.leg is Leg.WHOLE or Role.DECODE in self.ready.values(), "a prompt for nobody"
         self.check_company(worker_id, request)
         self.used.add(request.attempt_id)
         self.reserved[request.attempt_id] = worker_id
@@ -171,12 +184,26 @@ FACTS = st.sampled_from([NO_HISTORY, SamplingFacts(seeded=True), SamplingFacts(g
 
 
 @settings(max_examples=400, deadline=None)
-@given(events=EVENTS, max_tokens=st.integers(1, 8), facts=FACTS, seed=st.integers(0, 2**16), pipelining=st.booleans())
+@given(
+    events=EVENTS,
+    max_tokens=st.integers(1, 8),
+    facts=FACTS,
+    seed=st.integers(0, 2**16),
+    pipelining=st.booleans(),
+    may_decode=st.booleans(),
+    there=st.sets(st.sampled_from(sorted(WORKERS)), min_size=1),
+)
 def test_every_request_ends_once_with_contiguous_tokens_and_owes_nothing(
-    events: list[str], max_tokens: int, facts: SamplingFacts, seed: int, pipelining: bool
+    events: list[str],
+    max_tokens: int,
+    facts: SamplingFacts,
+    seed: int,
+    pipelining: bool,
+    may_decode: bool,
+    there: set[str],
 ) -> None:
     request = GenerationRequest("r", list(PROMPT), Sampling(max_tokens=max_tokens), facts)
-    cluster = Cluster(request, seed, pipelining)
+    cluster = Cluster(request, seed, pipelining, may_decode, there)
     for event in events:
         play(cluster, event)
     while cluster.running or cluster.pipeline.waits:

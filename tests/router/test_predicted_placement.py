@@ -31,11 +31,9 @@ def placement(prefill: int = 2, decode: int = 2, num_blocks: int = 10_000, **con
     return made
 
 
-def demand(tokens: int = 4_000, first: int = 0, max_tokens: int = 100, session: str = "", needs: str = "") -> Demand:
+def demand(tokens: int = 4_000, first: int = 0, max_tokens: int = 100, session: str = "") -> Demand:
     prompt = range(first, first + tokens)
-    return Demand(
-        extend_chain(SEED, prompt, BLOCK.tokens), tokens, max_tokens, frozenset(needs.split()), session=session
-    )
+    return Demand(extend_chain(SEED, prompt, BLOCK.tokens), tokens, max_tokens, session)
 
 
 def first(made: Placement, wanted: Demand, seed: int = 0, now: float = 0.0, avoid: str = "") -> Decision:
@@ -57,7 +55,6 @@ def test_nobody_is_chosen_where_nobody_can_take_it() -> None:
     draw = random.Random(0)
     assert placement(0, 0).first(demand(), 0.0, draw) is None
     assert placement(1, 0).second(demand(), "p0", 0.0, draw) is None
-    assert placement().first(demand(needs="lora:x"), 0.0, draw) is None
     assert placement(1, 1).first(demand(), 0.0, draw, frozenset({"p0", "d0"})) is None
 
 
@@ -281,8 +278,8 @@ def test_what_is_taken_is_reserved_until_its_outcome() -> None:
     made.take("2", wanted, two, 0.0)
     expected = made.index.match(wanted.hashes)
     assert [expected[made.loads.row(taken.chosen.worker_id)] for taken in (one, two)] == [125, 125]
-    rows = made.loads.usable(Role.PREFILL, frozenset(), frozenset(), 0.0)
-    decode = made.loads.usable(Role.DECODE, frozenset(), frozenset(), 0.0)
+    rows = made.loads.usable(Role.PREFILL, frozenset(), 0.0)
+    decode = made.loads.usable(Role.DECODE, frozenset(), 0.0)
     assert made.loads.of(rows).prefill_tokens.sum() == 4_000
     assert made.loads.of(decode).prefill_tokens.sum() == 0
     assert made.loads.of(decode).blocks.sum() == -(-(4_000 + 256) // 32)

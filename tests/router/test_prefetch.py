@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cluster.engine import EngineOutput, EngineRequest, FinishReason, Leg, PrefillInProgress
-from cluster.errors import DeadlineExceeded, WorkerLost
+from cluster.errors import DeadlineExceeded, EngineFailed, WorkerLost
 from router.actions import Action, Cancel, Release, Settle, Submit
 from router.generation import Outcome
 from router.sampling_state import NO_HISTORY, SamplingFacts
@@ -77,6 +77,15 @@ def test_a_prefetch_that_failed_changes_nothing(reason: FinishReason) -> None:
     walk.workers = {role: list(reversed(names)) for role, names in walk.workers.items()}
     walk.prefilled(40)
     assert (walk.worker, walk.submitted.after_attempt_id) == ("d2", ""), "chosen as without a prefetch"
+    assert walk.emissions[-1].error is None
+
+
+def test_a_prefetch_whose_answer_makes_no_sense_is_stopped_and_changes_nothing() -> None:
+    walk = PipelinedWalk()
+    stopped = walk.take(walk.pipeline.on_unreadable(PREFETCH, EngineFailed("nonsense")))
+    assert stopped == [Settle("d1", PREFETCH), Cancel("d1", PREFETCH)]
+    walk.prefilled(40)
+    assert (walk.submitted.leg, walk.submitted.after_attempt_id) == (Leg.DECODE, "")
     assert walk.emissions[-1].error is None
 
 

@@ -134,6 +134,18 @@ def test_a_stalled_worker_still_hears_that_it_is_to_stop_and_a_dead_one_need_not
     assert endings(walk) == [Ending.STALLED, Ending.LOST]
 
 
+def test_an_answer_that_makes_no_sense_is_its_workers_failure_and_the_attempt_is_stopped_there() -> None:
+    walk = Walk()
+    garbled = walk.submitted.attempt_id
+    settle, cancel, later = walk.take(walk.pipeline.on_unreadable(garbled, EngineFailed("nonsense")))
+    assert isinstance(settle, Settle)
+    assert (settle.ending, settle.blamed) == (Ending.FAILED, True)
+    assert (cancel, later) == (Cancel("p1", garbled), Later(0.1))
+    walk.retried()
+    assert legs(walk)[-1] == ("p2", Leg.PREFILL)
+    assert walk.pipeline.on_unreadable(garbled, EngineFailed("nonsense")) == []
+
+
 def test_a_lost_worker_that_is_back_is_better_than_none() -> None:
     walk = Walk(prefill="p1", decode="d1", max_tokens=9)
     walk.prefilled(40)

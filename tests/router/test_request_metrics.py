@@ -167,19 +167,21 @@ def test_series_that_may_stay_empty_are_there_from_the_start() -> None:
     assert ("baton_itl_seconds", ME) in fleet_counts
 
 
-def test_prefix_counters_are_of_requests_that_were_placed() -> None:
+def test_prefix_counters_are_of_requests_whose_worker_said_what_it_found() -> None:
     metrics = RequestMetrics(ME)
     record = RequestRecord("r1", ME, 0.0, "acme", 100, cached_tokens_predicted=64, cached_tokens_actual=32)
     record.outcome, record.output_tokens = "completed", 7
     metrics.ended(record, most_cached=96)
     metrics.ended(RequestRecord("r2", ME, 0.0, "acme", 500, outcome="refused"), most_cached=None)
+    left = RequestRecord("r3", ME, 0.0, "acme", 50, cached_tokens_predicted=48, outcome="cancelled")
+    metrics.ended(left, most_cached=48)
     values = told(list(metrics.samples()))
     assert [values[f"baton_prefix_{what}_tokens_total", ME] for what in ("predicted", "selected", "reused")] == [
         96.0,
         64.0,
         32.0,
     ]
-    assert values["baton_prompt_tokens_total", ME] == 100.0
+    assert values["baton_prompt_tokens_total", ME] == 150.0
 
 
 def test_a_request_that_left_an_attempt_counts_by_how_it_ended() -> None:

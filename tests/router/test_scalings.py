@@ -9,16 +9,20 @@ from typing import Any
 import pytest
 
 from cluster.clock import VirtualClock
-from cluster.config import parse_config
+from cluster.config import RouterConfig, parse_config
 from cluster.engine import Role
 from cluster.errors import DeadlineExceeded, EngineFailed, InvalidRequest
+from cluster.membership import MemoryDirectory
 from cluster.scaling.autoscaler import Autoscaler, Moment
 from cluster.scaling.frame import Bounds, ScalingOrders, ScalingSetup
 from cluster.scaling.reports import RouterReport
 from cluster.scaling.seat import MemorySeat
 from protos.baton.v1 import admin_pb2, worker_pb2
+from router.admin_service import AdminService
+from router.fleet import Fleet
 from router.scaling_link import ScalingLink
 from router.scalings import Scalings
+from tests.router.dispatch_parts import parts
 
 PREFILL, DECODE = Role.PREFILL, Role.DECODE
 WIRE = {PREFILL: worker_pb2.ROLE_PREFILL, DECODE: worker_pb2.ROLE_DECODE}
@@ -83,6 +87,21 @@ async def test_an_order_is_carried_out_at_once_and_told_back(bench: Bench) -> No
     assert [(change.before, change.after) for change in decode.changes] == [(1, 3)]
     assert report.cost == 5.0
     assert not (await bench.scale(prefill=None)).pools[0].ordered
+
+
+async def test_the_status_says_how_many_are_wanted_of_a_pool_as_far_as_that_is_known() -> None:
+    bench = Bench(setup_of(prefill={"autoscale": {"min_replicas": 0, "max_replicas": 6}}, decode={"replicas": 3}))
+    fleet = Fleet(RouterConfig(), MemoryDirectory(bench.clock), bench.clock, "router-1", 1, parts(bench.clock.now))
+    admin = AdminService(fleet, "router-1", "demo", scalings=bench.scalings)
+
+    async def wanted() -> dict[worker_pb2.Role.ValueType, int | None]:
+        pools = (await admin.Status(admin_pb2.StatusRequest(), None)).pools
+        return {pool.role: pool.wanted if pool.HasField("wanted") else None for pool in pools}
+
+    assert await wanted() == {WIRE[PREFILL]: None, WIRE[DECODE]: 3}
+    await bench.stand(prefill=0, decode=3)
+    await bench.scale(prefill=(0, 4))  # the autoscaler's word
+    assert await wanted() == {WIRE[PREFILL]: 0, WIRE[DECODE]: 3}
 
 
 async def test_every_report_brings_the_orders_that_this_router_knows(bench: Bench) -> None:

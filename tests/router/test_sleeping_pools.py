@@ -21,16 +21,18 @@ PREFILL, DECODE = Role.PREFILL, Role.DECODE
 
 
 class Bench:
-    """Workers are names, the clock is a number; `begins` are the pools that may be at zero."""
+    """Workers are names, the clock is a number; `begins` are the pools that may be at zero. Prefill workers do not
+    decode, unless they may."""
 
-    def __init__(self) -> None:
+    def __init__(self, prefill_may_decode: bool = False) -> None:
         self.now = 0.0
         self.begins: set[Role] = set()
         self.submits: list[tuple[str, worker_pb2.Submit]] = []
         self.released: list[str] = []
         self.emissions: list[Emission] = []
-        made = replace(parts(lambda: self.now), may_begin=lambda role: role in self.begins)
-        config = RouterConfig(request_deadline_s=100.0, prefill_may_decode=False)
+        self.parts = parts(lambda: self.now, prefill_may_decode=prefill_may_decode)
+        made = replace(self.parts, may_begin=lambda role: role in self.begins)
+        config = RouterConfig(request_deadline_s=100.0, prefill_may_decode=prefill_may_decode)
         self.dispatch = Dispatch(config, self.post, lambda: self.now, made)
         self.dispatch.connect(self)
 
@@ -48,9 +50,9 @@ class Bench:
         description = worker_pb2.WorkerDescription(worker_id=worker_id, role=role_to_wire(role), num_blocks=100)
         self.dispatch.worker_up(description)
 
-    def ask(self, request_id: str, prompt: int = 8) -> None:
+    def ask(self, request_id: str, prompt: int = 8, max_tokens: int = 4) -> None:
         first = 1_000 * len(self.submits) + 100 * self.dispatch.in_flight  # no prompt begins like another
-        self.dispatch.submit(GenerationRequest(request_id, list(range(first, first + prompt)), Sampling(4)))
+        self.dispatch.submit(GenerationRequest(request_id, list(range(first, first + prompt)), Sampling(max_tokens)))
 
     def pass_time(self, seconds: float) -> None:
         self.now += seconds

@@ -16,18 +16,19 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Message
 
 from cluster.config import RouterConfig
 from cluster.errors import ClientLost
 from protos.baton.v1 import inference_pb2, inference_pb2_grpc
-from router.caller import Caller
+from router.caller import Caller, current_caller
 from router.grpc_edge import GrpcEdge
 from router.http_edge import HttpEdge
 from router.text_generation import Prompt, TextChunk, TextDelta, TextSampling
 from tests.router.test_grpc_edge import NoAdmin, Script
 from tests.waiting import eventually
 
-PATIENCE_S = 0.5
+PATIENCE_S = 1.0
 CONFIG = RouterConfig(grpc_port=0, client_deadline_s=PATIENCE_S)
 CHUNK = 16 * 1024
 MOST_BUFFERED = 8 * 1024 * 1024  # both sockets' buffers on loopback, and the server's own
@@ -46,6 +47,7 @@ class Backend:
         return StreamingResponse(self._events(), media_type="text/event-stream")
 
     async def _events(self) -> AsyncGenerator[bytes, None]:
+        current_caller().first_token = 1.0
         while True:
             self.made += CHUNK
             yield b"data: " + b"x" * (CHUNK - 8) + b"\n\n"
@@ -91,7 +93,7 @@ async def test_a_client_that_stops_reading_over_http_loses_its_request() -> None
             started = asyncio.get_running_loop().time()
             await asyncio.wait_for(backend.left.wait(), 20)
             assert asyncio.get_running_loop().time() - started >= PATIENCE_S
-            assert backend.causes == ["acme: the client has not read for 0.5 s"]
+            assert backend.causes == ["acme: the client has not read for 1 s"]
             assert backend.made < MOST_BUFFERED
             client.settimeout(0)
             assert b"[DONE]" not in await read_all(client)
@@ -137,9 +139,42 @@ async def test_a_body_that_does_not_come_is_answered_for() -> None:
         writer.write(asking(b'{"model":', 1000))
         status = await asyncio.wait_for(reader.readline(), 10)
         assert b" 408 " in status
-        assert b"nothing more of the body" in await asyncio.wait_for(reader.read(4096), 10)
+        assert b"the body did not come within 1 s" in await asyncio.wait_for(reader.read(4096), 10)
         writer.close()
     assert (backend.made, backend.causes) == (0, [])
+
+
+async def test_a_body_that_comes_a_byte_at_a_time_is_not_waited_for_longer() -> None:
+    backend = Backend()
+    async with served(backend) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(asking(b"", 1000))
+        answer = asyncio.create_task(reader.readline())
+        async with asyncio.timeout(10):
+            while not answer.done():
+                writer.write(b" ")
+                await asyncio.wait({answer}, timeout=PATIENCE_S / 10)
+        assert b" 408 " in answer.result()
+        writer.close()
+    assert backend.made == 0
+
+
+async def test_a_client_that_leaves_in_mid_body_is_no_bad_request() -> None:
+    backend = Backend()
+    edge = HttpEdge(backend.app, CONFIG, lambda caller: None, lambda: True, backend.leave)
+    messages: list[Message] = [{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}]
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return messages.pop(0)
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": []}
+    await edge(scope, receive, send)
+    assert sent[0]["status"] == 408
+    assert b"the client left before its body was read" in sent[1]["body"]
 
 
 class Endless(Script):
@@ -179,6 +214,6 @@ async def test_a_client_that_stops_reading_over_grpc_loses_its_request_and_hears
         with pytest.raises(grpc.aio.AioRpcError) as ended:
             await asyncio.wait_for(read_to_the_end(call), 10)
         assert ended.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert "has not read for 0.5 s" in (ended.value.details() or "")
+        assert "has not read for 1 s" in (ended.value.details() or "")
     assert left == ["anonymous"]
     await edge.close(0)

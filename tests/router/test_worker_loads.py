@@ -12,7 +12,6 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from cluster.engine import Role
 from router.worker_loads import Load, WorkerFacts, WorkerLoads
 
-NOTHING: frozenset[str] = frozenset()
 NAMES = ["a", "b", "c"]
 
 
@@ -23,10 +22,8 @@ def loads_of(*names: str, role: Role = Role.PREFILL) -> WorkerLoads:
     return loads
 
 
-def usable(
-    loads: WorkerLoads, role: Role = Role.PREFILL, needs: frozenset[str] = NOTHING, now: float = 0.0, avoid: str = ""
-) -> list[str]:
-    return [loads.names[row] for row in loads.usable(role, needs, frozenset(avoid.split()), now).tolist()]
+def usable(loads: WorkerLoads, role: Role = Role.PREFILL, now: float = 0.0, avoid: str = "") -> list[str]:
+    return [loads.names[row] for row in loads.usable(role, frozenset(avoid.split()), now).tolist()]
 
 
 def load(loads: WorkerLoads, name: str) -> Load:
@@ -94,17 +91,15 @@ def test_a_worker_is_busy_since_it_began_with_the_first_of_our_prompts_that_is_l
     assert busy_since(loads, "a") == 9.0
 
 
-def test_only_ready_workers_of_the_pool_that_can_do_it_and_whose_circuit_is_closed_are_usable() -> None:
+def test_only_ready_workers_of_the_pool_whose_circuit_is_closed_are_usable() -> None:
     loads = loads_of("a", "b", "c", "d")
-    loads.add(WorkerFacts("e", Role.DECODE, 100, frozenset({"lora:x"})))
-    loads.add(WorkerFacts("f", Role.PREFILL, 100, frozenset({"lora:x"})))
+    loads.add(WorkerFacts("e", Role.DECODE, 100))
+    loads.add(WorkerFacts("f", Role.PREFILL, 100))
     loads.set_ready("a", False)
     loads.close_until("b", 5.0)
     assert usable(loads, avoid="c nobody") == ["d", "f"]
     assert usable(loads, now=5.0) == ["b", "c", "d", "f"]
-    assert usable(loads, needs=frozenset({"lora:x"})) == ["f"]
-    assert usable(loads, Role.DECODE, frozenset({"lora:x"})) == ["e"]
-    assert usable(loads, needs=frozenset({"lora:y"})) == []
+    assert usable(loads, Role.DECODE) == ["e"]
     loads.set_ready("a", True)
     assert "a" in usable(loads)
 
@@ -120,9 +115,26 @@ def test_where_all_circuits_are_open_it_is_not_the_workers_and_all_are_usable() 
     assert (usable(loads), usable(loads, Role.DECODE)) == (["a", "b"], ["d"])
 
 
+def test_where_prefill_workers_may_not_decode_their_good_name_does_not_close_the_last_decode_worker() -> None:
+    for may_decode, left in ((True, []), (False, ["d"])):
+        loads = WorkerLoads(may_decode)
+        loads.add(WorkerFacts("a", Role.PREFILL, 100))
+        loads.add(WorkerFacts("d", Role.DECODE, 100))
+        loads.close_until("d", 5.0)
+        assert usable(loads, Role.DECODE) == left
+
+
+def test_a_prefill_worker_that_fails_everything_is_left_alone_while_decode_can_do_its_work() -> None:
+    loads = WorkerLoads(prefill_may_decode=False)
+    loads.add(WorkerFacts("a", Role.PREFILL, 100))
+    loads.add(WorkerFacts("d", Role.DECODE, 100))
+    loads.close_until("a", 5.0)
+    assert (usable(loads), usable(loads, Role.DECODE)) == ([], ["d"])
+
+
 def test_a_row_that_is_used_again_is_clean() -> None:
     loads = loads_of("a", "b")
-    loads.add(WorkerFacts("a", Role.PREFILL, 100, frozenset({"lora:x"})))
+    loads.add(WorkerFacts("a", Role.PREFILL, 100))
     loads.close_until("a", 100.0)
     loads.report("a", Load(5, 5, 5))
     loads.reserve("1", "a", Load(7, 7, 7), 0.0)
@@ -133,7 +145,6 @@ def test_a_row_that_is_used_again_is_clean() -> None:
     assert load(loads, "z") == Load()
     assert usable(loads, Role.DECODE) == ["z"]
     assert usable(loads) == ["b"]
-    assert usable(loads, Role.DECODE, frozenset({"lora:x"})) == []
     loads.settle("1")
     loads.computed("1", 0.0)
     assert load(loads, "z") == Load()

@@ -23,6 +23,8 @@ from router.worker_watch import RETRY_LIMIT_S, Sinks, Turns, WatchCall, WorkerWa
 from tests.router.scripted_worker import LeaseBook, ScriptedWorker
 from tests.waiting import eventually
 
+DEADLINE_S = 0.4
+
 
 class Known:
     """Both sinks: what the router knows."""
@@ -74,7 +76,7 @@ class Spoiler(ScriptedWorker):
         self.watches += 1
         if self.watches <= self.mute:
             await asyncio.Event().wait()
-        watcher = self.feed.watch()
+        watcher = self.feed.watch(request.beat_s)
         try:
             async for message in watcher:
                 if self.passes(message):
@@ -89,9 +91,9 @@ class Spoiler(ScriptedWorker):
 
 @asynccontextmanager
 async def watched(worker: ScriptedWorker) -> AsyncIterator[tuple[Known, WorkerWatch]]:
-    link = WorkerLink(await worker.start(), "r", deadline_s=1.0)
+    link = WorkerLink(await worker.start(), "r", deadline_s=1.0, beat_s=DEADLINE_S / 8)
     known = Known()
-    watch = WorkerWatch("w", Sinks(known, known), Turns(), RealClock(), deadline_s=0.2)
+    watch = WorkerWatch("w", Sinks(known, known), Turns(), RealClock(), DEADLINE_S)
     task = asyncio.create_task(watch.run(link.watch, random.Random(1)))
     try:
         yield known, watch
@@ -152,12 +154,23 @@ async def test_a_worker_that_does_not_answer_is_asked_again() -> None:
         assert worker.watches == 2
 
 
-async def test_an_idle_watch_is_left_alone_beyond_the_deadline() -> None:
+async def test_an_idle_watch_lives_on_its_beats_beyond_the_deadline() -> None:
     worker = Spoiler()
     async with watched(worker) as (known, watch):
         await eventually(lambda: watch.complete)
-        await asyncio.sleep(0.5)  # silence itself is what is shown: more than twice the deadline
+        await asyncio.sleep(2 * DEADLINE_S)  # that nothing happens is what is shown
         assert (known.snapshots, worker.watches) == (1, 1)
+
+
+async def test_a_watch_that_falls_silent_behind_its_snapshot_begins_anew() -> None:
+    worker = Spoiler()
+    async with watched(worker) as (known, watch):
+        await eventually(lambda: watch.complete)
+        worker.passes = lambda message: False
+        worker.store(1)
+        await eventually(lambda: worker.watches == 2)
+        worker.passes = lambda message: True
+        await eventually(lambda: known.of("w") == {1})
 
 
 async def test_a_sink_that_breaks_does_not_end_the_watch() -> None:

@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from protos.baton.v1 import inference_pb2 as _inference_pb2
+from protos.baton.v1 import kv_pb2 as _kv_pb2
 from protos.baton.v1 import worker_pb2 as _worker_pb2
 import builtins as _builtins
 import sys
@@ -182,21 +183,27 @@ class PoolStatus(_message.Message):
     ROLE_FIELD_NUMBER: _builtins.int
     READY_FIELD_NUMBER: _builtins.int
     TOTAL_FIELD_NUMBER: _builtins.int
+    WANTED_FIELD_NUMBER: _builtins.int
     role: _worker_pb2.Role.ValueType
     ready: _builtins.int
     total: _builtins.int
+    wanted: _builtins.int
+    """How many there should be, by the configuration or the autoscaler: with 0, none is missed. Absent: not known (yet)."""
     def __init__(
         self,
         *,
         role: _worker_pb2.Role.ValueType = ...,
         ready: _builtins.int = ...,
         total: _builtins.int = ...,
+        wanted: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_wanted", b"_wanted", "wanted", b"wanted"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ready", b"ready", "role", b"role", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_wanted", b"_wanted", "ready", b"ready", "role", b"role", "total", b"total", "wanted", b"wanted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__wanted: _TypeAlias = _typing.Literal["wanted"]  # noqa: Y015
+    _WhichOneofArgType__wanted: _TypeAlias = _typing.Literal["_wanted", b"_wanted"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__wanted) -> _WhichOneofReturnType__wanted | None: ...
 
 Global___PoolStatus: _TypeAlias = PoolStatus  # noqa: Y015
 
@@ -556,7 +563,7 @@ class PlacementDecision(_message.Message):
     """The rule that decided."""
     @_builtins.property
     def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlacementCandidate]:
-        """cheapest first"""
+        """the chosen one, then the cheapest of the others"""
 
     def __init__(
         self,
@@ -584,11 +591,8 @@ class PlacementCandidate(_message.Message):
     WORKER_ID_FIELD_NUMBER: _builtins.int
     TERMS_FIELD_NUMBER: _builtins.int
     TOTAL_S_FIELD_NUMBER: _builtins.int
-    EXCLUDED_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     total_s: _builtins.float
-    excluded: _builtins.str
-    """Why it was not considered; empty when it was."""
     @_builtins.property
     def terms(self) -> _containers.RepeatedCompositeFieldContainer[Global___CostTerm]: ...
     def __init__(
@@ -597,11 +601,10 @@ class PlacementCandidate(_message.Message):
         worker_id: _builtins.str = ...,
         terms: _abc.Iterable[Global___CostTerm] | None = ...,
         total_s: _builtins.float = ...,
-        excluded: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["excluded", b"excluded", "terms", b"terms", "total_s", b"total_s", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["terms", b"terms", "total_s", b"total_s", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1344,14 +1347,14 @@ class WorkerLeases(_message.Message):
     unreachable: _builtins.str
     """Why it could not tell; empty when it could."""
     @_builtins.property
-    def leases(self) -> _containers.RepeatedCompositeFieldContainer[Global___LeaseReport]: ...
+    def leases(self) -> _containers.RepeatedCompositeFieldContainer[_kv_pb2.KvLease]: ...
     def __init__(
         self,
         *,
         worker_id: _builtins.str = ...,
         role: _worker_pb2.Role.ValueType = ...,
         epoch: _builtins.int = ...,
-        leases: _abc.Iterable[Global___LeaseReport] | None = ...,
+        leases: _abc.Iterable[_kv_pb2.KvLease] | None = ...,
         unreachable: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
@@ -1361,48 +1364,6 @@ class WorkerLeases(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WorkerLeases: _TypeAlias = WorkerLeases  # noqa: Y015
-
-@_typing.final
-class LeaseReport(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    LEASE_FIELD_NUMBER: _builtins.int
-    STATE_FIELD_NUMBER: _builtins.int
-    READER_ID_FIELD_NUMBER: _builtins.int
-    BLOCKS_FIELD_NUMBER: _builtins.int
-    AGE_S_FIELD_NUMBER: _builtins.int
-    LEFT_S_FIELD_NUMBER: _builtins.int
-    GROWING_FIELD_NUMBER: _builtins.int
-    lease: _builtins.str
-    """The beginning of its id: who has the whole of it could end it."""
-    state: _builtins.str
-    """"offered", "claimed" or "moving" """
-    reader_id: _builtins.str
-    """The engine that reads, as WORKER/EPOCH; empty while nobody does."""
-    blocks: _builtins.int
-    age_s: _builtins.float
-    left_s: _builtins.float
-    """Until it ends, if it is not renewed."""
-    growing: _builtins.bool
-    """Its prompt is still being computed."""
-    def __init__(
-        self,
-        *,
-        lease: _builtins.str = ...,
-        state: _builtins.str = ...,
-        reader_id: _builtins.str = ...,
-        blocks: _builtins.int = ...,
-        age_s: _builtins.float = ...,
-        left_s: _builtins.float = ...,
-        growing: _builtins.bool = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_s", b"age_s", "blocks", b"blocks", "growing", b"growing", "lease", b"lease", "left_s", b"left_s", "reader_id", b"reader_id", "state", b"state"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___LeaseReport: _TypeAlias = LeaseReport  # noqa: Y015
 
 @_typing.final
 class ListEventsRequest(_message.Message):

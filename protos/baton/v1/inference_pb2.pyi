@@ -32,7 +32,9 @@ class GenerateRequest(_message.Message):
     """Empty: the deployment's only model."""
     text: _builtins.str
     request_id: _builtins.str
-    """Chosen by the client for its logs; made by the server when empty. Never used as a key inside."""
+    """Chosen by the client for its logs, at most 256 printable ASCII characters; made by the server when empty. Never used
+    as a key inside.
+    """
     @_builtins.property
     def chat(self) -> Global___ChatPrompt: ...
     @_builtins.property

@@ -553,7 +553,7 @@ class KvStatsResponse(_message.Message):
     recomputed_requests: _builtins.int
     """Requests that had a ticket and computed the prompt themselves."""
     @_builtins.property
-    def pulls(self) -> _containers.RepeatedCompositeFieldContainer[Global___PullCount]:
+    def pulls(self) -> _containers.RepeatedCompositeFieldContainer[Global___TransferCount]:
         """Pulls by this engine."""
 
     def __init__(
@@ -567,7 +567,7 @@ class KvStatsResponse(_message.Message):
         blocks_sent: _builtins.int = ...,
         bytes_sent: _builtins.int = ...,
         pending_releases: _builtins.int = ...,
-        pulls: _abc.Iterable[Global___PullCount] | None = ...,
+        pulls: _abc.Iterable[Global___TransferCount] | None = ...,
         recomputed_requests: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
@@ -579,7 +579,7 @@ class KvStatsResponse(_message.Message):
 Global___KvStatsResponse: _TypeAlias = KvStatsResponse  # noqa: Y015
 
 @_typing.final
-class PullCount(_message.Message):
+class TransferCount(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TRANSPORT_FIELD_NUMBER: _builtins.int
@@ -589,7 +589,11 @@ class PullCount(_message.Message):
     BYTES_FIELD_NUMBER: _builtins.int
     SECONDS_FIELD_NUMBER: _builtins.int
     transport: _builtins.str
+    """"nixl", "grpc", "local" (nothing was missing) or "none" """
     outcome: _builtins.str
+    """"landed", or why not: "failed", "skipped", "refused", "stale" or "cancelled". Of the landed blocks once more, as
+    "ahead", those that came while their prompt was still being computed.
+    """
     count: _builtins.int
     blocks: _builtins.int
     bytes: _builtins.int
@@ -611,7 +615,7 @@ class PullCount(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___PullCount: _TypeAlias = PullCount  # noqa: Y015
+Global___TransferCount: _TypeAlias = TransferCount  # noqa: Y015
 
 @_typing.final
 class KvLeasesRequest(_message.Message):
@@ -660,13 +664,17 @@ class KvLease(_message.Message):
     LEFT_S_FIELD_NUMBER: _builtins.int
     GROWING_FIELD_NUMBER: _builtins.int
     lease: _builtins.str
-    """The beginning of the id: the whole of it would let its holder end the lease."""
+    """A short name made from its id: who has the id itself could end it."""
     state: _builtins.str
+    """"offered", "claimed" or "moving" """
     reader_id: _builtins.str
+    """The engine that reads, as WORKER/EPOCH; empty while nobody does."""
     blocks: _builtins.int
     age_s: _builtins.float
     left_s: _builtins.float
+    """Until it ends, if it is not renewed."""
     growing: _builtins.bool
+    """Its prompt is still being computed."""
     def __init__(
         self,
         *,

@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from protos.baton.v1 import kv_pb2 as _kv_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -935,12 +936,12 @@ class Counters(_message.Message):
     @_builtins.property
     def attempts_by_outcome(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]: ...
     @_builtins.property
-    def transfers(self) -> _containers.RepeatedCompositeFieldContainer[Global___TransferCount]: ...
+    def transfers(self) -> _containers.RepeatedCompositeFieldContainer[_kv_pb2.TransferCount]: ...
     def __init__(
         self,
         *,
         attempts_by_outcome: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
-        transfers: _abc.Iterable[Global___TransferCount] | None = ...,
+        transfers: _abc.Iterable[_kv_pb2.TransferCount] | None = ...,
         recomputed_requests: _builtins.int = ...,
         blocks_sent: _builtins.int = ...,
         bytes_sent: _builtins.int = ...,
@@ -956,42 +957,3 @@ class Counters(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Counters: _TypeAlias = Counters  # noqa: Y015
-
-@_typing.final
-class TransferCount(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    TRANSPORT_FIELD_NUMBER: _builtins.int
-    OUTCOME_FIELD_NUMBER: _builtins.int
-    COUNT_FIELD_NUMBER: _builtins.int
-    BLOCKS_FIELD_NUMBER: _builtins.int
-    BYTES_FIELD_NUMBER: _builtins.int
-    SECONDS_FIELD_NUMBER: _builtins.int
-    transport: _builtins.str
-    """"nixl", "grpc", "local" (nothing was missing) or "none" """
-    outcome: _builtins.str
-    """"landed", or why not: "failed", "skipped", "refused", "stale" or "cancelled". Of the landed blocks once more, as
-    "ahead", those that came while their prompt was still being computed.
-    """
-    count: _builtins.int
-    blocks: _builtins.int
-    bytes: _builtins.int
-    seconds: _builtins.float
-    """that they took together"""
-    def __init__(
-        self,
-        *,
-        transport: _builtins.str = ...,
-        outcome: _builtins.str = ...,
-        count: _builtins.int = ...,
-        blocks: _builtins.int = ...,
-        bytes: _builtins.int = ...,
-        seconds: _builtins.float = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "bytes", b"bytes", "count", b"count", "outcome", b"outcome", "seconds", b"seconds", "transport", b"transport"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___TransferCount: _TypeAlias = TransferCount  # noqa: Y015

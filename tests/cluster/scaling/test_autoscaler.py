@@ -10,7 +10,7 @@ from cluster.engine import Role
 from cluster.errors import InvalidRequest, RetryLater
 from cluster.scaling.autoscaler import Autoscaler, Moment, Standing
 from cluster.scaling.frame import Bounds, ScalingOrders
-from cluster.scaling.reports import RouterReport
+from cluster.scaling.reports import RouterReport, WorkerSight
 from tests.cluster.scaling.simulated_load import DECODE, PREFILL, setup_of
 
 
@@ -115,3 +115,17 @@ def test_a_pause_has_a_reason_and_an_end() -> None:
     bench.stand({PREFILL: 1, DECODE: 1})
     assert bench.autoscaler.pause("audit", bench.moment).orders.paused == "audit"
     assert bench.autoscaler.pause(None, bench.moment).orders == ScalingOrders(2)
+
+
+@pytest.mark.parametrize("silent_s", [4, 10, 25, 40])
+def test_a_router_that_reports_again_after_a_silence_is_no_burst(silent_s: int) -> None:
+    bench = Bench()
+    workers = tuple(WorkerSight(f"p{n}", PREFILL, True, 0.0, 1_000.0, 0.0, 0.0, 0.01, 0.001) for n in range(2))
+    sizes: dict[Role, int] = {PREFILL: 1, DECODE: 1}
+    seen = []
+    for second in range(120):
+        if not 60 <= second < 60 + silent_s:
+            bench.hear(arrived_requests=2 * second, arrived_tokens=1_000.0 * second, workers=workers)
+        sizes = dict(bench.stand(sizes).sizes or sizes)
+        seen.append(sizes[PREFILL])
+    assert max(seen[60:]) <= seen[59]

@@ -42,6 +42,17 @@ def test_arrivals_are_counted_from_report_to_report_and_begin_with_the_first() -
     assert counters == {"r1": Arrivals(103, 9_300.0)}
 
 
+def test_a_router_that_was_silent_begins_its_count_anew() -> None:
+    before = RouterReport("r1", arrived_requests=100, arrived_tokens=9_000.0)
+    _, counters = see([Heard(before, 0.0)], {}, STALE_S)
+    _, counters = see([Heard(before, STALE_S + 1.0)], counters, STALE_S)
+    back = RouterReport("r1", arrived_requests=200, arrived_tokens=19_000.0)
+    sight, counters = see([Heard(back, 0.0)], counters, STALE_S)
+    assert (sight.arrived_requests, sight.arrived_tokens) == (0, 0.0)
+    later = RouterReport("r1", arrived_requests=210, arrived_tokens=20_000.0)
+    assert see([Heard(later, 0.0)], counters, STALE_S)[0].arrived_tokens == 1_000.0
+
+
 def test_a_report_that_is_too_old_says_only_that_its_router_is_silent() -> None:
     old = RouterReport("r1", waiting_requests=7, workers=(worker("p1"),))
     sight, _ = see([Heard(old, 6.0), Heard(RouterReport("r2"), 1.0)], {}, STALE_S)

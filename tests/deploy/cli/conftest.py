@@ -33,7 +33,7 @@ async def router() -> AsyncIterator[StubRouter]:
 
 @pytest.fixture
 def baton() -> Baton:
-    async def run(*arguments: str, stdin: str | None = None) -> Ended:
+    async def run(*arguments: str, stdin: str | bytes | None = None) -> Ended:
         result = await asyncio.to_thread(CliRunner().invoke, app, list(arguments), input=stdin)
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception

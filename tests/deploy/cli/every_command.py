@@ -17,6 +17,9 @@ from deploy.cli.main import app
 
 EXAMPLES = Path(__file__).parents[3] / "deploy" / "examples"
 LOAD = ["--rate", "5", "--prompt-tokens", "500", "--output-tokens", "50", "--ttft", "1", "--itl", "0.05"]
+STUB_NAMES = {
+    "config": str(EXAMPLES / "local.yaml"), "model": "llama-3.1-8b", "worker": "p1", "request": "chatcmpl-1"
+}  # fmt: skip
 Path_ = tuple[str, ...]
 
 
@@ -77,6 +80,12 @@ EVERY: dict[Path_, Case] = {
 def commands() -> dict[Path_, Any]:
     """All that the command line has, by their words."""
     return dict(_below((), typer.main.get_command(app)))
+
+
+def stub_call(path: Path_, folder: Path) -> list[str]:
+    """The words of the case, with what the stub router knows."""
+    names = STUB_NAMES | {"tmp": str(folder)}
+    return [*path, *(argument.format(**names) for argument in EVERY[path].arguments)]
 
 
 def options(command: Any) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from protos.baton.v1 import admin_pb2, worker_pb2
+from protos.baton.v1 import admin_pb2, kv_pb2, worker_pb2
 
 PREFILL, DECODE = worker_pb2.ROLE_PREFILL, worker_pb2.ROLE_DECODE
 NOW = 1_700_000_000.0
@@ -37,7 +37,7 @@ def some_requests() -> list[admin_pb2.RequestSummary]:
 
 
 def some_leases() -> list[admin_pb2.WorkerLeases]:
-    lease = admin_pb2.LeaseReport(lease="0a1b2c3d", state="moving", reader_id="d1/7", blocks=12, age_s=0.5, left_s=29.5)
+    lease = kv_pb2.KvLease(lease="0a1b2c3d", state="moving", reader_id="d1/7", blocks=12, age_s=0.5, left_s=29.5)
     return [
         admin_pb2.WorkerLeases(worker_id="p1", role=PREFILL, epoch=2**60 + 1, leases=[lease]),
         admin_pb2.WorkerLeases(worker_id="d1", role=DECODE, epoch=7, unreachable="no answer"),

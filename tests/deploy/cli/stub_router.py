@@ -14,7 +14,7 @@ import grpc
 
 from cluster.config import parse_config
 from cluster.release import release
-from protos.baton.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc, worker_pb2
+from protos.baton.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc, kv_pb2, worker_pb2
 from tests.deploy.cli.stub_lists import some_caches, some_events, some_leases, some_requests
 
 
@@ -87,7 +87,10 @@ class StubRouter(admin_pb2_grpc.AdminServicer, inference_pb2_grpc.InferenceServi
     ) -> admin_pb2.ListRequestsResponse:
         await self._refuse_or_stall(context)
         self.listed.append(request)
-        return admin_pb2.ListRequestsResponse(router_id="router-1", requests=some_requests())
+        requests = [
+            each for each in some_requests() if request.worker_id in ("", each.prefill_worker, each.decode_worker)
+        ]
+        return admin_pb2.ListRequestsResponse(router_id="router-1", requests=requests)
 
     async def ListLeases(self, request: admin_pb2.ListLeasesRequest, context: Any) -> admin_pb2.ListLeasesResponse:
         await self._refuse_or_stall(context)
@@ -238,8 +241,8 @@ def traced(request_id: str) -> admin_pb2.RequestTrace:
 def healthy_status() -> admin_pb2.StatusResponse:
     """One worker a pool; the decode worker pulled 7 blocks, and one pull failed."""
     prefill, decode = worker_pb2.ROLE_PREFILL, worker_pb2.ROLE_DECODE
-    landed = worker_pb2.TransferCount(transport="nixl", outcome="landed", count=3, blocks=7, bytes=7_000, seconds=0.5)
-    failed = worker_pb2.TransferCount(transport="nixl", outcome="failed", count=1)
+    landed = kv_pb2.TransferCount(transport="nixl", outcome="landed", count=3, blocks=7, bytes=7_000, seconds=0.5)
+    failed = kv_pb2.TransferCount(transport="nixl", outcome="failed", count=1)
     sent = worker_pb2.Counters(blocks_sent=7, bytes_sent=7_000, leases_offered=4, leases_released=3, pinned_blocks=2)
     pulled = worker_pb2.Counters(transfers=[landed, failed], recomputed_requests=1, attempts_by_outcome={"finished": 4})
     return admin_pb2.StatusResponse(

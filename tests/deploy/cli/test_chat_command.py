@@ -13,6 +13,9 @@ from contextlib import asynccontextmanager
 import grpc
 import pytest
 
+from deploy.cli.chat_command import _converse
+from deploy.cli.conversation import Conversation
+from protos.baton.v1 import inference_pb2
 from tests.deploy.cli.conftest import Baton
 from tests.deploy.cli.stub_router import StubRouter
 
@@ -57,6 +60,44 @@ async def test_nothing_to_ask_is_a_usage_error(baton: Baton, router: StubRouter)
     ended = await baton("chat", "-e", router.address, stdin="\n")
     assert (ended.code, router.asked) == (2, [])
     assert ended.stderr.startswith("baton: nothing to ask")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "says"),
+    [
+        (("caf\udce9",), None, "prompt: not UTF-8 text: 'caf\\udce9'"),
+        (("--system", "\udcff", "hi"), None, "system: not UTF-8 text"),
+        ((), b"caf\xe9\n", "standard input: not UTF-8 text: invalid continuation byte at byte 3"),
+    ],
+)
+async def test_what_is_no_text_is_a_usage_error(
+    baton: Baton, router: StubRouter, arguments: tuple[str, ...], stdin: bytes | None, says: str
+) -> None:
+    ended = await baton("chat", "-e", router.address, *arguments, stdin=stdin)
+    assert (ended.code, ended.stdout, router.asked) == (2, "", [])
+    assert (ended.stderr.count("\n"), says in ended.stderr) == (1, True)
+
+
+def test_a_line_that_is_no_text_does_not_end_the_conversation(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed: list[str | Exception] = [UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"), "caf\udce9", EOFError()]
+
+    def type_next(prompt: str) -> str:
+        line = typed.pop(0)
+        if isinstance(line, Exception):
+            raise line
+        return line
+
+    monkeypatch.setattr("builtins.input", type_next)
+    channel = grpc.insecure_channel("127.0.0.1:1")  # never used: nothing of it is a question
+    conversation = Conversation(channel, "127.0.0.1:1", "", inference_pb2.SamplingParameters())
+    assert _converse(conversation, 1.0) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "baton: this line: not UTF-8 text",
+        "baton: this line: not UTF-8 text: 'caf\\udce9'",
+    ]
+    channel.close()
 
 
 @pytest.mark.parametrize("finish", ["error", "abort", ""])

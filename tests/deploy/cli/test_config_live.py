@@ -4,8 +4,6 @@ be changed."""
 from __future__ import annotations
 
 import json
-import os
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +11,8 @@ import pytest
 import yaml
 
 from cluster.config import Config
-from cluster.errors import StartFailed
 from deploy import change_order
-from deploy.cluster_record import ClusterRecord, recorded, state_folder
+from deploy.cluster_record import ClusterRecord, recorded
 from tests.deploy.cli.conftest import Baton
 from tests.deploy.cli.stub_router import StubRouter
 
@@ -109,45 +106,22 @@ async def test_no_such_cluster_here_exits_4_and_says_how_kubernetes_takes_it(
     assert "config render kuberay" in told.stderr
 
 
-def test_an_order_is_carried_out_by_the_owner_and_its_end_heard(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize(("given", "waits_s"), [((), 1_200.0 + 60.0 + 2 * 240.0), (("--deadline", "7"), 7.0)])
+async def test_the_end_of_a_change_is_waited_for_as_long_as_old_replicas_may_drain(
+    given: tuple[str, ...],
+    waits_s: float,
+    baton: Baton,
+    record: ClusterRecord,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    record = ClusterRecord.of_this_process("mine", "", "")
-    signalled = threading.Event()
-    monkeypatch.setattr(os, "kill", lambda pid, number: signalled.set())
-    taken: list[tuple[Config, float]] = []
+    waited: list[float] = []
 
-    def own(fail: str) -> None:
-        def change(config: Config, deadline_s: float) -> None:
-            taken.append((config, deadline_s))
-            if fail:
-                raise RuntimeError(fail)
+    def ordered(record: ClusterRecord, config: Config, deadline_s: float) -> None:
+        waited.append(deadline_s)
 
-        assert signalled.wait(10)
-        assert change_order.order_waits("mine")
-        change_order.carry_out("mine", change)
-
-    wanted = Config.model_validate(FILE)
-    for fail in ("", "no room"):
-        signalled.clear()
-        owner = threading.Thread(target=own, args=(fail,))
-        owner.start()
-        if fail:
-            with pytest.raises(StartFailed, match=fail):
-                change_order.order_change(record, wanted, 20.0)
-        else:
-            change_order.order_change(record, wanted, 20.0)
-        owner.join(10)
-    assert taken == [(wanted, 20.0)] * 2
-    assert taken[0][0].model_fields_set == wanted.model_fields_set
-    assert not change_order.order_waits("mine")
-    assert list((tmp_path / "baton").iterdir()) == []
-
-
-def test_one_order_at_a_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    record = ClusterRecord.of_this_process("mine", "", "")
-    (state_folder() / "mine.change").write_text("{}")
-    with pytest.raises(change_order.ChangeUnderWay, match="under way"):
-        change_order.order_change(record, Config.model_validate(FILE), 1.0)
+    monkeypatch.setattr(change_order, "order_change", ordered)
+    with recorded(record):
+        wanted = written(tmp_path, router={"grpc_port": 9001, "request_deadline_s": 5.0})  # the new ones drain quickly
+        told = await baton("config", "apply", wanted, "--yes", *given)
+    assert (told.code, waited) == (0, [waits_s])

@@ -93,6 +93,15 @@ async def test_credentials_that_cannot_be_read_are_a_mistake_of_use(baton: Baton
         assert "credentials: [Errno 2]" in ended.stderr
 
 
+async def test_a_key_that_no_call_can_carry_is_a_mistake_of_use(
+    baton: Baton, router: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key in ("clé", "\udcff"):
+        monkeypatch.setenv("BATON_TOKEN", key)
+        ended = await baton("status", "-e", router)
+        assert (ended.code, ended.stderr.count("\n"), "credentials: " in ended.stderr) == (2, 1, True)
+
+
 async def test_over_tls_the_same_commands_work(baton: Baton, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     authority = Authority(tmp_path)
     signed, own = authority.sign("router"), authority.sign("operator")

@@ -6,6 +6,7 @@ import json
 
 import grpc
 import pytest
+import yaml
 
 from protos.baton.v1 import admin_pb2, worker_pb2
 from tests.deploy.cli.conftest import Baton
@@ -80,10 +81,36 @@ async def test_the_wait_has_an_end(baton: Baton, router: StubRouter) -> None:
 
 
 async def test_a_worker_that_nobody_knows_is_not_found(baton: Baton, router: StubRouter) -> None:
-    router.refusal = (grpc.StatusCode.NOT_FOUND, "no worker decode-9: `baton status` lists them")
+    router.refusal = (grpc.StatusCode.NOT_FOUND, "worker 'decode-9' is not known; did you mean decode-1?")
     ended = await baton("drain", "decode-9", "-e", router.address)
     assert (ended.code, ended.stdout) == (4, "")
-    assert "`baton status` lists them" in ended.stderr
+    assert "did you mean decode-1?" in ended.stderr
+
+
+@pytest.mark.usefixtures("_short")
+@pytest.mark.parametrize(
+    ("arguments", "state", "deadline_s"),
+    [
+        (("drain", "d1", "--deadline", "5"), "ordered", 5.0),
+        (("drain", "d1", "--deadline", "5", "--wait"), "gone", 5.0),
+        (("drain", "d1", "--undo"), "undone", None),
+        (("undrain", "d1"), "undone", None),
+    ],
+)
+async def test_what_was_done_is_one_document(
+    baton: Baton, router: StubRouter, arguments: tuple[str, ...], state: str, deadline_s: float | None
+) -> None:
+    router.status = without_d1()
+    for form, read in (("json", json.loads), ("yaml", yaml.safe_load)):
+        ended = await baton(*arguments, "-o", form, "-e", router.address)
+        assert (ended.code, ended.stderr) == (0, "")
+        assert read(ended.stdout) == {
+            "apiVersion": "baton/v1",
+            "kind": "Drain",
+            "worker": "d1",
+            "state": state,
+            "deadlineS": deadline_s,
+        }
 
 
 async def test_the_status_names_a_drained_worker_and_why(baton: Baton, router: StubRouter) -> None:
@@ -100,4 +127,4 @@ async def test_the_status_tells_what_time_a_draining_worker_has_left(baton: Bato
     ended = await baton("status", "-e", router.address)
     assert "draining, 12 s left" in ended.stdout
     ended = await baton("status", "-o", "json", "-e", router.address)
-    assert [worker["drainSecondsLeft"] for worker in json.loads(ended.stdout)["workers"]] == [None, 12.34]
+    assert [worker["drainLeftS"] for worker in json.loads(ended.stdout)["workers"]] == [None, 12.34]

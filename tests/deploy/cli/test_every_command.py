@@ -12,13 +12,12 @@ import grpc
 import pytest
 
 from tests.deploy.cli.conftest import Baton
-from tests.deploy.cli.every_command import EVERY, EXAMPLES, Path_, commands, formats, options
+from tests.deploy.cli.every_command import EVERY, Path_, commands, formats, options, stub_call
 from tests.deploy.cli.stub_router import StubRouter
 
 HEAVY = ("ray", "vllm", "torch", "grpc", "numpy", "pydantic", "yaml", "rich", "asyncio", "cluster.config")
 ROOT = Path(__file__).parents[3]
 REMOTE = sorted(path for path, command in commands().items() if "endpoint" in options(command) and path != ("doctor",))
-NAMES = {"config": str(EXAMPLES / "local.yaml"), "model": "llama-3.1-8b", "worker": "p1", "request": "chatcmpl-1"}
 
 
 def test_no_command_is_forgotten() -> None:
@@ -50,7 +49,7 @@ async def test_nobody_at_the_endpoint_is_one_line_and_exit_7(baton: Baton, path:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))  # and nobody listens
         began = time.monotonic()
-        ended = await baton(*call(path, tmp_path), "-e", f"127.0.0.1:{bound.getsockname()[1]}")
+        ended = await baton(*stub_call(path, tmp_path), "-e", f"127.0.0.1:{bound.getsockname()[1]}")
     assert (ended.code, ended.stdout) == (7, "")
     assert "cannot connect: Connection refused" in ended.stderr
     assert ended.stderr.count("\n") == 1
@@ -63,7 +62,7 @@ async def test_whom_the_router_refuses_hears_it_and_exits_5(
     baton: Baton, router: StubRouter, path: Path_, code: grpc.StatusCode, tmp_path: Path
 ) -> None:
     router.refusal = (code, "wrong token")
-    ended = await baton(*call(path, tmp_path), "-e", router.address)
+    ended = await baton(*stub_call(path, tmp_path), "-e", router.address)
     assert (ended.code, ended.stdout.strip()) == (5, "")
     assert "not allowed: wrong token" in ended.stderr
 
@@ -74,7 +73,7 @@ async def test_a_router_that_says_nothing_is_waited_for_as_long_as_allowed(
 ) -> None:
     router.silent = True
     began = time.monotonic()
-    ended = await baton(*call(path, tmp_path), "-e", router.address, "--timeout", "0.3")
+    ended = await baton(*stub_call(path, tmp_path), "-e", router.address, "--timeout", "0.3")
     assert (ended.code, ended.stdout.strip()) == (124, "")
     assert "no answer within 0.3 s" in ended.stderr
     assert time.monotonic() - began < 5.0
@@ -89,7 +88,7 @@ async def test_a_doctor_whose_cluster_was_named_and_does_not_answer_fails(baton:
 
 @pytest.mark.parametrize("path", sorted(path for path in EVERY if formats(commands()[path])), ids=" ".join)
 async def test_an_unknown_format_is_a_usage_error(baton: Baton, path: Path_, tmp_path: Path) -> None:
-    ended = await baton(*call(path, tmp_path), "-o", "xml")
+    ended = await baton(*stub_call(path, tmp_path), "-o", "xml")
     assert (ended.code, ended.stdout) == (2, "")
 
 
@@ -106,8 +105,3 @@ def test_the_page_names_no_command_that_is_not_there() -> None:
     known = commands()
     strange = [words for words in listed if not any(tuple(words[1 : 1 + at]) in known for at in (1, 2, 3))]
     assert [words for words in strange if not words[1].startswith("--")] == []
-
-
-def call(path: Path_, tmp_path: Path) -> list[str]:
-    names = NAMES | {"tmp": str(tmp_path)}
-    return [*path, *(argument.format(**names) for argument in EVERY[path].arguments)]

@@ -16,7 +16,7 @@ async def test_json_holds_candidates_with_their_costs_and_what_happened(baton: B
     ended = await baton("explain", "cmpl-1", "-e", router.address, "-o", "json")
     document = json.loads(ended.stdout)
     assert (ended.code, ended.stderr) == (0, "")
-    assert (document["kind"], document["requestId"], document["outcome"]) == ("Explanation", "cmpl-1", "completed")
+    assert (document["kind"], document["request"], document["outcome"]) == ("Explanation", "cmpl-1", "completed")
     assert document["predicted"] == {"ttftS": 0.25, "itlS": None}
     assert (document["cachedTokensPredicted"], document["cachedTokensActual"]) == (64, None)
     assert document["decisions"] == [
@@ -27,8 +27,8 @@ async def test_json_holds_candidates_with_their_costs_and_what_happened(baton: B
             "runnerUp": "p2",
             "because": "the least predicted time",
             "candidates": [
-                {"workerId": "p1", "totalS": 0.25, "costs": {"prefill": 0.25}, "excluded": ""},
-                {"workerId": "p2", "totalS": 0.5, "costs": {"queue": 0.5}, "excluded": ""},
+                {"worker": "p1", "totalS": 0.25, "costs": {"prefill": 0.25}},
+                {"worker": "p2", "totalS": 0.5, "costs": {"queue": 0.5}},
             ],
             "leftOut": 3,
         }
@@ -36,6 +36,8 @@ async def test_json_holds_candidates_with_their_costs_and_what_happened(baton: B
     assert [(rung["transport"], rung["outcome"], rung["blocks"]) for rung in document["rungs"]] == [
         ("grpc", "landed", 10)
     ]
+    assert [rung["attempt"] for rung in document["rungs"]] == ["cmpl-1/decode3"]
+    assert document["arrivedAt"] == "2023-11-14T22:13:20.000Z"
     assert [attempt["outcome"] for attempt in document["attempts"]] == ["failed", "completed"]
 
 
@@ -69,6 +71,15 @@ async def test_a_prompt_file_is_asked_about_and_not_sent(baton: Baton, router: S
     (asked,) = router.explained
     assert (asked.dry_run.text, asked.dry_run.session_id, asked.dry_run.max_tokens) == ("Once upon a time", "talk", 256)
     assert router.asked == []
+
+
+async def test_a_prompt_that_is_no_text_is_refused(baton: Baton, router: StubRouter, tmp_path: Path) -> None:
+    prompt = tmp_path / "prompt.txt"
+    prompt.write_bytes(b"caf\xe9")
+    for given, stdin in ((str(prompt), None), ("-", b"caf\xe9")):
+        ended = await baton("explain", "--prompt-file", given, "-e", router.address, stdin=stdin)
+        assert (ended.code, ended.stdout, router.explained) == (2, "", [])
+        assert ended.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("given", [[], ["cmpl-1", "--prompt-file", "-"], ["--prompt-file", "no-such-file"]])

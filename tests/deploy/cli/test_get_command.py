@@ -10,8 +10,15 @@ import signal
 import sys
 
 import pytest
+import yaml
 
+from cluster.engine import Role
+from deploy.cli.filters import PoolName, RequestState, WorkerState
+from deploy.cli.kinds import WORKERS
+from deploy.cli.listing import ListFormat, show
+from deploy.cli.status_document import Worker
 from protos.baton.v1 import admin_pb2, worker_pb2
+from router.generation import Outcome
 from tests.deploy.cli.conftest import Baton
 from tests.deploy.cli.stub_router import StubRouter
 
@@ -66,10 +73,10 @@ async def test_documents_have_a_kind_and_stable_keys(baton: Baton, router: StubR
         "count": 3,
         "blocks": 7,
         "bytes": 7000,
-        "seconds": 0.5,
+        "durationS": 0.5,
     }
     assert (await items("leases"))[0] == {
-        "lease": "0a1b2c3d",
+        "id": "0a1b2c3d",
         "worker": "p1",
         "pool": "prefill",
         "epoch": str(2**60 + 1),
@@ -83,6 +90,15 @@ async def test_documents_have_a_kind_and_stable_keys(baton: Baton, router: StubR
     running, failed = await items("requests")
     assert (running["state"], running["ttftS"], running["arrivedAt"]) == ("running", None, "2023-11-14T22:13:20.000Z")
     assert (failed["ttftS"], failed["cachedTokens"], failed["error"]) == (0.25, 4, "worker p1 broke")
+    assert (await items("events"))[1] == {
+        "number": 2,
+        "at": "2023-11-14T22:13:21.000Z",
+        "event": "recovered",
+        "worker": "d1",
+        "pool": "decode",
+        "reason": "lost",
+        "request": "r",
+    }
     worker = (await items("workers"))[0]
     assert (worker["heardS"], worker["clockAheadS"], worker["version"]) == (0.25, -0.125, "0.1.0")
 
@@ -98,8 +114,62 @@ async def test_filters_reach_the_router_or_are_applied_here(baton: Baton, router
     await baton("get", "requests", "--state", "failed", "--tenant", "acme", "--worker", "p1", "--limit", "7", *at)
     (asked,) = router.listed
     assert (asked.state, asked.tenant, asked.worker_id, asked.limit) == ("failed", "acme", "p1", 7)
-    wrong = await baton("get", "requests", "--state", "done", *at)
-    assert (wrong.code, "expected running, completed" in wrong.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "valid"),
+    [
+        (("workers", "--state", "redy"), "ready"),
+        (("workers", "--pool", "prefil"), "prefill"),
+        (("requests", "--state", "done"), "completed"),
+        (("events", "--event", "joinde"), "joined"),
+    ],
+    ids=str,
+)
+async def test_a_value_that_can_never_be_is_answered_with_those_that_can(
+    baton: Baton, router: StubRouter, arguments: tuple[str, ...], valid: str
+) -> None:
+    ended = await baton("get", *arguments, "-e", router.address)
+    assert (ended.code, ended.stdout, f"'{valid}'" in ended.stderr) == (2, "", True)
+
+
+def test_what_filters_take_is_what_there_is() -> None:
+    assert {*RequestState} == {"running", *(outcome.value for outcome in Outcome)}
+    told = {name.removeprefix("WORKER_STATE_").lower() for name in worker_pb2.WorkerState.keys()}  # noqa: SIM118
+    assert {*WorkerState} == told - {"unspecified"} | {"unreachable"}
+    assert [*PoolName] == [role.value for role in Role]
+
+
+async def test_a_worker_of_which_there_is_nothing_to_tell_is_no_mistake(baton: Baton, router: StubRouter) -> None:
+    idle = router.status.workers.add()
+    idle.CopyFrom(router.status.workers[0])
+    idle.description.worker_id = "p9"
+    for what in ("requests", "events", "transfers"):
+        ended = await baton("get", what, "--worker", "p9", "-o", "name", "-e", router.address)
+        assert (ended.code, ended.stdout, ended.stderr) == (0, "", "")
+
+
+async def test_a_worker_that_left_may_still_be_asked_for(baton: Baton, router: StubRouter) -> None:
+    del router.status.workers[:]
+    at = ("--worker", "d1", "-o", "name", "-e", router.address)
+    assert (await baton("get", "events", *at)).stdout == "2/recovered/d1\n"
+    assert (await baton("get", "events", "--event", "joined", *at)).code == 0
+    assert (await baton("get", "requests", *at)).stdout == "chatcmpl-2\n"
+
+
+def test_watched_yaml_is_a_stream_of_documents(capsys: pytest.CaptureFixture[str]) -> None:
+    looks = 2
+
+    def fetch() -> list[Worker]:
+        nonlocal looks
+        if not looks:
+            raise KeyboardInterrupt
+        looks -= 1
+        return []
+
+    with pytest.raises(KeyboardInterrupt):
+        show(WORKERS, fetch, ListFormat.YAML, 0.0)
+    assert [document["kind"] for document in yaml.safe_load_all(capsys.readouterr().out)] == ["WorkerList"] * 2
 
 
 async def test_a_worker_that_cannot_tell_its_leases_is_named_on_stderr(baton: Baton, router: StubRouter) -> None:
@@ -128,6 +198,8 @@ async def test_a_list_is_watched_until_an_interrupt(router: StubRouter) -> None:
         (("describe", "worker", "p11"), "did you mean p1"),
         (("describe", "pool", "prefil"), "did you mean prefill?"),
         (("get", "transfers", "--worker", "p11"), "did you mean p1"),
+        (("get", "requests", "--worker", "p11"), "did you mean p1"),
+        (("get", "events", "--worker", "p11"), "did you mean p1"),
     ],
 )
 async def test_an_unknown_name_exits_4_with_the_nearest_one(
@@ -151,8 +223,8 @@ async def test_a_worker_is_described_with_all_that_concerns_it(baton: Baton, rou
     document = json.loads((await baton("describe", "worker", "p1", "-e", router.address, "-o", "json")).stdout)
     assert document["worker"]["id"] == "p1"
     assert document["cache"]["heldBlocks"] == 30
-    assert [lease["lease"] for lease in document["leases"]] == ["0a1b2c3d"]
-    assert [event["kind"] for event in document["events"]] == ["joined"]
+    assert [lease["id"] for lease in document["leases"]] == ["0a1b2c3d"]
+    assert [event["event"] for event in document["events"]] == ["joined"]
     lines = (await baton("describe", "worker", "p1", "-e", router.address)).stdout.splitlines()
     assert any(line.startswith("clock ") and "-125ms before the router's" in line for line in lines)
 
@@ -172,7 +244,7 @@ async def test_the_hit_rate_and_what_workers_hold_are_shown(baton: Baton, router
 async def test_a_flush_wants_a_yes_without_a_terminal(baton: Baton, router: StubRouter) -> None:
     ended = await baton("cache", "flush", "-e", router.address)
     assert (ended.code, router.flushes) == (2, [])
-    assert "all workers: say --yes" in ended.stderr
+    assert "Empty the prefix caches of all workers? Nobody can be asked here: say --yes" in ended.stderr
     both = await baton("cache", "flush", "--worker", "p1", "--pool", "decode", "--yes", "-e", router.address)
     assert (both.code, router.flushes) == (2, [])
 

@@ -28,6 +28,7 @@ async def test_the_entry_in_a_configuration_lets_the_key_in(baton: Baton, holder
 async def test_documents_hold_the_same(baton: Baton) -> None:
     for form, read in (("json", json.loads), ("yaml", yaml.safe_load)):
         document = read((await baton("key", "new", "--tenant", "acme", "-o", form)).stdout)
+        assert (document["apiVersion"], document["kind"]) == ("baton/v1", "Key")
         assert document["key"].split("_")[1] == document["entry"]["id"]
         assert document["entry"]["tenant"] == "acme"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from deploy.demo_model import DEMO_DIGEST
 from tests.deploy.cli.conftest import Baton
 
 EXAMPLES = Path(__file__).parents[3] / "deploy" / "examples"
+BATON = [sys.executable, "-m", "deploy.cli.main"]
 HEAVY = ("ray", "vllm", "torch", "grpc", "numpy", "pydantic", "yaml", "rich")
 
 
@@ -79,6 +81,74 @@ async def test_every_mistake_of_a_configuration_is_a_line(baton: Baton, tmp_path
         ["baton", str(file), "router.replicas"],
         ["baton", str(file), "engin"],
     ]
+
+
+@pytest.mark.parametrize("form", ["json", "yaml"])
+async def test_the_verdict_on_a_configuration_is_a_document(baton: Baton, tmp_path: Path, form: str) -> None:
+    ended = await baton("config", "validate", str(EXAMPLES / "kuberay.yaml"), "-o", form)
+    good = yaml.safe_load(ended.stdout)
+    assert (ended.code, good["kind"], good["valid"], good["mistakes"]) == (0, "ConfigVerdict", True, [])
+    assert len(good["openEdges"]) == len(ended.stderr.splitlines()) == 5
+    file = tmp_path / "c.yaml"
+    file.write_text("model: {path: m}\nengin: {}\n")
+    ended = await baton("config", "validate", str(file), "-o", form)
+    bad = yaml.safe_load(ended.stdout)
+    assert (ended.code, bad["valid"], bad["file"]) == (2, False, str(file))
+    assert [f"baton: {mistake}" for mistake in bad["mistakes"]] == ended.stderr.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("shell", "begins"), [("bash", "_baton_completion"), ("zsh", "#compdef baton\n"), ("fish", "")]
+)
+async def test_a_completion_script_asks_this_command(baton: Baton, shell: str, begins: str) -> None:
+    ended = await baton("completion", shell)
+    assert (ended.code, ended.stdout.startswith(begins)) == (0, True)
+    assert f"_BATON_COMPLETE=complete_{shell}" in ended.stdout
+
+
+def test_what_the_bash_script_asks_is_answered() -> None:
+    """As the script of `baton completion bash` asks, which runs in shells where it was installed long ago."""
+    asking = {"_BATON_COMPLETE": "complete_bash", "COMP_WORDS": "baton get w", "COMP_CWORD": "2"}
+    ran = subprocess.run(BATON, env=os.environ | asking, capture_output=True, text=True, check=True, timeout=60)
+    assert ran.stdout.split() == ["workers"]
+
+
+async def test_where_typer_writes_no_completion_the_command_says_so(
+    baton: Baton, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    ended = await baton("completion", "bash")
+    assert (ended.code, ended.stdout) == (1, "")
+    assert "writes no completion for bash" in ended.stderr
+
+
+def test_a_file_whose_name_is_no_text_is_read_and_shown(tmp_path: Path) -> None:
+    file = tmp_path / "caf\udce9.yaml"
+    file.write_text("model: {path: m}\n")
+    ran = subprocess.run(
+        [*BATON, "config", "show", str(file), "-o", "table"], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "caf\\udce9.yaml" in ran.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("drain", "\udcff"),
+        ("describe", "worker", "\udcff"),
+        ("explain", "\udcff"),
+        ("get", "requests", "--tenant", "\udcff"),
+        ("scale", "\udcff=2"),
+        ("key", "new", "--tenant", "\udcff"),
+        ("status", "-e", "\udcff:9000"),
+    ],
+    ids=" ".join,
+)
+async def test_names_that_are_no_text_are_a_usage_error(baton: Baton, arguments: tuple[str, ...]) -> None:
+    ended = await baton(*arguments)
+    assert (ended.code, ended.stdout, ended.stderr.count("\n")) == (2, "", 1)
+    assert "not UTF-8 text" in ended.stderr
 
 
 async def test_kuberay_manifests_are_one_yaml_stream(baton: Baton) -> None:

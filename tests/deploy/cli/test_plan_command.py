@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 import yaml
 
 from cluster.config import load_config, parse_config
+from cluster.engine_profile import EngineProfile, Measured, PromptTime, StepTime, cpu_hardware, profile_document
+from cluster.hardware import GUESSED
 from tests.deploy.cli.conftest import Baton
 
 LOAD = ("--rate", "10", "--prompt-tokens", "2000", "--output-tokens", "200")
@@ -122,6 +125,56 @@ async def test_prices_are_by_hardware(baton: Baton) -> None:
     assert not any("costs" in line for line in plan["assumptions"])
 
 
+async def test_a_price_that_was_said_is_no_assumption_though_it_be_the_usual_one(baton: Baton) -> None:
+    assert any("a GPU of H100 costs $3" in line for line in (await document(baton))["assumptions"])
+    for said in ("3", "h100=3"):
+        assert not any("costs" in line for line in (await document(baton, "--price", said))["assumptions"])
+
+
+def profile_text() -> str:
+    measured = Measured((PromptTime(64, 0.1), PromptTime(128, 0.2)), (StepTime(1, 64, 0.01),))
+    return yaml.safe_dump(profile_document(EngineProfile("mine", 1, cpu_hardware(64e9), GUESSED, 0.01, 0.05, measured)))
+
+
+async def on_cpus(baton: Baton, tmp_path: Path, *more: str) -> dict[str, Any]:
+    keys = {"model_type": "llama", "hidden_size": 256, "intermediate_size": 1_024, "num_hidden_layers": 4,
+            "num_attention_heads": 4, "vocab_size": 2_048, "max_position_embeddings": 8_192}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(keys))
+    load = ("--rate", "0.1", "--prompt-tokens", "200", "--output-tokens", "20", "--ttft", "9", "--itl", "9")
+    ended = await baton("plan", str(tmp_path), "-w", "cpu", *load, "-o", "json", *more)
+    assert ended.code == 0, ended.stderr
+    found: dict[str, Any] = json.loads(ended.stdout)
+    return found
+
+
+async def test_the_price_of_a_cpu_is_taken_however_it_is_written(baton: Baton, tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text(profile_text())
+    profile = ("--profile", str(tmp_path / "p.yaml"))
+    plain = await on_cpus(baton, tmp_path, *profile)
+    assert any("a machine of CPUs costs $1 an hour" in line for line in plain["assumptions"])
+    for said in ("cpu=0.5", "CPU=0.5"):
+        priced = await on_cpus(baton, tmp_path, *profile, "--price", said)
+        assert priced["whole"]["dollarsPerHour"] == plain["whole"]["dollarsPerHour"] / 2
+        assert not any("costs" in line for line in priced["assumptions"])
+
+
+async def test_a_profile_may_come_through_a_pipe(baton: Baton, tmp_path: Path) -> None:
+    reads, writes = os.pipe()
+    os.write(writes, profile_text().encode())
+    os.close(writes)
+    try:
+        plan = await on_cpus(baton, tmp_path, "--profile", f"/dev/fd/{reads}")
+    finally:
+        os.close(reads)
+    assert plan["assumptions"][-1].startswith(f"times are those of /dev/fd/{reads}: mine on CPU")
+
+
+@pytest.mark.parametrize(("weights", "quantization"), [("fp8", "fp8_per_tensor"), ("bf16", None)])
+async def test_engines_hold_their_weights_as_planned(weights: str, quantization: str | None, baton: Baton) -> None:
+    emitted = await baton(*ASKED, "--weights", weights, "--emit", "config")
+    assert yaml.safe_load(emitted.stdout)["engine"]["options"].get("quantization") == quantization
+
+
 async def test_smaller_weights_and_cache_hold_more(baton: Baton) -> None:
     plain = (await document(baton))["disaggregated"]["pools"][1]
     small = (await document(baton, "--weights", "fp8", "--kv-cache", "fp8"))["disaggregated"]["pools"][1]
@@ -147,6 +200,7 @@ async def test_smaller_weights_and_cache_hold_more(baton: Baton) -> None:
         ([*NO_LOAD, "--rate", "10"], "what is the load?"),
         ([*NO_LOAD, "--rate", "1", "--prompt-tokens", "200000", "--output-tokens", "1"], "llama-3.1-8b takes 131,072"),
         ([*ASKED[:-2], "--itl", "0"], "--itl 0: must be above 0"),
+        ([*ASKED, "--weights", "int4", "--emit", "config"], "name a checkpoint in int4, or leave --weights out"),
     ],
 )
 async def test_what_cannot_be_meant_exits_2(arguments: list[str], line: str, baton: Baton) -> None:

@@ -8,9 +8,10 @@ import grpc
 import pytest
 import yaml
 
+from deploy.cli.autoscale_document import autoscaling
 from protos.baton.v1 import admin_pb2, worker_pb2
 from tests.deploy.cli.conftest import Baton
-from tests.deploy.cli.stub_router import StubRouter
+from tests.deploy.cli.stub_router import StubRouter, sized
 
 PREFILL, DECODE = worker_pb2.ROLE_PREFILL, worker_pb2.ROLE_DECODE
 VERBS = [("show",), ("explain",), ("pause",), ("resume",)]
@@ -78,8 +79,14 @@ async def test_documents_are_the_same_in_json_and_yaml_and_what_is_not_known_is_
     assert (told["apiVersion"], told["kind"], told["budget"]) == ("baton/v1", "Autoscaling", 6.0)
     prefill = told["pools"][0]
     assert prefill["inputs"] == {"arriving tokens/s": 1820.5, "tokens/s of a worker": None}
-    assert prefill["changes"][0]["unixS"] == 1_700_000_000.0
+    assert prefill["changes"][0]["at"] == "2023-11-14T22:13:20.000Z"
     assert yaml.safe_load((await baton("autoscale", "explain", "-o", "yaml", "-e", router.address)).stdout) == told
+
+
+def test_a_pool_of_a_newer_version_is_named_by_its_number() -> None:
+    report = sized()
+    report.pools[0].role = 99  # type: ignore[assignment]
+    assert [pool.pool for pool in autoscaling(report).pools] == ["unknown-99", "decode"]
 
 
 async def test_a_pause_gives_its_reason_and_resuming_ends_it(baton: Baton, router: StubRouter) -> None:

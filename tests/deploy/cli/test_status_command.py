@@ -22,17 +22,17 @@ async def test_json_holds_pools_workers_and_counters(baton: Baton, router: StubR
     assert document["router"] == {"id": "router-1", "version": "0.1.0", "model": "demo", "inFlight": 2, "queued": 1}
     assert document["store"] == {
         "degraded": True,
-        "degradedSeconds": 1.5,
+        "degradedS": 1.5,
         "reason": "gone",
         "routers": 2,
         "droppedWrites": 3,
     }
     assert document["pools"] == [
-        {"role": "prefill", "ready": 1, "total": 1},
-        {"role": "decode", "ready": 1, "total": 1},
+        {"pool": "prefill", "ready": 1, "total": 1, "wanted": None},
+        {"pool": "decode", "ready": 1, "total": 1, "wanted": None},
     ]
     prefill, decode = document["workers"]
-    assert (prefill["id"], prefill["role"], prefill["state"]) == ("p1", "prefill", "ready")
+    assert (prefill["id"], prefill["pool"], prefill["state"]) == ("p1", "prefill", "ready")
     assert prefill["epoch"] == "1152921504606846977"
     assert prefill["load"] == {"running": 1, "waiting": 0, "queuedPrefillTokens": 300, "kvUsage": 0.25, "leases": 1}
     assert decode["attempts"] == {"finished": 4}
@@ -44,8 +44,8 @@ async def test_json_holds_pools_workers_and_counters(baton: Baton, router: StubR
         "disaggregated": 4,
         "whole": 1,
         "kvTransfers": [
-            {"transport": "nixl", "outcome": "failed", "count": 1, "blocks": 0, "bytes": 0, "seconds": 0.0},
-            {"transport": "nixl", "outcome": "landed", "count": 3, "blocks": 7, "bytes": 7000, "seconds": 0.5},
+            {"transport": "nixl", "outcome": "failed", "count": 1, "blocks": 0, "bytes": 0, "durationS": 0.0},
+            {"transport": "nixl", "outcome": "landed", "count": 3, "blocks": 7, "bytes": 7000, "durationS": 0.5},
         ],
         "blocksMoved": 7,
         "bytesMoved": 7000,
@@ -90,6 +90,17 @@ async def test_a_pool_without_a_ready_worker_is_degraded(
     name = worker_pb2.Role.Name(role).removeprefix("ROLE_").lower()
     assert (ended.code, ended.stderr) == (3, f"baton: no ready worker: {name}\n")
     assert json.loads(ended.stdout)["kind"] == "ClusterStatus"
+
+
+async def test_a_pool_of_which_none_is_wanted_is_not_degraded(baton: Baton, router: StubRouter) -> None:
+    prefill = router.status.pools[0]
+    prefill.ready = prefill.total = prefill.wanted = 0
+    ended = await baton("status", "-e", router.address)
+    assert (ended.code, ended.stderr) == (0, "")
+    assert ended.stdout.splitlines()[:3] == ["POOL     READY", "prefill  0/0, none wanted", "decode   1/1"]
+    prefill.wanted = 1
+    ended = await baton("status", "-e", router.address)
+    assert (ended.code, ended.stderr) == (3, "baton: no ready worker: prefill\n")
 
 
 async def test_a_pool_that_is_not_there_is_degraded(baton: Baton, router: StubRouter) -> None:

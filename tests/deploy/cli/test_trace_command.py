@@ -17,7 +17,7 @@ async def test_the_document_holds_every_span_with_its_depth(baton: Baton, router
     ended = await baton("trace", "cmpl-1", "-e", router.address, "-o", output)
     document = json.loads(ended.stdout) if output == "json" else yaml.safe_load(ended.stdout)
     assert (ended.code, ended.stderr) == (0, "")
-    assert (document["kind"], document["requestId"], document["traceId"]) == ("Trace", "cmpl-1", "4b" * 16)
+    assert (document["kind"], document["request"], document["traceId"]) == ("Trace", "cmpl-1", "4b" * 16)
     assert [(span["name"], span["depth"]) for span in document["spans"]] == [
         ("request", 0),
         ("decode", 1),

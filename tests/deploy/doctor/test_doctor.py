@@ -77,6 +77,11 @@ def test_a_port_is_free_the_clusters_or_somebody_elses() -> None:
     assert [check.verdict for check in machine.ports(wanted, lambda *_: False)] == [Verdict.OK]
 
 
+def test_a_port_of_ipv6_stands_in_brackets() -> None:
+    [check] = machine.ports([("http", "::1", 0)], lambda *_: True)
+    assert check.found.startswith("[::1]:0 is ")
+
+
 def test_the_worst_verdict_counts() -> None:
     assert worst([ok("a", "x"), warn("b", "x", "do")]) is Verdict.WARN
     assert worst([]) is Verdict.OK
@@ -122,6 +127,19 @@ def test_what_is_wrong_with_a_worker_is_found(changes: dict[str, object], name: 
 
 def test_a_command_of_another_version_is_warned() -> None:
     assert verdicts(status(), own="9.9.9")["versions"] is Verdict.WARN
+
+
+def test_a_cluster_at_zero_that_should_be_there_is_all_ok() -> None:
+    answer = healthy_status()
+    answer.store.Clear()
+    del answer.workers[:]
+    for pool in answer.pools:
+        pool.ready = pool.total = pool.wanted = 0
+    checks = live_checks(cluster_status(answer), RELEASE)
+    assert {check.verdict for check in checks} == {Verdict.OK}
+    assert next(check.found for check in checks if check.name == "pool decode") == "0 of 0 ready, none wanted"
+    answer.pools[1].wanted = 2
+    assert verdicts(cluster_status(answer))["pool decode"] is Verdict.FAIL
 
 
 def test_a_pool_without_a_ready_worker_and_a_store_that_is_away_fail() -> None:

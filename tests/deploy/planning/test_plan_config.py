@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import pytest
 
 from cluster.config import Config, parse_config
+from cluster.errors import ConfigError
 from cluster.hardware import hardware
 from deploy.kuberay_render import kuberay_manifests
 from deploy.planning.apart import Apart
-from deploy.planning.plan_config import plan_config
+from deploy.planning.plan_config import needed_quantization, plan_config
 from deploy.planning.planner import Mode, Plan, make_plan
 from deploy.planning.reasons import plan_reasons
 from deploy.planning.whole_pool import Whole
@@ -64,6 +66,43 @@ def test_placement_starts_from_what_the_model_says() -> None:
         plan.chosen.prefill.engine.prefill_s(8_192), rel=0.01
     )
     assert start.step_s > 0.001
+
+
+@pytest.mark.parametrize(
+    ("model", "weights", "made"),
+    [
+        ("llama-3.1-8b", None, None),
+        ("llama-3.1-8b", "bf16", None),
+        ("llama-3.1-8b", "fp8", "fp8_per_tensor"),
+        ("deepseek-v3", "fp8", None),  # its file holds them so
+    ],
+)
+def test_engines_make_of_the_weights_what_was_planned(model: str, weights: str | None, made: str | None) -> None:
+    assert needed_quantization(model, weights) == made
+
+
+@pytest.mark.parametrize(
+    ("model", "weights"), [("llama-3.1-8b", "int4"), ("deepseek-v3", "bf16"), ("gpt-oss-20b", "fp8")]
+)
+def test_weights_that_no_engine_makes_of_the_file_are_refused(model: str, weights: str) -> None:
+    with pytest.raises(ConfigError, match=f"name a checkpoint in {weights}, or leave --weights out"):
+        needed_quantization(model, weights)
+
+
+def test_of_a_quantisation_that_is_not_known_the_user_says_what_it_holds(tmp_path: Path) -> None:
+    keys = {"model_type": "llama", "hidden_size": 256, "intermediate_size": 1_024, "num_hidden_layers": 4,
+            "num_attention_heads": 4, "vocab_size": 2_048, "max_position_embeddings": 8_192,
+            "quantization_config": {"quant_method": "new"}}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(keys))
+    assert needed_quantization(str(tmp_path), "int4") is None
+
+
+@pytest.mark.engine
+def test_vllm_makes_fp8_weights_under_that_name() -> None:
+    from vllm.model_executor.layers.quantization import get_quantization_config
+    from vllm.model_executor.layers.quantization.online.base import OnlineQuantizationConfig
+
+    assert get_quantization_config("fp8_per_tensor") is OnlineQuantizationConfig
 
 
 def test_the_longest_request_fits_and_the_cache_holds_it() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -99,6 +100,36 @@ def test_a_plan_keeps_its_goals_and_one_replica_fewer_does_not(rate: float) -> N
     if whole.pool.replicas > 1:
         fewer.append(side.at(whole.pool.replicas - 1))
     assert not any(each is not None and each.keeps_goals() for each in fewer)
+
+
+@quick
+@given(rates, st.sampled_from(["apart", "whole"]))
+def test_a_bound_on_gpus_ends_no_search_before_the_plan_of_fewest(rate: float, way: str) -> None:
+    asked = replace(demand(rate, gpu=single("l40s"), goals=(2.0, 0.05)), decode=replace(single(), price=30.0))
+    search: Callable[[Demand], Apart | Whole | None] = cheapest_apart if way == "apart" else cheapest_whole
+    fewest = search(replace(asked, prefill=replace(asked.prefill, price=30.0)))  # one price: the cheapest has fewest
+    assert fewest is not None
+    found = search(replace(asked, most_gpus=fewest.gpus))
+    assert found is not None
+    assert found.gpus == fewest.gpus
+    assert search(replace(asked, most_gpus=fewest.gpus - 1)) is None
+
+
+def test_dearer_gpus_are_taken_where_the_cheapest_would_be_too_many() -> None:
+    asked = replace(demand(20, goals=(2.0, 0.05)), prefill=replace(single("l40s"), price=0.3))
+    free = make_plan(asked, Mode.WHOLE).chosen
+    plan = make_plan(replace(asked, most_gpus=free.gpus - 1), Mode.WHOLE)
+    assert isinstance(free, Whole)
+    assert isinstance(plan.chosen, Whole)
+    assert (free.pool.whole.engine.hardware.name, plan.chosen.pool.whole.engine.hardware.name) == ("L40S", "H100")
+    assert plan.chosen.gpus < free.gpus
+    assert plan.chosen.price > free.price
+
+
+def test_of_a_way_that_is_only_too_large_the_choice_says_so() -> None:
+    plan = make_plan(replace(demand(0.1), most_gpus=1))
+    assert isinstance(plan.chosen, Whole)
+    assert plan.because == "the other way falls short: 2 GPUs are needed, 1 more than the 1 allowed"
 
 
 @given(st.integers(1, 300), st.integers(1, 5))

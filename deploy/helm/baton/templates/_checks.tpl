@@ -64,11 +64,16 @@
 {{- toYaml $mistakes -}}
 {{- end -}}
 
-{{/* Pods are reached from other pods, so every edge is guarded, or accepted as it is. */}}
+{{/* Pods are reached from other pods, so every edge is guarded, or accepted as it is; where no NetworkPolicy keeps others
+out, that has to be accepted once more. Files are where a Secret is mounted. */}}
 {{- define "baton.securityMistakes" -}}
 {{- $security := .Values.config.security -}}
+{{- $policy := .Values.networkPolicy -}}
 {{- $mistakes := list -}}
-{{- if not (dig "allow_open" false $security) -}}
+{{- $open := dig "allow_open" false $security -}}
+{{- if not (and $open (or $policy.enabled $policy.allowOpen)) -}}
+{{- $unguarded := $open | ternary ", and networkPolicy.enabled is false" "" -}}
+{{- $accept := $open | ternary "networkPolicy.allowOpen" "allow_open" -}}
 {{- $keys := list (dig "keys" nil $security) (dig "keys_file" nil $security) -}}
 {{- $missing := dict
       "keys or keys_file" (list (or (index $keys 0) (index $keys 1)) "nobody is asked for a key")
@@ -76,8 +81,13 @@
       "cluster_tls" (list (dig "cluster_tls" nil $security) "any pod that reaches a worker could order work there") -}}
 {{- range $key, $found := $missing -}}
 {{- if not (index $found 0) -}}
-{{- $mistakes = append $mistakes (printf "config.security: %s; set %s, or accept it with allow_open: true" (index $found 1) $key) -}}
+{{- $mistakes = append $mistakes (printf "config.security: %s%s; set %s, or accept it with %s: true" (index $found 1) $unguarded $key $accept) -}}
 {{- end -}}
+{{- end -}}
+{{- end -}}
+{{- range $key := list "keys_file" "tls" "cluster_tls" -}}
+{{- if and (dig $key nil $security) (not $.Values.secrets.security.name) -}}
+{{- $mistakes = append $mistakes (printf "secrets.security.name: names no Secret, and config.security.%s wants its files from it" $key) -}}
 {{- end -}}
 {{- end -}}
 {{- toYaml $mistakes -}}
@@ -143,6 +153,9 @@
 {{- end -}}
 {{- if gt (int $part.minimum) (int $part.maximum) -}}
 {{- $mistakes = append $mistakes (printf "config.%s.autoscale: min_replicas %d is above max_replicas %d" .part (int $part.minimum) (int $part.maximum)) -}}
+{{- end -}}
+{{- if and $own.autoscale (ne (int $own.replicas) 1) -}}
+{{- $mistakes = append $mistakes (printf "config.%s.replicas: is %d, but config.%s.autoscale sizes the pool; leave one of them out" .part (int $own.replicas) .part) -}}
 {{- end -}}
 {{- if and (lt (int $part.minimum) (int $part.maximum)) (not .root.Values.autoscaler.enabled) -}}
 {{- $mistakes = append $mistakes (printf "autoscaler.enabled: is false, but %s may grow from %d to %d pods" .part (int $part.minimum) (int $part.maximum)) -}}
