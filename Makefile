@@ -43,7 +43,7 @@ test: fast
 
 # All there are: what must pass before a change lands. Three quarters of an hour on two cores.
 test-all: fast
-	$(BIN)/python -m pytest -m engine
+	$(BIN)/python -m pytest -m "engine or long"
 
 chaos: setup
 	$(BIN)/python -m tests.chaos --json
@@ -59,7 +59,7 @@ types: setup
 	$(BIN)/mypy $(addprefix -p ,$(PACKAGES))
 
 fast: setup
-	$(BIN)/python -m pytest -m "not engine" -n auto --dist worksteal
+	$(BIN)/python -m pytest -m "not engine and not long" -n auto --dist worksteal
 
 # Generated code is committed; tests/test_house.py fails when it is older than the .proto files.
 protos: setup

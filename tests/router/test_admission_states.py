@@ -6,6 +6,7 @@ import math
 import time
 from collections import Counter
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -152,6 +153,7 @@ TestAdmissionStates = AdmissionMachine.TestCase
 TestAdmissionStates.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 
+@pytest.mark.long
 def test_an_operation_costs_about_the_same_with_100000_queued_as_with_1000() -> None:
     """Five times as much is a logarithm and cold caches; anything that looks at all requests costs a hundred times."""
     few, many = _queue_of(1_000), _queue_of(100_000)

@@ -10,6 +10,8 @@ from cluster.config_admission import AdmissionConfig
 from tests.router.admission_load import Sender
 from tests.router.dispatch_load import CAPACITY, ScriptedFleet
 
+pytestmark = pytest.mark.long
+
 
 def rules(**sections: Any) -> AdmissionConfig:
     return AdmissionConfig.model_validate({"quantum_tokens": 25, "cold_tokens_per_s": 1_000.0, **sections})
