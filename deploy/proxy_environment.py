@@ -1,12 +1,17 @@
-"""What Ray Serve's HAProxy must find in the environment of every process of the cluster, so that it cuts no stream."""
+"""What Ray Serve's HAProxy must find in the environment of every process of the cluster, so that it cuts no stream and
+keeps none whose client has left."""
 
 from __future__ import annotations
 
 import math
+import os
+import sysconfig
+from pathlib import Path
 
 from cluster.config import RouterConfig
 
 _MARGIN_S = 30
+_CHOICE = "RAY_SERVE_HAPROXY_BINARY_PATH"
 
 
 def proxy_environment(router: RouterConfig) -> dict[str, str]:
@@ -18,3 +23,9 @@ def proxy_environment(router: RouterConfig) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": longest_s,
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": longest_s,
     }
+
+
+def proxy_binary() -> dict[str, str]:
+    """`baton-haproxy` of this installation, unless somebody chose another; the images name their own."""
+    chosen = os.environ.get(_CHOICE) or str(Path(sysconfig.get_path("scripts")) / "baton-haproxy")
+    return {_CHOICE: chosen}

@@ -24,7 +24,7 @@ from deploy.app_size import most_cpus, most_resources
 from deploy.free_port import free_port, why_taken
 from deploy.own_folder import own_folder, scratch_environment
 from deploy.processes import adopt_orphans, end_descendants
-from deploy.proxy_environment import proxy_environment
+from deploy.proxy_environment import proxy_binary, proxy_environment
 
 if TYPE_CHECKING:
     from ray.serve.schema import ApplicationStatusOverview
@@ -104,6 +104,7 @@ class ServeCluster:
         own = {
             **scratch_environment(proxy),
             **proxy_environment(self._config.router),
+            **proxy_binary(),
             "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(proxy / "haproxy.cfg"),
             "RAY_SERVE_HAPROXY_SOCKET_PATH": str(proxy / "admin.sock"),
             "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(proxy),

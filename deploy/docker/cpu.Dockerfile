@@ -26,7 +26,8 @@ COPY --from=build /models /models
 ENV PATH=/opt/baton/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     VLLM_NO_USAGE_STATS=1 \
-    RAY_USAGE_STATS_ENABLED=0
+    RAY_USAGE_STATS_ENABLED=0 \
+    RAY_SERVE_HAPROXY_BINARY_PATH=/opt/baton/bin/baton-haproxy
 USER 1000:1000
 WORKDIR /home/baton
 EXPOSE 8000 9000

@@ -34,6 +34,12 @@ def test_the_last_stage_runs_as_the_user_that_the_pods_run_as(dockerfile: Path) 
     assert "COPY . ." not in last  # no sources, no build tools of ours
 
 
+def test_serve_starts_the_haproxy_of_the_image(dockerfile: Path) -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    (path,) = re.findall(r"RAY_SERVE_HAPROXY_BINARY_PATH=(\S+)$", dockerfile.read_text(), re.MULTILINE)
+    assert (Path(path).parent, Path(path).name in scripts) == (Path("/opt/baton/bin"), True)
+
+
 def test_both_locks_have_the_versions_that_the_adapters_are_written_for() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for extra in ("cpu", "gpu"):

@@ -21,6 +21,7 @@ from cluster.config import parse_config
 from cluster.engine import Role
 from cluster.membership import WORKER_TTL_S, announce_until_cancelled
 from deploy.free_port import free_port
+from deploy.proxy_environment import proxy_binary
 from tests.router.scripted_worker import LeaseBook, ScriptedWorker
 
 
@@ -29,6 +30,7 @@ def set_environment(scratch: Path) -> None:
     os.environ.update(
         {
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
+            **proxy_binary(),
             "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(scratch / "haproxy.cfg"),
             "RAY_SERVE_HAPROXY_SOCKET_PATH": str(scratch / "admin.sock"),
             "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(scratch),
@@ -57,7 +59,7 @@ async def main(model: str, http_port: int, grpc_port: int) -> None:
         "name": "router-test",
         "model": {"path": model, "max_model_len": 512},
         "placement": {"disaggregate": "always"},
-        "router": {"http_port": http_port, "grpc_port": grpc_port, "request_deadline_s": 5.0, "max_in_flight": 64},
+        "router": {"http_port": http_port, "grpc_port": grpc_port, "request_deadline_s": 30.0, "max_in_flight": 64},
     }
     config = parse_config(raw)
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, namespace="baton-router-test")
