@@ -35,8 +35,9 @@ PACE = {"down_after_s": 6.0, "down_cooldown_s": 2.0, "idle_s": 5.0}
 CALM_S = 30.0  # longer than the way from one size to the next, after a first guess that was too high
 FORECAST = {"level_s": 2.0, "trend_s": 4.0, "horizon_s": 4.0}
 
-LONG_PROMPTS = Kind(per_s=2.0, prompt_tokens=500, max_tokens=2)
-"""1,000 prompt tokens a second, of which a worker computes about as many: at 70 % busy that is work for two."""
+LONG_PROMPTS = Kind(per_s=5.0, prompt_tokens=160, max_tokens=2)
+"""800 prompt tokens a second, of which a worker computes some 900: at 70 % busy that is work for 1.3, far from one and
+from two. Several come within each second, so that a late look does not see twice as many."""
 LONG_ANSWERS = Kind(per_s=2.5, prompt_tokens=50, max_tokens=250)
 """Each 5 s and 10 of the 100 blocks: 1.25 caches' worth, to be filled to 80 %, is more than one and less than two."""
 
