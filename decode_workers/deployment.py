@@ -8,8 +8,10 @@ from __future__ import annotations
 from ray import serve
 
 from cluster.config import Config
+from cluster.config_parts import version_of, worker_part
 from cluster.engine import Role
 from cluster.pool_options import serve_options
+from cluster.serve_version import with_version
 from kv_transfer.deployment import PoolReplica
 
 
@@ -20,4 +22,6 @@ class DecodeWorker(PoolReplica):
 def deployment(config: Config, scaling_policy: str) -> serve.Application:
     """`scaling_policy`: import path of the class that sizes the pool when it scales by itself."""
     options = serve_options(config, DecodeWorker.role, scaling_policy)
-    return serve.deployment(DecodeWorker, name="decode", **options).bind(config)
+    part = worker_part(config, DecodeWorker.role)
+    made = serve.deployment(DecodeWorker, name="decode", **options)
+    return with_version(made, version_of(part)).bind(part)

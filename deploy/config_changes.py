@@ -9,11 +9,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from cluster.config import Config
+from cluster.config_parts import version_of, worker_part
+from cluster.engine import Role
 from deploy.app_size import most_cpus, most_resources
 from deploy.document import Json
 
-DEPLOYMENTS = ("router", "prefill", "decode")
-"""Each of them is made with the whole configuration, so any change is a new version of all."""
+DEPLOYMENTS = ("router", *(role.value for role in Role))
 
 _FIXED = ("name", "router.http_host", "router.http_port", "router.grpc_host", "router.grpc_port")
 """What a cluster is started with and keeps."""
@@ -45,6 +46,14 @@ def flattened(document: Mapping[str, Json], above: str = "") -> Iterator[tuple[s
             yield from flattened(value, key)
         else:
             yield key, value
+
+
+def replaced(before: Config, after: Config) -> tuple[str, ...]:
+    """The deployments with a new version: routers are made with the whole configuration, workers with their part."""
+    if version_of(before) == version_of(after):
+        return ()
+    parts = {role.value: (worker_part(before, role), worker_part(after, role)) for role in Role}
+    return "router", *(name for name, (old, new) in parts.items() if version_of(old) != version_of(new))
 
 
 def longest_change_s(before: Config, after: Config) -> float:

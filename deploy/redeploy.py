@@ -1,4 +1,5 @@
-"""A new configuration for the cluster that this process owns: all of its deployments are replaced, in Serve's way.
+"""A new configuration for the cluster that this process owns: deployments with a new version are replaced, in Serve's
+way.
 
 Knows Serve; who asked, and how, is `deploy.change_order`'s business.
 """
@@ -15,7 +16,7 @@ _POLL_S = 0.25
 
 
 def redeploy(config: Config, deadline_s: float, progress: Progress) -> None:
-    """Returns once every replica is of the new configuration and runs. Raises `StartFailed`: a new one does not start,
+    """Returns once all that has a new version is replaced and runs. Raises `StartFailed`: a new replica does not start,
     or not in time; Serve goes on trying."""
     from ray import serve
 

@@ -9,9 +9,11 @@ from starlette.types import ASGIApp
 
 from cluster.clock import RealClock
 from cluster.config import Config
+from cluster.config_parts import version_of
 from cluster.directory import RayDirectory
 from cluster.metrics_ray import RayOutlet
 from cluster.scaling.seat import RaySeat
+from cluster.serve_version import with_version
 from router.replica import RouterReplica, start_replica
 
 NAME = "router"
@@ -81,4 +83,4 @@ def deployment(config: Config, *pools: serve.Application) -> serve.Application:
         health_check_period_s=5.0,
         health_check_timeout_s=30.0,
     )
-    return made.bind(config, *pools)
+    return with_version(made, version_of(config)).bind(config, *pools)

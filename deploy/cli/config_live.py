@@ -83,16 +83,17 @@ def apply(
     output: Annotated[Format, typer.Option("--output", "-o", help="How to print the change.")] = Format.TABLE,
     timeout: Timeout = 5.0,
 ) -> int:
-    """Give a cluster of `baton up` on this machine another configuration. Every deployment is replaced, as a rolling
-    update; streams go on. Exits 4 when no such cluster runs here, 6 when it cannot take the change while it runs."""
+    """Give a cluster of `baton up` on this machine another configuration. Routers are replaced, and a pool where its
+    workers read what changes, as a rolling update; streams go on. Exits 4 when no such cluster runs here, 6 when it
+    cannot take the change while it runs."""
     from deploy.cli.config_reading import file_config, live_config
-    from deploy.config_changes import DEPLOYMENTS, changes, longest_change_s, refusals
+    from deploy.config_changes import DEPLOYMENTS, changes, longest_change_s, refusals, replaced
 
     wanted = file_config(file)
     record = _running(wanted.name)
     live = live_config(record.grpc, timeout)
     found = changes(live.model_dump(mode="json"), wanted.model_dump(mode="json"))
-    restarted = DEPLOYMENTS if found else ()
+    restarted = replaced(live, wanted)
     refused = refusals(live, wanted, found)
     document: Json = {
         "apiVersion": "baton/v1",
@@ -102,13 +103,13 @@ def apply(
         "refused": refused,
         "dryRun": dry_run,
     }
-    rows = [(name, "replaced, one part at a time") for name in restarted]
+    rows = [(name, "replaced, one part at a time" if name in restarted else "goes on") for name in DEPLOYMENTS]
     print_as(document, [_table(found), Table("Deployments", ("deployment", "what happens"), rows)], output)
     if refused:
         return fail("\n".join(refused), Exit.CONFLICT)
     if dry_run or not found:
         return Exit.OK
-    confirm(f"Replace every part of cluster {wanted.name!r}?", yes)
+    confirm(f"Replace {', '.join(restarted)} of cluster {wanted.name!r}?", yes)
     return _carry_out(record, wanted, longest_change_s(live, wanted) if deadline is None else deadline)
 
 

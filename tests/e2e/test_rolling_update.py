@@ -111,6 +111,21 @@ async def test_a_new_version_replaces_every_pool_and_the_router_and_no_request_f
     await eventually(serving.quiet)
 
 
+async def test_what_no_worker_reads_changes_under_load_without_the_end_of_a_worker(serving: Cluster) -> None:
+    before, router = set(await serving.workers()), (await serving.status()).router_id
+    load = StreamingLoad(serving.http, serving.channel, VOCABULARY)
+    async with load.clients(CLIENTS):
+        await load.until(answers=CLIENTS)
+        await serving.change(deploy={"admission": {"queue": {"max_requests": 300}}, "decode": {"replicas": 2}})
+        await load.until(answers=CLIENTS)
+    assert load.failed == []
+    after = set(await serving.workers())
+    assert after < before, "a worker was replaced"
+    assert len(before - after) == 1
+    assert (await serving.status()).router_id != router
+    await eventually(serving.quiet)
+
+
 async def test_pools_shrink_under_load_and_no_request_fails(serving: Cluster) -> None:
     load = StreamingLoad(serving.http, serving.channel, VOCABULARY)
     async with load.clients(CLIENTS):

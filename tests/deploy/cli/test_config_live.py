@@ -72,6 +72,26 @@ async def test_a_dry_run_tells_what_restarts_and_orders_nothing(
     assert [change["key"] for change in document["changes"]] == ["observability.log_level"]
 
 
+@pytest.mark.parametrize(
+    ("changes", "restarts"),
+    [
+        ({"admission": {"queue": {"max_requests": 7}}}, ["router"]),
+        ({"decode": {"surge_percent": 50}}, ["router"]),
+        ({"decode": {"drain_s": 5.0}}, ["router", "decode"]),
+        ({"engine": {"block_size": 64}}, ["router", "prefill", "decode"]),
+    ],
+)
+async def test_a_pool_goes_on_when_no_worker_of_it_reads_what_changes(
+    changes: dict[str, Any], restarts: list[str], baton: Baton, record: ClusterRecord, tmp_path: Path
+) -> None:
+    with recorded(record):
+        told = await baton("config", "apply", written(tmp_path, **changes), "--dry-run", "-o", "json")
+        table = await baton("config", "apply", written(tmp_path, **changes), "--dry-run")
+    assert json.loads(told.stdout)["restarts"] == restarts
+    going_on = [line.split()[0] for line in table.stdout.splitlines() if line.endswith("goes on")]
+    assert sorted([*going_on, *restarts]) == ["decode", "prefill", "router"]
+
+
 async def test_what_a_running_cluster_cannot_take_is_refused_with_the_reasons(
     baton: Baton, record: ClusterRecord, tmp_path: Path
 ) -> None:
