@@ -7,6 +7,7 @@ or the size of its own, so it goes on when those change: an engine takes minutes
 from __future__ import annotations
 
 import hashlib
+import json
 
 from cluster.config import Config, PoolConfig, RouterConfig
 from cluster.config_admission import AdmissionConfig
@@ -38,5 +39,6 @@ def worker_part(config: Config, role: Role) -> Config:
 
 
 def version_of(part: Config) -> str:
-    """The same for equal values, whether they were given or are defaults."""
-    return hashlib.blake2b(part.model_dump_json().encode(), digest_size=_VERSION_BYTES).hexdigest()
+    """The same for equal values, given or defaults, in whatever order."""
+    values = json.dumps(part.model_dump(mode="json"), sort_keys=True)
+    return hashlib.blake2b(values.encode(), digest_size=_VERSION_BYTES).hexdigest()

@@ -67,6 +67,10 @@ def test_a_default_that_is_written_out_is_no_change() -> None:
     assert version_of(config(engine={"block_size": config().engine.block_size})) == version_of(config())
 
 
+def test_the_order_of_options_is_no_change() -> None:
+    assert decode_version(engine={"options": {"a": 1, "b": 2}}) == decode_version(engine={"options": {"b": 2, "a": 1}})
+
+
 def test_of_every_section_it_was_decided_whether_workers_read_it() -> None:
     """A new one belongs into one of the lists above, and where no worker reads it into `worker_part`."""
     read = {"name", "model", "engine", "kv_transfer", "observability", "security", "decode"}
