@@ -9,6 +9,7 @@ import sysconfig
 from pathlib import Path
 
 from cluster.config import RouterConfig
+from deploy.free_port import free_port
 
 _MARGIN_S = 30
 _CHOICE = "RAY_SERVE_HAPROXY_BINARY_PATH"
@@ -22,6 +23,21 @@ def proxy_environment(router: RouterConfig) -> dict[str, str]:
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": longest_s,
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": longest_s,
+    }
+
+
+def own_proxy(folder: Path) -> dict[str, str]:
+    """Program, files and ports of a HAProxy that shares this machine with those of other clusters."""
+    return {
+        **proxy_binary(),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(free_port()),
     }
 
 

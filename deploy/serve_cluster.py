@@ -21,10 +21,10 @@ from cluster.config import Config
 from cluster.errors import StartFailed
 from cluster.host_port import host_port, reachable
 from deploy.app_size import most_cpus, most_resources
-from deploy.free_port import free_port, why_taken
+from deploy.free_port import why_taken
 from deploy.own_folder import own_folder, scratch_environment
 from deploy.processes import adopt_orphans, end_descendants
-from deploy.proxy_environment import proxy_binary, proxy_environment
+from deploy.proxy_environment import own_proxy, proxy_environment
 
 if TYPE_CHECKING:
     from ray.serve.schema import ApplicationStatusOverview
@@ -100,19 +100,10 @@ class ServeCluster:
 
     def _environment(self) -> dict[str, str]:
         """What Ray must find in its environment before its first process starts; every cluster gets its own."""
-        proxy = self._folder
         own = {
-            **scratch_environment(proxy),
+            **scratch_environment(self._folder),
             **proxy_environment(self._config.router),
-            **proxy_binary(),
-            "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(proxy / "haproxy.cfg"),
-            "RAY_SERVE_HAPROXY_SOCKET_PATH": str(proxy / "admin.sock"),
-            "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(proxy),
-            "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(proxy / "server-state"),
-            "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
-            "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
-            "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
-            "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(free_port()),
+            **own_proxy(self._folder),
             "RAY_USAGE_STATS_ENABLED": "0",
             # Ray makes its loops for large clusters: at their defaults they burn a tenth of a core on an idle laptop.
             "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",

@@ -20,8 +20,7 @@ from cluster.clock import RealClock
 from cluster.config import parse_config
 from cluster.engine import Role
 from cluster.membership import WORKER_TTL_S, announce_until_cancelled
-from deploy.free_port import free_port
-from deploy.proxy_environment import proxy_binary
+from deploy.proxy_environment import own_proxy
 from tests.router.scripted_worker import LeaseBook, ScriptedWorker
 
 
@@ -30,13 +29,7 @@ def set_environment(scratch: Path) -> None:
     os.environ.update(
         {
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
-            **proxy_binary(),
-            "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(scratch / "haproxy.cfg"),
-            "RAY_SERVE_HAPROXY_SOCKET_PATH": str(scratch / "admin.sock"),
-            "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(scratch),
-            "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(scratch / "server-state"),
-            "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
-            "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+            **own_proxy(scratch),
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_ENABLE_AUTO_CONNECT": "0",
             "BATON_TICKET_SECRET": "a secret that only the tests know",
