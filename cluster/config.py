@@ -23,6 +23,7 @@ from cluster.config_section import Count, Port, Seconds, Section, Share
 from cluster.config_security import SecurityConfig, open_edges
 from cluster.config_store import StoreConfig
 from cluster.config_transfer import KvTransferConfig
+from cluster.engine import Role
 from cluster.errors import ConfigError
 
 
@@ -208,6 +209,9 @@ class Config(Section):
         if self.open_edges and not self.security.allow_open:
             raise ValueError("; ".join(self.open_edges) + "; or accept open edges with security.allow_open: true")
         return self
+
+    def pool(self, role: Role) -> PoolConfig:
+        return self.prefill if role is Role.PREFILL else self.decode
 
     @property
     def open_edges(self) -> list[str]:

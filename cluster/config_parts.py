@@ -24,7 +24,6 @@ _SIZE = PoolConfig().model_dump(include={"replicas", "autoscale", "surge_percent
 def worker_part(config: Config, role: Role) -> Config:
     """With defaults for all that no worker of this pool reads; nothing else may be given to one."""
     security = config.security
-    own = config.prefill if role is Role.PREFILL else config.decode
     unread = {
         "router": RouterConfig(),
         "placement": PlacementConfig(),
@@ -35,7 +34,7 @@ def worker_part(config: Config, role: Role) -> Config:
         "prefill": PoolConfig(),
         "decode": PoolConfig(),
     }
-    return config.model_copy(update=unread | {role.value: own.model_copy(update=_SIZE)})
+    return config.model_copy(update=unread | {role.value: config.pool(role).model_copy(update=_SIZE)})
 
 
 def version_of(part: Config) -> str:

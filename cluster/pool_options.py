@@ -20,7 +20,7 @@ _ENVIRONMENT = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
 
 def serve_options(config: Config, role: Role, policy: str) -> dict[str, Any]:
     """Arguments of Serve's `Deployment.options`. `policy` is the import path of the scaling policy's class."""
-    pool = config.prefill if role is Role.PREFILL else config.decode
+    pool = config.pool(role)
     options: dict[str, Any] = {
         "ray_actor_options": _actor_options(pool),
         "graceful_shutdown_timeout_s": pool.drain_s + _CLOSE_S,

@@ -29,7 +29,7 @@ class PoolReplica:
     _watched: WorkerObservation | None = None
 
     async def __init__(self, config: Config) -> None:  # type: ignore[misc]  # Serve awaits it
-        pool, clock = config.prefill if self.role is Role.PREFILL else config.decode, RealClock()
+        pool, clock = config.pool(self.role), RealClock()
         spec = worker_spec(self.role, pool, config, ray.util.get_node_ip_address())
         self._watched = WorkerObservation(config.observability, spec, RayOutlet(), clock)
         build = self._watched.traced(functools.partial(build_engine, config, pool, clock))
