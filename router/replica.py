@@ -46,6 +46,7 @@ from router.scaling_link import ScalingLink
 from router.scalings import Scalings
 from router.session_pins import SharedPins
 from router.shared_state import SharedState, open_shared_state
+from router.task_end import end_tasks
 
 if TYPE_CHECKING:
     from router.frontend import Frontend
@@ -108,9 +109,7 @@ class RouterReplica:
     async def close(self, grace_s: float | None = None) -> None:
         """Lets gRPC calls finish within the grace, by default as long as a request may take; then ends all requests and
         the links. May be called twice."""
-        self._health.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._health
+        await end_tasks([self._health])
         await self._edge.close(self._grace_s if grace_s is None else grace_s)
         await self.scaling.close()
         await self.fleet.close()

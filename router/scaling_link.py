@@ -6,7 +6,6 @@ Owns the task that does so. While the autoscaler is away the last word holds.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable, Mapping
 
@@ -17,6 +16,7 @@ from cluster.scaling.autoscaler import Account, Standing, fixed_account
 from cluster.scaling.frame import Bounds, ScalingOrders, ScalingSetup, checked_order, effective_bounds
 from cluster.scaling.reports import RouterReport
 from cluster.scaling.seat import ScalingSeat
+from router.task_end import end_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -57,9 +57,7 @@ class ScalingLink:
         """May be called twice."""
         task, self._task = self._task, None
         if task is not None:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+            await end_tasks([task])
 
     # Operators' orders. All raise `DeadlineExceeded`
 
