@@ -6,7 +6,6 @@ Owns every background task of the router. What a request does with a worker is d
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import random
 from collections.abc import AsyncIterator
@@ -26,6 +25,7 @@ from router.dispatch import Dispatch, DispatchParts
 from router.fleet_reports import FleetReports, WorkerReport
 from router.seen import Seen
 from router.silence import SilenceWatch
+from router.task_end import end_tasks
 from router.worker_link import WorkerLink
 from router.worker_watch import BlockSink, Sinks, Turns, WorkerWatch
 
@@ -84,6 +84,7 @@ class Fleet:
         self._drained = parts.drained
         self._wall = parts.wall
         self._drained_before: dict[str, DrainMark] = {}
+        self._undone: dict[str, str] = {}  # drains that are over, by workers that have not been told
         self._jitter = random.Random(seed)
         self._events = parts.journal.events
         self.reports = FleetReports(clock.now, parts.wall)
@@ -99,9 +100,9 @@ class Fleet:
     async def close(self) -> None:
         """Fails what is still in flight, then leaves the workers. May be called twice."""
         self.dispatch.fail_all(NoWorker("this router is stopping: try again"))
-        await _stop(self._tasks)
+        await end_tasks(self._tasks)
         self._tasks = []
-        await _stop([member.task for member in self._members.values()])
+        await end_tasks(member.task for member in self._members.values())
         self._members.clear()
 
     def check(self) -> None:
@@ -134,7 +135,9 @@ class Fleet:
             if old == new:
                 continue
             self._mark(member)
+            self._tell()
             if new is not None:
+                self._undone.pop(worker_id, None)
                 self._events.add(Seen.DRAIN_ORDERED, worker_id, new.reason)
                 self._order_drain(member, new)
             elif old is not None:
@@ -142,8 +145,13 @@ class Fleet:
                 self.end_drain(worker_id, old.drain_id)
 
     def end_drain(self, worker_id: str, drain_id: str = "") -> None:
-        """Tells the worker that it may take work again. No id: whatever drain an operator ordered."""
-        self._post(worker_id, worker_pb2.SessionRequest(drain=worker_pb2.Drain(drain_id=drain_id, undo=True)))
+        """Tells the worker that it may take work again, now or with its next session. No id: whatever drain an operator
+        ordered."""
+        undo = worker_pb2.Drain(drain_id=drain_id, undo=True)
+        if self._post(worker_id, worker_pb2.SessionRequest(drain=undo)):
+            self._undone.pop(worker_id, None)
+        else:
+            self._undone.setdefault(worker_id, drain_id)
 
     async def describe(self, within_s: float | None = None) -> list[WorkerReport]:
         """Asks every worker in the directory at once; takes no longer than `within_s`, by default the worker deadline.
@@ -184,13 +192,13 @@ class Fleet:
         for worker_id, member in self._members.items():
             member.listed = worker_id in listed
             self._mark(member)
+        self._tell()
         await self._dismiss_finished()
 
     def _mark(self, member: _Member) -> None:
         """A worker off the list, not ready, or drained gets nothing new, but may have streams of ours to finish."""
         worker_id = member.record.worker_id
         self.dispatch.set_ready(worker_id, member.listed and member.ready and worker_id not in self._drained_before)
-        self._tell()
 
     def _order_drain(self, member: _Member, mark: DrainMark) -> None:
         """Every router says so, and again with every new session; the worker counts it once."""
@@ -213,7 +221,8 @@ class Fleet:
         for member in members:
             del self._members[member.record.worker_id]
             self.reports.forget(member.record.worker_id)
-        await _stop([member.task for member in members])
+            self._undone.pop(member.record.worker_id, None)
+        await end_tasks(member.task for member in members)
 
     # Links
 
@@ -248,8 +257,11 @@ class Fleet:
             self.reports.joined(worker)
             self._events.joined(record.worker_id, record.role, f"epoch {record.epoch} at {record.address}")
             self._mark(member)
+            self._tell()
             if mark := self._drained_before.get(record.worker_id):
                 self._order_drain(member, mark)
+            elif (undone := self._undone.get(record.worker_id)) is not None:
+                self.end_drain(record.worker_id, undone)
             async with self._watching(link):
                 await link.serve(lambda step: self._on_step(record.worker_id, step))
         except BatonError as error:
@@ -284,7 +296,7 @@ class Fleet:
         try:
             yield
         finally:
-            await _stop([task])
+            await end_tasks([task])
 
     # What watches tell (`worker_watch.LoadSink`)
 
@@ -300,6 +312,7 @@ class Fleet:
             if self.reports.state_changed(worker_id, state, reason):
                 self._events.add(Seen.of(name), worker_id, reason)
             self._mark(member)
+            self._tell()
             if trouble := _IN_TROUBLE.get(state):
                 self.dispatch.move_off(worker_id, trouble(f"worker {worker_id} is {name}: {reason}"))
 
@@ -348,11 +361,3 @@ class Fleet:
                 self._events.add(Seen.SILENT, worker_id, f"nothing heard for {self._config.silent_after_s:g} s")
                 silent = f"worker {worker_id} has said nothing for {self._config.silent_after_s:g} s"
                 member.link.give_up(WorkerStalled(silent))
-
-
-async def _stop(tasks: list[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        task.cancel()
-    for task in tasks:
-        with contextlib.suppress(asyncio.CancelledError):
-            await task

@@ -73,6 +73,7 @@ class ScriptedWorker(worker_pb2_grpc.WorkerServicer):
         self.submits: list[worker_pb2.Submit] = []
         self.aborted: list[str] = []
         self.released: list[str] = []
+        self.drains: list[worker_pb2.Drain] = []
         self.running: dict[str, asyncio.Task[None]] = {}
         self.load = worker_pb2.Load()
         self.feed = WatchFeed(lambda: worker_pb2.Load.FromString(self.load.SerializeToString()), RealClock())
@@ -150,6 +151,8 @@ class ScriptedWorker(worker_pb2_grpc.WorkerServicer):
                 case "release":
                     self.released.append(request.release.lease_id)
                     self.leases.live.discard(request.release.lease_id)
+                case "drain":
+                    self.drains.append(request.drain)
             await self._tell()
 
     def _submit(self, submit: worker_pb2.Submit, outgoing: Queue) -> None:

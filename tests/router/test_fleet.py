@@ -238,6 +238,23 @@ async def test_a_broken_link_is_made_again_while_the_worker_is_listed(stage: Sta
     await stage.linked("d")
 
 
+async def test_a_drain_that_is_undone_while_no_session_stands_is_undone_with_the_next_one(stage: Stage) -> None:
+    worker = await stage.add("d", Role.DECODE)
+    assert worker.record is not None
+    port = int(worker.record.address.rpartition(":")[2])
+    await stage.drains.order("d", "new disk", 60.0)
+    await worker.until(lambda: len(worker.drains) == 1)
+    await worker.stop()
+    await stage.linked("d", there=False)
+    await stage.drains.undo("d")
+    await worker.start(port)
+    await worker.until(lambda: len(worker.drains) == 2)
+    ordered, undone = worker.drains
+    assert (undone.undo, undone.drain_id) == (True, ordered.drain_id)
+    await stage.linked("d")
+    assert _takes_work(stage) == ["d"]
+
+
 async def test_status_names_the_worker_that_does_not_answer(stage: Stage) -> None:
     await stage.add("p", Role.PREFILL)
     gone = await stage.add("d", Role.DECODE)
