@@ -27,7 +27,7 @@ from router.gate import Gate, Ruling
 from router.generation import Emission, GenerationRequest, Outcome, Sink
 from router.handover_rules import DEFAULT_RULES, HandoverRules
 from router.live_requests import LiveRequest, LiveRequests
-from router.pipeline import RequestPipeline
+from router.pipeline import GIVEN_UP, RequestPipeline
 from router.pipeline_questions import PipelineRules, Questions
 from router.placing import Placing
 from router.recovery import RecoveryRules
@@ -200,7 +200,8 @@ class Dispatch:
                 case Unreadable(attempt_id, reason):
                     self._on_unreadable(worker_id, attempt_id, reason)
                 case output:
-                    self.placing.answered(output.attempt_id, len(output.token_ids), output.origin)
+                    if output.finish_reason not in GIVEN_UP:
+                        self.placing.answered(output.attempt_id, len(output.token_ids), output.origin)
                     self._on_output(worker_id, output)
         if step.HasField("load"):
             self.on_load(worker_id, step.load)

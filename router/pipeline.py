@@ -19,7 +19,8 @@ from router.rungs import Rung, first_rungs, next_rungs
 from router.sampling_state import may_change_worker, prefill_may_sample
 from router.strays import lease_of, stray_ticket
 
-_GIVEN_UP = (FinishReason.ERROR, FinishReason.ABORT, FinishReason.MOVED, FinishReason.LOST)
+GIVEN_UP = frozenset({FinishReason.ERROR, FinishReason.ABORT, FinishReason.MOVED, FinishReason.LOST})
+"""The worker ended the attempt before its time."""
 
 
 @dataclass(slots=True)
@@ -117,7 +118,7 @@ class RequestPipeline:
         attempt = self._attempt
         if attempt is None or attempt.attempt_id != output.attempt_id:
             return stray_ticket(worker_id, output)
-        if output.finish_reason in _GIVEN_UP:
+        if output.finish_reason in GIVEN_UP:
             return stray_ticket(worker_id, output) + self._recover(*_given_up(worker_id, output))
         if attempt.leg is Leg.PREFILL:
             return self._on_prefilled(attempt, output)
@@ -188,7 +189,7 @@ class RequestPipeline:
         if output.finish_reason is None or not prefetch.live:
             return []
         prefetch.live = False
-        if output.finish_reason not in _GIVEN_UP:
+        if output.finish_reason not in GIVEN_UP:
             return [Settle(prefetch.worker_id, prefetch.attempt_id, Leg.PREFETCH)]
         self._prefetch = None
         return [Settle(prefetch.worker_id, prefetch.attempt_id, Leg.PREFETCH, Ending.FAILED, output.error)]
@@ -264,13 +265,15 @@ class RequestPipeline:
 
     def _advance(self, cause: BatonError) -> list[Action]:
         """Tries what comes next; `cause` is what the client hears when nothing is left."""
+        asked: set[Role] = set()
         for avoid in self._recovery.avoid:
             for leg, role in self._rungs(avoid):
+                asked.add(role)
                 has_blocks = self._prefetch.worker_id if self._prefetch is not None and role is Role.DECODE else None
                 worker_id = self._ask.choose(leg, role, avoid, has_blocks)
                 if worker_id is not None:
                     return self._submit(leg, worker_id, avoid)
-        wait_s = self._ask.patience({role for _, role in self._rungs(frozenset())})
+        wait_s = self._ask.patience(asked)
         if wait_s is None:
             return self._failure(cause)
         self._waits = cause  # a worker may start for longer than blocks wait for a reader
@@ -331,13 +334,16 @@ class RequestPipeline:
     def _leave(
         self, ending: Ending = Ending.COMPLETED, reason: str = "", *, cancel: bool = False, blamed: bool = False
     ) -> list[Action]:
-        """Ends the live attempt, and with it a hand-over whose reader has not answered yet."""
+        """Ends the live attempt, and with it a hand-over whose reader has not answered yet, unless the reader would not
+        have it: then the next one may."""
         attempt, self._attempt = self._attempt, None
         if attempt is None:
             return []
         actions: list[Action] = [Settle(attempt.worker_id, attempt.attempt_id, attempt.leg, ending, reason, blamed)]
         if cancel:
             actions.append(Cancel(attempt.worker_id, attempt.attempt_id))
+        if ending is Ending.MOVED and attempt.may_lack_its_ticket:
+            return actions
         return [*actions, *self._drop_handover()]
 
     def _drop_handover(self) -> list[Action]:

@@ -33,11 +33,22 @@ def test_a_prefill_worker_that_leaves_is_replaced() -> None:
     assert legs(walk) == [("p1", Leg.PREFILL), ("p2", Leg.PREFILL)]
 
 
-def test_a_decode_worker_that_will_not_begin_ends_the_lease() -> None:
+def test_blocks_that_a_decode_worker_will_not_read_wait_for_the_next_one() -> None:
     walk = Walk()
     walk.prefilled()
     walk.answer(**MOVED)
-    assert legs(walk)[-1] == ("d2", Leg.WHOLE)
+    assert legs(walk)[-1] == ("d2", Leg.DECODE)
+    assert walk.submitted.ticket == ticket()
+    walk.answer(41, 42, 43, finish_reason=FinishReason.LENGTH)
+    assert walk.of(Release) == []
+    assert walk.pipeline.handed_over
+
+
+def test_blocks_that_no_decode_worker_will_read_are_released_once() -> None:
+    walk = Walk(decode="d1")
+    walk.prefilled()
+    walk.answer(**MOVED)
+    assert legs(walk)[-1] == ("p1", Leg.WHOLE)
     assert walk.of(Release) == [Release("p1", "lease-1")]
 
 
