@@ -65,7 +65,10 @@ class FleetClient:
         return ("generate",)
 
     async def add_request_async(self, request: EngineCoreRequest) -> None:
-        """Never raises: by now the frontend keeps state for the request, so a refusal reaches it as an emission."""
+        """Never raises: by now the frontend keeps state for the request, so a refusal reaches it as an emission. Where
+        it keeps none any more, an earlier choice was refused, which has ended them all: nobody would read this one."""
+        if request.request_id not in self._llm.output_processor.request_states:
+            return
         caller = current_caller()
         try:
             generation = to_generation(request, self._llm.custom_logits, caller)

@@ -28,6 +28,8 @@ from tests.waiting import eventually
 
 PLACES = 32
 """Requests that run at once."""
+QUEUED_TOKENS = 450
+"""Most that may wait: less than the longest request has."""
 
 ONE_IN_50_S = {"requests_per_s": 0.02}
 CHAT = [{"role": "user", "content": "Hello"}]
@@ -79,7 +81,10 @@ def config_for(model: Path) -> Config:
             "model": {"path": str(model), "max_model_len": 512},
             "placement": {"disaggregate": "always"},
             "router": {"grpc_port": 0, "max_in_flight": PLACES, "request_deadline_s": 60.0},
-            "admission": {"tenants": dict.fromkeys(limited, ONE_IN_50_S)},
+            "admission": {
+                "tenants": dict.fromkeys(limited, ONE_IN_50_S),
+                "queue": {"max_tokens": QUEUED_TOKENS},
+            },
         }
     )
 

@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 
 from protos.baton.v1 import admin_pb2, admin_pb2_grpc, inference_pb2
-from tests.router.frontend_deployment import PLACES, STREAMS, Deployment, cleared, deployed, tenant_of
+from tests.router.frontend_deployment import PLACES, QUEUED_TOKENS, STREAMS, Deployment, cleared, deployed, tenant_of
 from tests.router.scripted_worker import expected_tokens
 from tests.waiting import eventually
 
@@ -61,6 +61,18 @@ async def test_a_stream_of_such_a_tenant_is_told_the_same_way(service: Deploymen
 async def test_every_choice_counts_for_its_tenant(service: Deployment) -> None:
     with pytest.raises(openai.RateLimitError):
         await service.complete(prompt=[[5, 6, 7]] * 2, extra_headers={"X-Tenant-Id": "choosy"})
+
+
+async def test_where_one_choice_is_refused_none_of_its_siblings_runs_on(service: Deployment) -> None:
+    service.decode.gate.clear()
+    running = asyncio.create_task(service.complete(prompt=[[5, 6, 7]] * (PLACES - 1)))
+    await eventually(lambda: len(service.decode.running) == PLACES - 1)
+    # The first choice gets the last place, the second may not even wait, and its end makes a place for the third.
+    with pytest.raises(openai.InternalServerError, match="wait already"):
+        await service.complete(n=3, max_tokens=QUEUED_TOKENS + 50)
+    assert service.replica.fleet.dispatch.in_flight == PLACES - 1
+    service.decode.gate.set()
+    await running
 
 
 async def test_such_a_tenants_call_ends_with_a_time_to_come_back(service: Deployment) -> None:
