@@ -18,7 +18,7 @@ from cluster.config_placement import LatencyStart, PlacementConfig
 from cluster.engine import EngineRequest, Leg, PromptOrigin, Role
 from cluster.latency_model import Rows, Seconds
 from cluster.latency_start import first_guess
-from cluster.store import Reserved
+from cluster.store import NOTHING, Reserved
 from cluster.wire import role_from_wire
 from protos.baton.v1 import worker_pb2
 from router.arrivals import Arrivals
@@ -115,6 +115,7 @@ class Placing:
         self._circuits.worked(worker_id)
         self._slow.remove(worker_id)
         self.placement.worker_gone(worker_id)
+        self._shared.reserve(worker_id, NOTHING)
 
     def set_ready(self, worker_id: str, ready: bool) -> None:
         self.placement.loads.set_ready(worker_id, ready)

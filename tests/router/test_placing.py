@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cluster.block_hashes import chain_seed, extend_chain
 from cluster.config import RouterConfig
 from cluster.engine import Leg, Role, Sampling
 from cluster.errors import WorkerLost, WorkerStalled
+from cluster.store import NOTHING, Reserved
 from cluster.wire import role_to_wire
 from protos.baton.v1 import kv_pb2, worker_pb2
 from router.dispatch import Dispatch
@@ -146,8 +148,7 @@ def test_a_worker_that_fails_every_request_is_left_alone_and_tried_again_later(b
                 asked += 1
                 bench.fail()
             assert bench.posted[-1][0] == "p2"
-            bench.answer(0.0, 7, last=True)
-            bench.answer(0.0, 8, last=True)
+            bench.dispatch.cancel([f"{name}-{number}"])
         return asked
 
     assert asked_of_p1("at first", 8) == 3
@@ -239,6 +240,40 @@ def test_load_is_reserved_from_the_decision_until_the_answer(bench: Bench) -> No
     assert load_of(bench.parts, decode).sequences == 1
     bench.dispatch.cancel(["a"])
     assert load_of(bench.parts, decode).sequences == 0
+
+
+class Told:
+    """What other routers hear of this one."""
+
+    def __init__(self) -> None:
+        self.shares: dict[str, Reserved] = {}
+
+    def reserve(self, worker_id: str, share: Reserved) -> None:
+        self.shares[worker_id] = share
+
+    def reserved_elsewhere(self, worker_id: str) -> Reserved:
+        return NOTHING
+
+
+def test_other_routers_hear_that_nothing_is_reserved_on_a_worker_that_is_lost() -> None:
+    told = Told()
+    bench = Bench(shared=told)
+    worker_id = bench.ask("a")
+    assert told.shares[worker_id] == Reserved(len(PROMPT), 1)
+    bench.dispatch.worker_down(worker_id, WorkerLost(f"worker {worker_id} broke"))
+    assert told.shares[worker_id] == NOTHING
+    bench.dispatch.fail_all(WorkerLost("the test is over"))
+    assert set(told.shares.values()) == {NOTHING}
+
+
+def test_a_worker_that_refuses_at_once_is_not_taken_for_a_quick_one(bench: Bench) -> None:
+    placing = bench.parts.placing
+    row = placing.placement.loads.row(bench.ask("a"))
+    assert row is not None
+    before = placing.prompt_token_s(np.array([row])).item()
+    bench.now += 0.001
+    bench.fail()
+    assert placing.prompt_token_s(np.array([row])).item() == before
 
 
 def test_a_prompt_that_is_mostly_cached_makes_no_long_queue_though_its_worker_counts_all_of_it(bench: Bench) -> None:
