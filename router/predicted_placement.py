@@ -104,9 +104,11 @@ class Placement:
         self, demand: Demand, now: float, draw: random.Random, avoid: frozenset[str] = _NOBODY
     ) -> Decision | None:
         """The worker for `Leg.PREFILL`, or for `Leg.WHOLE` where prefill apart does not pay or cannot be."""
+        prefills, decodes = (self.loads.usable(role, avoid, now) for role in (Role.PREFILL, Role.DECODE))
+        if not len(prefills) and not len(decodes):
+            return None
         held = self._held(demand)
-        prefill = self._pool(Role.PREFILL, demand, held, now, avoid)
-        decode = self._pool(Role.DECODE, demand, held, now, avoid)
+        prefill, decode = self._pool(prefills, demand, held, now), self._pool(decodes, demand, held, now)
         if not prefill or not decode:
             return self._pick(self._whole(demand, prefill or decode), demand, now, draw)
         after = self._decode(demand, decode, None)
@@ -121,19 +123,15 @@ class Placement:
         taken, other = (apart, together) if apart.total.min() <= together.total.min() else (together, apart)
         return self._pick(taken, demand, now, draw, other)
 
-    def second(
-        self, demand: Demand, source: str, now: float, draw: random.Random, avoid: frozenset[str] = _NOBODY
-    ) -> Decision | None:
-        """The worker for `Leg.DECODE` of a prompt whose blocks are at the worker `source`, which may be gone."""
-        pool = self._pool(Role.DECODE, demand, self._held(demand), now, avoid)
-        return self._pick(self._decode(demand, pool, self.loads.row(source)), demand, now, draw)
-
     def one(
         self, leg: Leg, role: Role, demand: Demand, source: str, now: float, draw: random.Random, avoid: frozenset[str]
     ) -> Decision | None:
-        """The worker of this pool for this leg, whatever else would be better. `source`: as in `second`, empty where
-        no worker has the blocks yet."""
-        pool = self._pool(role, demand, self._held(demand), now, avoid)
+        """The worker of this pool for this leg, whatever else would be better. `source`: the worker that has the
+        prompt's blocks, which may be gone; empty where none has them yet."""
+        rows = self.loads.usable(role, avoid, now)
+        if not len(rows):
+            return None
+        pool = self._pool(rows, demand, self._held(demand), now)
         match leg:
             case Leg.PREFILL:
                 table = self._apart(demand, pool, None, 0.0)
@@ -221,8 +219,7 @@ class Placement:
         held[: len(counts)] = counts
         return held
 
-    def _pool(self, role: Role, demand: Demand, held: Column, now: float, avoid: frozenset[str]) -> _Pool:
-        rows = self.loads.usable(role, avoid, now)
+    def _pool(self, rows: Rows, demand: Demand, held: Column, now: float) -> _Pool:
         held_there = held.take(rows)
         # An engine takes whole blocks from its cache, and always computes the last token.
         cached = np.minimum(held_there, (demand.prompt_tokens - 1) // self.block.tokens) * self.block.tokens

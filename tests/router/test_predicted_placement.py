@@ -43,7 +43,7 @@ def first(made: Placement, wanted: Demand, seed: int = 0, now: float = 0.0, avoi
 
 
 def second(made: Placement, wanted: Demand, source: str = "p0", seed: int = 0, now: float = 0.0) -> Decision:
-    decision = made.second(wanted, source, now, random.Random(seed))
+    decision = made.one(Leg.DECODE, Role.DECODE, wanted, source, now, random.Random(seed), frozenset())
     assert decision is not None
     return decision
 
@@ -54,8 +54,16 @@ def second(made: Placement, wanted: Demand, source: str = "p0", seed: int = 0, n
 def test_nobody_is_chosen_where_nobody_can_take_it() -> None:
     draw = random.Random(0)
     assert placement(0, 0).first(demand(), 0.0, draw) is None
-    assert placement(1, 0).second(demand(), "p0", 0.0, draw) is None
+    assert placement(1, 0).one(Leg.DECODE, Role.DECODE, demand(), "p0", 0.0, draw, frozenset()) is None
     assert placement(1, 1).first(demand(), 0.0, draw, frozenset({"p0", "d0"})) is None
+
+
+def test_for_an_empty_pool_the_index_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, asked = placement(1, 0), []
+    monkeypatch.setattr(made.index, "match", asked.append)
+    assert made.one(Leg.DECODE, Role.DECODE, demand(), "p0", 0.0, random.Random(0), frozenset()) is None
+    assert made.first(demand(), 0.0, random.Random(0), frozenset({"p0"})) is None
+    assert asked == []
 
 
 def test_a_worker_that_is_not_ready_avoided_or_cut_off_gets_nothing() -> None:
