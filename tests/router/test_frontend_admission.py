@@ -69,7 +69,7 @@ async def test_where_one_choice_is_refused_none_of_its_siblings_runs_on(service:
     await eventually(lambda: len(service.decode.running) == PLACES - 1)
     # The first choice gets the last place, the second may not even wait, and its end makes a place for the third.
     with pytest.raises(openai.InternalServerError, match="wait already"):
-        await service.complete(n=3, max_tokens=QUEUED_TOKENS + 50)
+        await service.complete(n=3, max_tokens=QUEUED_TOKENS + 50, temperature=1.0)
     assert service.replica.fleet.dispatch.in_flight == PLACES - 1
     service.decode.gate.set()
     await running
