@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.engine import Role
 from cluster.errors import BatonError
+from cluster.scaling.autoscaler import ServedPool
 from cluster.scaling.frame import ScalingOrders, ScalingSetup
 from cluster.scaling.seat import RaySeat, ScalingSeat
 
@@ -29,6 +30,9 @@ _TRUSTED_S = 15.0
 """An answer that is older says nothing any more: the size stays as it is."""
 _FORGOTTEN_S = 30.0
 """Serve does not say when it is done with a policy: one that was not asked for so long stops asking itself."""
+_REPLACED_S = 2.0
+"""The same where the autoscaler knows a newer policy of the pool. Serve asks several times a second, so that one which
+is only taken for older, by the clock of another machine, goes on."""
 
 
 class PoolSizePolicy:
@@ -51,7 +55,8 @@ class PoolSizePolicy:
         self._now = now
         self._orders = ScalingOrders()
         self._found = (0, 0)  # the size that Serve wants, and how many run
-        self._asked_at = now()
+        self._born = self._asked_at = now()
+        self._replaced = False
         self._answer: tuple[int, float] | None = None
         self._thread: threading.Thread | None = None
 
@@ -70,10 +75,16 @@ class PoolSizePolicy:
             return current
         return self._answer[0]
 
+    @property
+    def forgotten(self) -> bool:
+        """Whether Serve seems to be done with this policy."""
+        return self._now() - self._asked_at >= (_REPLACED_S if self._replaced else _FORGOTTEN_S)
+
     async def fetch(self) -> None:
         """Says how things stand and keeps the answer. Raises `BatonError` where the autoscaler has none."""
-        standing = await self._seat.stand(self._setup, self._pool, *self._found, self._orders)
-        self._orders = standing.orders
+        found = ServedPool(self._pool, *self._found, policy_born=self._born)
+        standing = await self._seat.stand(self._setup, found, self._orders)
+        self._orders, self._replaced = standing.orders, standing.replaced
         if standing.sizes is not None:
             self._answer = standing.sizes[self._pool], self._now()
 
@@ -82,7 +93,7 @@ class PoolSizePolicy:
 
     async def _keep_fetching(self) -> None:
         away = False
-        while self._now() - self._asked_at < _FORGOTTEN_S:
+        while not self.forgotten:
             try:
                 await self.fetch()
                 away = False

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cluster.engine import Role
 from cluster.errors import RetryLater
@@ -19,6 +19,9 @@ from cluster.scaling.reports import Arrivals, Heard, RouterReport, see
 _CHANGES = 20
 _GONE_AFTER = 6.0
 """A router that has been silent for so many times `stale_s` is gone: its requests ended with it."""
+_POLICY_GONE_S = 10.0
+"""A policy that has said nothing for so long went with its controller. The next one may be born earlier by the clock of
+another machine, and counts all the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +33,27 @@ class Moment:
 
 
 @dataclass(frozen=True, slots=True)
+class ServedPool:
+    """A pool as Serve has it: `size` is wanted now, and so many are `running`. `policy_born`: when the policy that says
+    so was built, on the clock of its machine that never jumps."""
+
+    role: Role
+    size: int
+    running: int
+    policy_born: float
+
+
+@dataclass(frozen=True, slots=True)
 class Standing:
     """What callers take home. `sizes` are None before the first decision; `bounds` are those that hold now. Of the
-    pools in `starting` fewer workers run than are wanted."""
+    pools in `starting` fewer workers run than are wanted. `replaced`: the policy that asks is not its pool's newest, so
+    that nothing it said counts."""
 
     orders: ScalingOrders
     bounds: Mapping[Role, Bounds]
     sizes: Mapping[Role, int] | None = None
     starting: frozenset[Role] = frozenset()
+    replaced: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +88,25 @@ class Account:
     budget: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Policy:
+    """The newest one heard so far. Serve builds one for each pool with every deployment and drops the one before
+    without a word: that one may go on asking for a while."""
+
+    born: float
+    heard_at: float
+
+    def gives_way_to(self, other: _Policy) -> bool:
+        return other.born >= self.born or other.heard_at - self.heard_at > _POLICY_GONE_S
+
+
 class Autoscaler:
     """`hear`, `stand` and `order` may come in any order and from anybody; the decision is made in `stand`."""
 
     def __init__(self) -> None:
         self._setup: ScalingSetup | None = None
+        self._setup_from: _Policy | None = None
+        self._sizes_from: dict[Role, _Policy] = {}
         self._orders = ScalingOrders()
         self._memory: Memory | None = None
         self._reports: dict[str, tuple[RouterReport, float]] = {}
@@ -92,16 +122,18 @@ class Autoscaler:
         self._adopt(orders)
         return None if self._setup is None else self._standing(self._setup)
 
-    def stand(
-        self, setup: ScalingSetup, pool: Role, size: int, running: int, orders: ScalingOrders, now: Moment
-    ) -> Standing:
-        """Serve's side: the pool's size as it is wanted now, and how many of it run. Answers with the sizes to have."""
-        self._setup = setup
-        self._sizes[pool], self._running[pool] = size, running
+    def stand(self, setup: ScalingSetup, pool: ServedPool, orders: ScalingOrders, now: Moment) -> Standing:
+        """Serve's side. Answers with the sizes to have. The setup is that of the newest policy, whatever its pool."""
+        policy, before = _Policy(pool.policy_born, now.at), self._sizes_from.get(pool.role)
+        if self._setup is None or self._setup_from is None or self._setup_from.gives_way_to(policy):
+            self._setup, self._setup_from = setup, policy
+        if counts := before is None or before.gives_way_to(policy):
+            self._sizes_from[pool.role] = policy
+            self._sizes[pool.role], self._running[pool.role] = pool.size, pool.running
         self._adopt(orders)
-        if self._due(setup, now):
-            self._decide(setup, now)
-        return self._standing(setup)
+        if self._due(self._setup, now):
+            self._decide(self._setup, now)
+        return replace(self._standing(self._setup), replaced=not counts)
 
     def order(self, bounds: Mapping[Role, Bounds | None], now: Moment) -> Standing:
         """New bounds; None: those of the configuration. Raises `InvalidRequest`, `RetryLater`."""

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 from cluster.engine import Role
 from cluster.errors import BatonError
 from cluster.named_actor import NamedActor
-from cluster.scaling.autoscaler import Account, Autoscaler, Moment, Standing
+from cluster.scaling.autoscaler import Account, Autoscaler, Moment, ServedPool, Standing
 from cluster.scaling.frame import Bounds, ScalingOrders, ScalingSetup
 from cluster.scaling.reports import RouterReport
 
@@ -28,9 +28,7 @@ class ScalingSeat(Protocol):
 
     async def hear(self, report: RouterReport, orders: ScalingOrders) -> Standing | None: ...
 
-    async def stand(
-        self, setup: ScalingSetup, pool: Role, size: int, running: int, orders: ScalingOrders
-    ) -> Standing: ...
+    async def stand(self, setup: ScalingSetup, pool: ServedPool, orders: ScalingOrders) -> Standing: ...
 
     async def order(self, bounds: Mapping[Role, Bounds | None]) -> Standing:
         """Raises `InvalidRequest`, `RetryLater`."""
@@ -55,8 +53,8 @@ class MemorySeat:
     async def hear(self, report: RouterReport, orders: ScalingOrders) -> Standing | None:
         return self.autoscaler.hear(report, orders, self._moment())
 
-    async def stand(self, setup: ScalingSetup, pool: Role, size: int, running: int, orders: ScalingOrders) -> Standing:
-        return self.autoscaler.stand(setup, pool, size, running, orders, self._moment())
+    async def stand(self, setup: ScalingSetup, pool: ServedPool, orders: ScalingOrders) -> Standing:
+        return self.autoscaler.stand(setup, pool, orders, self._moment())
 
     async def order(self, bounds: Mapping[Role, Bounds | None]) -> Standing:
         return self.autoscaler.order(bounds, self._moment())
@@ -77,10 +75,8 @@ class AutoscalerActor:
     async def hear(self, report: RouterReport, orders: ScalingOrders) -> Standing | BatonError | None:
         return _answer(lambda: self._autoscaler.hear(report, orders, real_moment()))
 
-    async def stand(
-        self, setup: ScalingSetup, pool: Role, size: int, running: int, orders: ScalingOrders
-    ) -> Standing | BatonError:
-        return _answer(lambda: self._autoscaler.stand(setup, pool, size, running, orders, real_moment()))
+    async def stand(self, setup: ScalingSetup, pool: ServedPool, orders: ScalingOrders) -> Standing | BatonError:
+        return _answer(lambda: self._autoscaler.stand(setup, pool, orders, real_moment()))
 
     async def order(self, bounds: Mapping[Role, Bounds | None]) -> Standing | BatonError:
         return _answer(lambda: self._autoscaler.order(bounds, real_moment()))
@@ -102,8 +98,8 @@ class RaySeat:
         standing: Standing | None = await self._ask("hear", report, orders)
         return standing
 
-    async def stand(self, setup: ScalingSetup, pool: Role, size: int, running: int, orders: ScalingOrders) -> Standing:
-        standing: Standing = await self._ask("stand", setup, pool, size, running, orders)
+    async def stand(self, setup: ScalingSetup, pool: ServedPool, orders: ScalingOrders) -> Standing:
+        standing: Standing = await self._ask("stand", setup, pool, orders)
         return standing
 
     async def order(self, bounds: Mapping[Role, Bounds | None]) -> Standing:

@@ -97,6 +97,22 @@ async def test_a_size_that_serve_forgot_in_a_new_deployment_comes_back(bench: Be
     assert bench.wants(context(1)) == 4
 
 
+async def test_a_policy_that_a_new_deployment_has_replaced_stops_asking_soon(bench: Bench) -> None:
+    before = bench.policy
+    bench.wants(context(2))
+    await before.fetch()
+    bench.now += 1.0
+    bench.policy = bench.new_policy()
+    bench.wants(context(2))
+    await bench.policy.fetch()
+    await before.fetch()
+    assert not before.forgotten, "Serve may only be slow to ask again"
+    bench.now += 1.5
+    assert (before.forgotten, bench.policy.forgotten) == (True, False)
+    before(context(2))
+    assert not before.forgotten, "it is asked, so it is nobody's past"
+
+
 async def test_an_answer_that_is_too_old_moves_nothing(bench: Bench) -> None:
     bench.wants(context(2))
     await bench.policy.fetch()

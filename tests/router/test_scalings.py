@@ -13,7 +13,7 @@ from cluster.config import RouterConfig, parse_config
 from cluster.engine import Role
 from cluster.errors import DeadlineExceeded, EngineFailed, InvalidRequest
 from cluster.membership import MemoryDirectory
-from cluster.scaling.autoscaler import Autoscaler, Moment
+from cluster.scaling.autoscaler import Autoscaler, Moment, ServedPool
 from cluster.scaling.frame import Bounds, ScalingOrders, ScalingSetup
 from cluster.scaling.reports import RouterReport
 from cluster.scaling.seat import MemorySeat
@@ -52,7 +52,7 @@ class Bench:
 
     async def stand(self, prefill: int = 1, decode: int = 1) -> None:
         for role, size in ((PREFILL, prefill), (DECODE, decode)):
-            await self.seat.stand(self.setup, role, size, size, ScalingOrders())
+            await self.seat.stand(self.setup, ServedPool(role, size, size, 0.0), ScalingOrders())
 
     async def scale(self, **pools: tuple[int, int] | None) -> admin_pb2.AutoscaleReport:
         orders = [order(Role(name), bounds) for name, bounds in pools.items()]

@@ -8,8 +8,8 @@ import pytest
 
 from cluster.engine import Role
 from cluster.errors import InvalidRequest, RetryLater
-from cluster.scaling.autoscaler import Autoscaler, Moment, Standing
-from cluster.scaling.frame import Bounds, ScalingOrders
+from cluster.scaling.autoscaler import Autoscaler, Moment, ServedPool, Standing
+from cluster.scaling.frame import Bounds, ScalingOrders, ScalingSetup
 from cluster.scaling.reports import RouterReport, WorkerSight
 from tests.cluster.scaling.simulated_load import DECODE, PREFILL, setup_of
 
@@ -31,8 +31,12 @@ class Bench:
     def stand(self, sizes: dict[Role, int], after_s: float = 1.0) -> Standing:
         """Serve's side of both pools."""
         self.now += after_s
+        return self.stand_of(self.setup, sizes)
+
+    def stand_of(self, setup: ScalingSetup, sizes: dict[Role, int], born: float = 0.0) -> Standing:
+        """What the policies say that were built then, with that setup."""
         for role, size in sizes.items():
-            standing = self.autoscaler.stand(self.setup, role, size, size, self.known, self.moment)
+            standing = self.autoscaler.stand(setup, ServedPool(role, size, size, born), self.known, self.moment)
         return standing
 
 
@@ -129,3 +133,48 @@ def test_a_router_that_reports_again_after_a_silence_is_no_burst(silent_s: int) 
         sizes = dict(bench.stand(sizes).sizes or sizes)
         seen.append(sizes[PREFILL])
     assert max(seen[60:]) <= seen[59]
+
+
+# After a deployment: Serve has built new policies, and the ones before go on asking for a while
+
+
+@pytest.mark.parametrize(("most", "new_most"), [(2, 8), (8, 2)])
+def test_bounds_of_a_new_deployment_hold_from_its_first_word_on_whoever_else_still_asks(
+    most: int, new_most: int
+) -> None:
+    bench = Bench(prefill={"autoscale": {"max_replicas": most}})
+    new = setup_of(prefill={"autoscale": {"max_replicas": new_most}})
+    workers = tuple(WorkerSight(f"p{n}", PREFILL, True, 0.0, 1_000.0, 0.0, 0.0, 0.01, 0.001) for n in range(2))
+    sizes: dict[Role, int] = {PREFILL: 2, DECODE: 1}
+    seen = []
+    for second in range(60):
+        bench.hear(arrived_requests=8 * second, arrived_tokens=4_100.0 * second, workers=workers)  # six are needed
+        bench.now += 1.0
+        sizes = dict(bench.stand_of(bench.setup, sizes, born=1.0).sizes or sizes)
+        if second >= 30:
+            sizes = dict(bench.stand_of(new, sizes, born=2.0).sizes or sizes)
+        seen.append(sizes[PREFILL])
+    assert min(6, most) <= seen[29] <= most
+    assert max(seen[31:]) <= new_most
+    assert min(seen[35:]) >= min(6, new_most)
+
+
+def test_of_a_pool_only_the_newest_policy_tells_the_size_and_the_older_one_hears_that_it_was_replaced() -> None:
+    bench = Bench()
+    assert not bench.stand_of(bench.setup, {PREFILL: 1, DECODE: 1}, born=1.0).replaced
+    assert not bench.stand_of(bench.setup, {PREFILL: 3}, born=2.0).replaced
+    assert bench.stand_of(bench.setup, {PREFILL: 1}, born=1.0).replaced
+    assert not bench.stand_of(bench.setup, {DECODE: 2}, born=1.0).replaced
+    running = {role: pool.running for role, pool in bench.autoscaler.account(bench.moment).pools.items()}
+    assert running == {PREFILL: 3, DECODE: 2}
+
+
+def test_a_policy_of_a_machine_whose_clock_is_behind_counts_once_the_one_before_is_silent() -> None:
+    bench = Bench()
+    bench.stand_of(bench.setup, {PREFILL: 1, DECODE: 1}, born=900.0)
+    elsewhere = setup_of(prefill={"autoscale": {"min_replicas": 4, "max_replicas": 10}})
+    bench.now += 5.0
+    assert bench.stand_of(elsewhere, {PREFILL: 1, DECODE: 1}, born=3.0).sizes == {PREFILL: 1, DECODE: 1}
+    bench.now += 10.0
+    after = bench.stand_of(elsewhere, {PREFILL: 1, DECODE: 1}, born=3.0)
+    assert (after.sizes, after.replaced) == ({PREFILL: 4, DECODE: 1}, False)

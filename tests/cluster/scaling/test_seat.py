@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from cluster.errors import BatonError, InvalidRequest, RetryLater
+from cluster.scaling.autoscaler import ServedPool
 from cluster.scaling.frame import Bounds, ScalingOrders
 from cluster.scaling.reports import RouterReport
 from tests.cluster.scaling.simulated_load import DECODE, PREFILL, setup_of
@@ -38,11 +39,12 @@ async def test_orders_survive_the_actor_and_its_errors_reach_the_caller() -> Non
 
     await eventually(began, within_s=60)
     for role in (PREFILL, DECODE):
-        await serve_side.stand(setup, role, 2, 2, ScalingOrders())
+        await serve_side.stand(setup, ServedPool(role, 2, 2, 0.0), ScalingOrders())
     with pytest.raises(InvalidRequest, match="not within"):
         await router.order({PREFILL: Bounds(1, 99)})
     ordered = (await router.order({PREFILL: Bounds(3, 5)})).orders
-    assert (await serve_side.stand(setup, PREFILL, 2, 2, ScalingOrders())).sizes == {PREFILL: 3, DECODE: 2}
+    standing = await serve_side.stand(setup, ServedPool(PREFILL, 2, 2, 0.0), ScalingOrders())
+    assert standing.sizes == {PREFILL: 3, DECODE: 2}
 
     ray.kill(ray.get_actor(ACTOR_NAME, namespace="baton-seat-test"))
 
@@ -50,7 +52,7 @@ async def test_orders_survive_the_actor_and_its_errors_reach_the_caller() -> Non
         try:
             await router.hear(RouterReport("router-1"), ordered)
             for role, size in ((PREFILL, 3), (DECODE, 2)):
-                standing = await serve_side.stand(setup, role, size, size, ScalingOrders())
+                standing = await serve_side.stand(setup, ServedPool(role, size, size, 0.0), ScalingOrders())
         except BatonError:
             return False
         return standing.orders == ordered and standing.sizes == {PREFILL: 3, DECODE: 2}
