@@ -37,7 +37,8 @@ class PoolMemory:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """`busy_at`: clock time of the last sign of demand. `prompt_tokens`: of a typical prompt, to be computed."""
+    """`busy_at`: clock time of the last sign of demand, or of the last moment in which nobody could have given one.
+    `prompt_tokens`: of a typical prompt, to be computed."""
 
     pools: Mapping[Role, PoolMemory]
     busy_at: float
@@ -94,7 +95,7 @@ def decide(
 
 
 def _noted(memory: Memory, sight: Sight, now: float) -> Memory:
-    if not sight.blind and _demand(sight):
+    if sight.blind or _demand(sight):
         memory = replace(memory, busy_at=now)
     if sight.arrived_requests and sight.arrived_tokens > 0:
         typical = memory.prompt_tokens + 0.2 * (sight.arrived_tokens / sight.arrived_requests - memory.prompt_tokens)
@@ -148,7 +149,8 @@ def _wish(
     sight: Sight,
     now: float,
 ) -> _Wish:
-    pool = memory.pools[role]
+    before = memory.pools[role].pace
+    pool = replace(memory.pools[role], pace=before.interrupted)  # but where the need is seen and followed
     if sight.blind:
         silent = ", ".join(sight.silent) or "no router yet"
         return _Wish(Step(pool.size, f"nothing is known (last heard: {silent}): as it is"), pool, {}, ())
@@ -165,7 +167,7 @@ def _wish(
         step = Step(pool.size, f"not known: {', '.join(unknown)}: as it is")
     else:
         need = max((need.workers for need in needs), default=0.0)
-        step, pace = paced(pool.size, need, pool.pace, rule.pace, now)
+        step, pace = paced(pool.size, need, before, rule.pace, now)
         pool = replace(pool, pace=pace)
     if step.size < pool.size and sight.silent:
         step = Step(pool.size, f"{', '.join(sight.silent)} may have more: no fewer until it reports or is gone")

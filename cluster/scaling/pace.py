@@ -36,6 +36,11 @@ class Pace:
             under_since=self.under_since if self.under_most < after else None,
         )
 
+    @property
+    def interrupted(self) -> Pace:
+        """The need has not been seen: how long it was above or below the size begins to count anew."""
+        return replace(self, over_since=None, under_since=None)
+
 
 @dataclass(frozen=True, slots=True)
 class Step:

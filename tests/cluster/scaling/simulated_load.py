@@ -28,6 +28,12 @@ def setup_of(prefill: Any = None, decode: Any = None, **autoscaling: Any) -> Sca
     return ScalingSetup.of(parse_config(raw))
 
 
+def sleeper(**more: Any) -> ScalingSetup:
+    """Both pools may end, and do so soon."""
+    asleep = {"autoscale": {"min_replicas": 0, "max_replicas": 4}}
+    return setup_of(asleep, asleep, pace={"idle_s": 100.0}, **more)
+
+
 def sight(
     sizes: dict[Role, int],
     tokens: float = 0.0,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cluster.engine import Role
 from cluster.scaling.frame import Bounds, ScalingOrders
 from cluster.scaling.reports import PoolSight, Sight
-from tests.cluster.scaling.simulated_load import DECODE, PREFILL, Course, constant, setup_of, sight
+from tests.cluster.scaling.simulated_load import DECODE, PREFILL, Course, constant, setup_of, sight, sleeper
 
 SETTLING_S = 400
 
@@ -136,6 +136,13 @@ def test_decode_grows_when_its_caches_are_full() -> None:
     assert run.sizes[DECODE] == 3  # 1.9 / 0.8 = 2.4
 
 
+def test_a_time_between_tokens_that_no_size_reaches_is_said_and_not_chased_to_the_end() -> None:
+    run = Course(setup_of(itl_target_s=0.005))
+    run.run(60, constant(sequences=5))
+    assert run.sizes[DECODE] == 3  # two to a worker add a fifth to its 10 ms
+    assert "no size reaches" in run.decided[DECODE].needs[1].because
+
+
 def test_a_queue_is_to_be_gone_within_what_the_target_leaves_for_it() -> None:
     run = Course(setup_of())
     run.run(4, lambda sizes: sight(sizes, tokens=100, waiting=3_000))
@@ -187,11 +194,6 @@ def test_however_the_load_came_to_be_small_the_pools_become_small(past: list[flo
 # Zero
 
 
-def sleeper(**more: Any) -> Any:
-    asleep = {"autoscale": {"min_replicas": 0, "max_replicas": 4}}
-    return setup_of(asleep, asleep, pace={"idle_s": 100.0}, **more)
-
-
 def test_without_demand_both_pools_end_and_the_first_request_that_waits_begins_them_at_once() -> None:
     run = Course(sleeper())
     seen = run.run(120, constant())
@@ -209,40 +211,6 @@ def test_a_stream_that_goes_on_keeps_its_pool() -> None:
 
 def test_a_pool_with_a_least_size_never_ends() -> None:
     assert Course(setup_of(pace={"idle_s": 1.0})).run(300, constant())[-1] == {PREFILL: 1, DECODE: 1}
-
-
-# What is not known
-
-
-@pytest.mark.parametrize("blind", [Sight(blind=True), Sight(blind=True, silent=("router-1",))])
-def test_without_a_router_that_reports_nothing_changes_and_the_reason_says_so(blind: Sight) -> None:
-    run = Course(sleeper(), {PREFILL: 3, DECODE: 2})
-    assert run.run(400, lambda sizes: blind)[-1] == {PREFILL: 3, DECODE: 2}
-    assert "nothing is known" in run.decided[PREFILL].because
-
-
-@pytest.mark.parametrize("broken", [math.nan, math.inf])
-def test_an_input_that_is_no_number_holds_its_pool_and_only_that(broken: float) -> None:
-    run = Course(setup_of(), {PREFILL: 3, DECODE: 3})
-    run.run(200, lambda sizes: sight(sizes, tokens=100, waiting=broken))
-    assert run.sizes == {PREFILL: 3, DECODE: 1}
-    assert "not known: tokens queued at workers" in run.decided[PREFILL].because
-
-
-def test_a_silent_router_may_have_more_so_nothing_shrinks() -> None:
-    run = Course(setup_of(), {PREFILL: 3, DECODE: 3})
-    run.run(200, lambda sizes: sight(sizes, tokens=100, silent=("router-2",)))
-    assert run.sizes == {PREFILL: 3, DECODE: 3}
-    assert "router-2 may have more" in run.decided[DECODE].because
-    run.run(30, lambda sizes: sight(sizes, tokens=4_000, silent=("router-2",)))
-    assert run.sizes[PREFILL] > 3
-
-
-def test_a_time_between_tokens_that_no_size_reaches_is_said_and_not_chased_to_the_end() -> None:
-    run = Course(setup_of(itl_target_s=0.005))
-    run.run(60, constant(sequences=5))
-    assert run.sizes[DECODE] == 3  # two to a worker add a fifth to its 10 ms
-    assert "no size reaches" in run.decided[DECODE].needs[1].because
 
 
 # Orders
