@@ -159,14 +159,15 @@ def _wish(
     if orders.paused is not None:
         return _Wish(Step(pool.size, f"paused: {orders.paused}".removesuffix(": ")), pool, inputs, needs)
     unknown = [name for name, value in inputs.items() if not math.isfinite(value)]
+    known = [each.workers for each in needs if math.isfinite(each.workers)]
+    need = max(known, default=0.0)
     if pool.size == 0:
-        step = _asleep(pool, needs, rule, sight)
+        step = _asleep(known, rule, sight)
     elif bounds.least == 0 and pool.size == 1 and now - memory.busy_at >= rule.pace.idle_s:
         step = Step(0, f"no demand for {now - memory.busy_at:.0f} s")
-    elif any(math.isnan(need.workers) for need in needs):
+    elif len(known) < len(needs) and whole(need) <= pool.size:
         step = Step(pool.size, f"not known: {', '.join(unknown)}: as it is")
     else:
-        need = max((need.workers for need in needs), default=0.0)
         step, pace = paced(pool.size, need, before, rule.pace, now)
         pool = replace(pool, pace=pace)
     if step.size < pool.size and sight.silent:
@@ -174,10 +175,9 @@ def _wish(
     return _Wish(step, pool, inputs, needs)
 
 
-def _asleep(pool: PoolMemory, needs: tuple[Need, ...], rule: AutoscalingConfig, sight: Sight) -> Step:
+def _asleep(known: list[float], rule: AutoscalingConfig, sight: Sight) -> Step:
     if not _demand(sight):
         return Step(0, "no demand")
-    known = [need.workers for need in needs if math.isfinite(need.workers)]
     size = min(max(1, whole(max(known, default=1.0))), rule.pace.step_up)
     return Step(size, f"{sight.waiting_requests} requests wait, {sight.in_flight} in all: begins again")
 
@@ -236,4 +236,4 @@ def _without_the_endless(inputs: dict[str, float], seen: PoolSight) -> dict[str,
 
 
 def _last_known(measured: float, known: float) -> float:
-    return measured if math.isfinite(measured) and measured > 0 else known
+    return measured if math.isfinite(measured) else known

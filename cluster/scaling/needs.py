@@ -82,12 +82,14 @@ def decode_needs(demand: DecodeDemand, config: AutoscalingConfig) -> tuple[Need,
 def _pace(demand: DecodeDemand, config: AutoscalingConfig) -> Need:
     if not demand.sequences:
         return Need("pace", 0.0, "no sequences")
-    if not (math.isfinite(demand.step_s) and math.isfinite(demand.sequence_s) and demand.sequence_s > 0):
+    if not (math.isfinite(demand.step_s) and math.isfinite(demand.sequence_s) and demand.sequence_s >= 0):
         return Need("pace", math.nan, "it is not known what a sequence adds to the time between tokens")
     target, alone_s = config.itl_target_s, demand.step_s + demand.sequence_s
-    each = max(1.0, max(target - demand.step_s, _LEAST_PACE_SHARE * demand.step_s) / demand.sequence_s)
+    left_s = max(target - demand.step_s, _LEAST_PACE_SHARE * demand.step_s)
+    each = max(1.0, left_s / demand.sequence_s) if demand.sequence_s else math.inf
     expected = demand.sequences * demand.growth
-    because = f"{expected:.1f} sequences, {each:.1f} to a worker"
+    share = f"{each:.1f} to a worker" if demand.sequence_s else "which add nothing to each other: one worker serves all"
+    because = f"{expected:.1f} sequences, {share}"
     if alone_s >= target:
         because += f"; one alone takes {alone_s:.3f} s a token: no size reaches {target:g} s"
     return Need("pace", _known(expected / each), because)

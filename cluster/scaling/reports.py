@@ -62,7 +62,8 @@ class Arrivals:
 @dataclass(frozen=True, slots=True)
 class PoolSight:
     """One pool: sums over its workers but for `tokens_per_s`, `step_s` and `sequence_s`, which are of one worker.
-    `kv_used` is in workers' worth of blocks. NaN where a worker does not say what it should."""
+    `kv_used` is in workers' worth of blocks. NaN where a worker does not say what it should. A time may be 0,
+    `tokens_per_s` may not."""
 
     workers: int = 0
     ready: int = 0
@@ -134,7 +135,7 @@ def _pool(role: Role, reports: Sequence[RouterReport]) -> PoolSight:
         queued_tokens=math.fsum(_most([each.queued_tokens for each in told]) for told in workers),
         sequences=math.fsum(_most([each.sequences for each in told]) for told in workers),
         kv_used=math.fsum(_most([each.kv_usage for each in told]) for told in workers),
-        tokens_per_s=_mean([each.tokens_per_s for told in workers for each in told]),
+        tokens_per_s=_mean([each.tokens_per_s for told in workers for each in told if each.tokens_per_s > 0]),
         step_s=_mean([each.step_s for told in workers for each in told]),
         sequence_s=_mean([each.sequence_s for told in workers for each in told]),
     )
@@ -146,5 +147,5 @@ def _most(told: list[float]) -> float:
 
 
 def _mean(told: list[float]) -> float:
-    sound = [each for each in told if math.isfinite(each) and each > 0]
+    sound = [each for each in told if math.isfinite(each) and each >= 0]
     return math.fsum(sound) / len(sound) if sound else math.nan

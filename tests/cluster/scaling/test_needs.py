@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 
@@ -32,3 +33,19 @@ def test_a_little_more_time_a_step_never_means_many_workers_more_or_fewer(sequen
 def test_a_step_that_takes_longer_than_the_target_alone_is_not_given_a_worker_for_each_sequence() -> None:
     assert pace(step_s=0.0489) == pytest.approx(pace(step_s=0.0491), rel=0.01)
     assert pace(step_s=0.0491) == pytest.approx(30 / 9.82)
+
+
+@pytest.mark.parametrize("step_s", [0.0, 0.01, 0.2])
+def test_sequences_that_cost_nothing_are_served_by_one_worker_however_many(step_s: float) -> None:
+    assert pace(step_s, sequence_s=0.0, sequences=10_000.0) == 0.0
+    because = decode_needs(DecodeDemand(50.0, 0.0, 1.0, step_s, 0.0), RULE)[1].because
+    assert ("no size reaches" in because) == (step_s > 0.05)
+
+
+def test_a_step_that_costs_nothing_alone_leaves_all_of_the_target_to_sequences() -> None:
+    assert pace(step_s=0.0) == pytest.approx(30 / 50)
+
+
+@pytest.mark.parametrize(("step_s", "sequence_s"), [(math.nan, 0.001), (0.01, math.nan), (0.01, -0.001)])
+def test_a_cost_that_is_no_amount_is_not_known(step_s: float, sequence_s: float) -> None:
+    assert math.isnan(pace(step_s, sequence_s))

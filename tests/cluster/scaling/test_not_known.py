@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -10,6 +12,8 @@ from cluster.engine import Role
 from cluster.scaling.frame import ScalingOrders
 from cluster.scaling.reports import Sight
 from tests.cluster.scaling.simulated_load import DECODE, PREFILL, Course, constant, setup_of, sight, sleeper
+
+Load = Callable[[dict[Role, int]], Sight]
 
 
 def blind(_: dict[Role, int]) -> Sight:
@@ -66,3 +70,29 @@ def test_a_silent_router_may_have_more_so_nothing_shrinks() -> None:
     assert "router-2 may have more" in run.decided[DECODE].because
     run.run(30, lambda sizes: sight(sizes, tokens=4_000, silent=("router-2",)))
     assert run.sizes[PREFILL] > 3
+
+
+def test_a_pool_whose_sequences_cost_nothing_grows_when_its_caches_are_full_and_shrinks_again() -> None:
+    run = Course(setup_of())
+
+    def full(caches: float) -> Load:
+        def load(sizes: dict[Role, int]) -> Sight:
+            seen = sight(sizes, sequences=50, kv_used=caches)
+            free = replace(seen.pools[DECODE], sequence_s=0.0)
+            return replace(seen, pools={**seen.pools, DECODE: free})
+
+        return load
+
+    run.run(60, full(caches=1.9))
+    assert run.sizes[DECODE] == 3
+    run.run(300, full(caches=0.1))
+    assert run.sizes[DECODE] == 1
+
+
+def test_a_rule_that_is_not_known_holds_its_pool_against_no_rule_that_asks_for_more() -> None:
+    run = Course(setup_of(), {PREFILL: 2, DECODE: 2})
+    run.run(60, lambda sizes: sight(sizes, tokens=3_400, waiting=math.nan, sequences=100, kv_used=math.nan))
+    assert run.sizes == {PREFILL: 5, DECODE: 3}
+    run.run(300, lambda sizes: sight(sizes, tokens=100, waiting=math.nan, sequences=2, kv_used=math.nan))
+    assert run.sizes == {PREFILL: 5, DECODE: 3}
+    assert "not known: caches in use" in run.decided[DECODE].because

@@ -70,3 +70,10 @@ def test_what_is_no_amount_makes_the_sum_unknown(broken: float) -> None:
 def test_a_speed_that_is_not_known_is_taken_from_the_others() -> None:
     report = RouterReport("r1", workers=(worker("p1", tokens_per_s=math.nan), worker("p2", tokens_per_s=500.0)))
     assert see([Heard(report, 0.0)], {}, STALE_S)[0].pools[PREFILL].tokens_per_s == 500.0
+
+
+def test_a_sequence_that_costs_nothing_is_known_to_do_so_and_a_worker_without_speed_is_not() -> None:
+    report = RouterReport("r1", workers=(worker("d1", DECODE, step_s=0.0, sequence_s=0.0, tokens_per_s=0.0),))
+    decode = see([Heard(report, 0.0)], {}, STALE_S)[0].pools[DECODE]
+    assert (decode.step_s, decode.sequence_s) == (0.0, 0.0)
+    assert math.isnan(decode.tokens_per_s)
