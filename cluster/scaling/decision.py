@@ -17,7 +17,7 @@ from cluster.scaling.frame import Bounds, ScalingOrders, ScalingSetup, effective
 from cluster.scaling.limits import Limit, Room, kept_in_budget, kept_in_ratio
 from cluster.scaling.needs import DecodeDemand, Need, PrefillDemand, decode_needs, prefill_needs, queue_seconds
 from cluster.scaling.pace import Pace, Step, paced, whole
-from cluster.scaling.reports import PoolSight, Sight
+from cluster.scaling.reports import Sight
 
 _TYPICAL_PROMPT = 512.0
 
@@ -201,9 +201,10 @@ def _prefill(pool: PoolMemory, rule: AutoscalingConfig, memory: Memory, sight: S
         "tokens waiting in routers": sight.waiting_tokens,
         "tokens queued at workers": seen.queued_tokens,
         "tokens/s of a worker": pool.tokens_per_s,
-        "predicted queue s": queue_seconds(demand, seen.ready),
     }
-    return pool, _without_the_endless(inputs, seen), prefill_needs(demand, rule)
+    if seen.ready:
+        inputs["predicted queue s"] = queue_seconds(demand, seen.ready)
+    return pool, inputs, prefill_needs(demand, rule)
 
 
 def _decode(pool: PoolMemory, rule: AutoscalingConfig, memory: Memory, sight: Sight, now: float) -> _Measured:
@@ -228,11 +229,6 @@ def _decode(pool: PoolMemory, rule: AutoscalingConfig, memory: Memory, sight: Si
         "predicted ITL s": pool.step_s + pool.sequence_s * sequences / max(1, seen.ready),
     }
     return pool, inputs, decode_needs(demand, rule)
-
-
-def _without_the_endless(inputs: dict[str, float], seen: PoolSight) -> dict[str, float]:
-    """Without workers the queue has no length in seconds."""
-    return inputs if seen.ready else {name: value for name, value in inputs.items() if name != "predicted queue s"}
 
 
 def _last_known(measured: float, known: float) -> float:

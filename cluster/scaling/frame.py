@@ -47,8 +47,7 @@ class ScalingSetup:
 
     @classmethod
     def of(cls, config: Config) -> ScalingSetup:
-        pools = {Role.PREFILL: _frame(config.prefill), Role.DECODE: _frame(config.decode)}
-        return cls(pools, config.autoscaling)
+        return cls({role: _frame(config.pool(role)) for role in Role}, config.autoscaling)
 
     @classmethod
     def parsed(cls, document: Mapping[str, Any]) -> ScalingSetup:

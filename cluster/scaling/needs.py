@@ -54,9 +54,7 @@ class DecodeDemand:
 
 
 def queue_seconds(demand: PrefillDemand, workers: int) -> float:
-    """How long a prompt that comes now would wait; inf without workers."""
-    if not workers:
-        return math.inf if demand.backlog_tokens else 0.0
+    """How long a prompt that comes now would wait, with at least one worker."""
     return demand.backlog_tokens / (demand.tokens_per_s * workers)
 
 
