@@ -18,6 +18,7 @@ from cluster.scaling.limits import Limit, Room, kept_in_budget, kept_in_ratio
 from cluster.scaling.needs import DecodeDemand, Need, PrefillDemand, decode_needs, prefill_needs, queue_seconds
 from cluster.scaling.pace import Pace, Step, paced, whole
 from cluster.scaling.reports import Sight
+from cluster.scaling.starts import Look, Starts
 
 _TYPICAL_PROMPT = 512.0
 
@@ -25,11 +26,13 @@ _TYPICAL_PROMPT = 512.0
 @dataclass(frozen=True, slots=True)
 class PoolMemory:
     """What a pool's size stands on, from one decision to the next. `trend`: of prompt tokens a second, or of sequences.
-    The rest is what was last known of a worker's speed, for the time when there is none to measure."""
+    `starts`: of a pool whose work waits. The rest is what was last known of a worker's speed, for the time when there
+    is none to measure."""
 
     size: int
     trend: Trend = field(default_factory=Trend)
     pace: Pace = field(default_factory=Pace)
+    starts: Starts = field(default_factory=Starts)
     tokens_per_s: float = math.nan
     step_s: float = math.nan
     sequence_s: float = math.nan
@@ -79,7 +82,7 @@ def decide(
     """The sizes of both pools from now on, and what to remember for the next decision."""
     memory = _noted(memory, sight, now)
     bounds = effective_bounds(setup, orders)
-    wishes = {role: _wish(role, setup.rule, orders, bounds[role], memory, sight, now) for role in setup.pools}
+    wishes = {role: _wish(role, setup, orders, bounds[role], memory, sight, now) for role in setup.pools}
     room = Room({role: pool.size for role, pool in memory.pools.items()}, _within_a_step(bounds, memory, setup))
     wanted = {role: wish.step.size for role, wish in wishes.items()}
     sizes, limits = _limited(wanted, room, setup, orders.paused is not None)
@@ -142,20 +145,20 @@ def _resized(memory: PoolMemory, size: int, now: float) -> PoolMemory:
 
 def _wish(
     role: Role,
-    rule: AutoscalingConfig,
+    setup: ScalingSetup,
     orders: ScalingOrders,
     bounds: Bounds,
     memory: Memory,
     sight: Sight,
     now: float,
 ) -> _Wish:
-    before = memory.pools[role].pace
+    rule, before = setup.rule, memory.pools[role].pace
     pool = replace(memory.pools[role], pace=before.interrupted)  # but where the need is seen and followed
     if sight.blind:
         silent = ", ".join(sight.silent) or "no router yet"
         return _Wish(Step(pool.size, f"nothing is known (last heard: {silent}): as it is"), pool, {}, ())
     measure = _prefill if role is Role.PREFILL else _decode
-    pool, inputs, needs = measure(pool, rule, memory, sight, now)
+    pool, inputs, needs = measure(pool, setup, memory, sight, now)
     if orders.paused is not None:
         return _Wish(Step(pool.size, f"paused: {orders.paused}".removesuffix(": ")), pool, inputs, needs)
     unknown = [name for name, value in inputs.items() if not math.isfinite(value)]
@@ -185,8 +188,8 @@ def _asleep(known: list[float], rule: AutoscalingConfig, sight: Sight) -> Step:
 _Measured = tuple[PoolMemory, dict[str, float], tuple[Need, ...]]
 
 
-def _prefill(pool: PoolMemory, rule: AutoscalingConfig, memory: Memory, sight: Sight, now: float) -> _Measured:
-    seen = sight.pools[Role.PREFILL]
+def _prefill(pool: PoolMemory, setup: ScalingSetup, memory: Memory, sight: Sight, now: float) -> _Measured:
+    rule, seen = setup.rule, sight.pools[Role.PREFILL]
     passed = now - memory.looked_at
     rate = sight.arrived_tokens / passed if passed > 0 else 0.0
     pool = replace(pool, tokens_per_s=_last_known(seen.tokens_per_s, pool.tokens_per_s))
@@ -194,12 +197,15 @@ def _prefill(pool: PoolMemory, rule: AutoscalingConfig, memory: Memory, sight: S
         pool = replace(pool, trend=pool.trend.measured(rate, now, rule.forecast))
     ahead = pool.trend.ahead(rule.forecast.horizon_s, rate)
     backlog = sight.waiting_tokens + seen.queued_tokens
-    demand = PrefillDemand(ahead, backlog, pool.tokens_per_s, memory.prompt_tokens)
+    look = Look(pool.size, seen.ready, backlog, pool.tokens_per_s, 1.0 - rule.utilisation, setup.start_deadline_s)
+    pool = replace(pool, starts=pool.starts.after(look, now))
+    demand = PrefillDemand(ahead, backlog, pool.starts.owed, pool.tokens_per_s, memory.prompt_tokens)
     inputs = {
         "arriving tokens/s": rate,
         "expected tokens/s": ahead,
         "tokens waiting in routers": sight.waiting_tokens,
         "tokens queued at workers": seen.queued_tokens,
+        "tokens left to starting workers": pool.starts.owed,
         "tokens/s of a worker": pool.tokens_per_s,
     }
     if seen.ready:
@@ -207,8 +213,8 @@ def _prefill(pool: PoolMemory, rule: AutoscalingConfig, memory: Memory, sight: S
     return pool, inputs, prefill_needs(demand, rule)
 
 
-def _decode(pool: PoolMemory, rule: AutoscalingConfig, memory: Memory, sight: Sight, now: float) -> _Measured:
-    seen = sight.pools[Role.DECODE]
+def _decode(pool: PoolMemory, setup: ScalingSetup, memory: Memory, sight: Sight, now: float) -> _Measured:
+    rule, seen = setup.rule, sight.pools[Role.DECODE]
     pool = replace(
         pool,
         step_s=_last_known(seen.step_s, pool.step_s),

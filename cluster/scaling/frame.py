@@ -40,14 +40,17 @@ class PoolFrame:
 
 @dataclass(frozen=True, slots=True)
 class ScalingSetup:
-    """All that the autoscaler must know of a configuration."""
+    """All that the autoscaler must know of a configuration. `start_deadline_s`: a worker that takes longer to start has
+    failed."""
 
     pools: Mapping[Role, PoolFrame]
     rule: AutoscalingConfig
+    start_deadline_s: float
 
     @classmethod
     def of(cls, config: Config) -> ScalingSetup:
-        return cls({role: _frame(config.pool(role)) for role in Role}, config.autoscaling)
+        pools = {role: _frame(config.pool(role)) for role in Role}
+        return cls(pools, config.autoscaling, config.engine.start_deadline_s)
 
     @classmethod
     def parsed(cls, document: Mapping[str, Any]) -> ScalingSetup:

@@ -1,7 +1,8 @@
 """How many workers each rule wants, as a number that need not be whole, and why.
 
 prefill   flow     prompt tokens expected a second, at the measured speed and the utilisation that leaves no queue
-          queue    tokens that wait now, computed within what the TTFT target leaves for waiting
+          queue    tokens that wait now, but for those that workers which start will work off, computed within what
+                   the TTFT target leaves for waiting
 decode    room     KV blocks in use, at the share that leaves room
           pace     sequences, as many to a worker as come in time
 
@@ -33,11 +34,12 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class PrefillDemand:
-    """`tokens_per_s_ahead`: expected to arrive; `backlog_tokens`: not computed yet, wherever they are; `tokens_per_s`:
-    of one worker; `prompt_tokens`: of a typical prompt."""
+    """`tokens_per_s_ahead`: expected to arrive; `backlog_tokens`: not computed yet, wherever they are; `owed_tokens`:
+    of those, left to workers that were ordered. `tokens_per_s`: of one worker; `prompt_tokens`: of a typical prompt."""
 
     tokens_per_s_ahead: float
     backlog_tokens: float
+    owed_tokens: float
     tokens_per_s: float
     prompt_tokens: float
 
@@ -64,8 +66,10 @@ def prefill_needs(demand: PrefillDemand, config: AutoscalingConfig) -> tuple[Nee
     ahead = f"{demand.tokens_per_s_ahead:.0f} tokens/s expected, {speed:.0f} tokens/s each at {config.utilisation:.0%}"
     prompt_s = demand.prompt_tokens / speed
     waiting_s = max(_LEAST_QUEUE_SHARE * config.ttft_target_s, config.ttft_target_s - prompt_s)
-    queue = _share(demand.backlog_tokens, speed * waiting_s)
+    queue = _share(demand.backlog_tokens - demand.owed_tokens, speed * waiting_s)
     behind = f"{demand.backlog_tokens:.0f} tokens wait, to be computed within {waiting_s:.2f} s"
+    if demand.owed_tokens:
+        behind += f"; {demand.owed_tokens:.0f} of them are left to workers that start or have just done so"
     return Need("flow", flow, ahead), Need("queue", queue, behind)
 
 

@@ -1,4 +1,4 @@
-"""The rule under a load that a test chooses: workers are there as soon as they are wanted, time goes by hand."""
+"""The rule under a load that a test chooses: workers take as long to start as it says, time goes by hand."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from cluster.scaling.reports import PoolSight, Sight
 PREFILL, DECODE = Role.PREFILL, Role.DECODE
 TOKENS_PER_S, STEP_S, SEQUENCE_S = 1_000.0, 0.010, 0.001
 SIZES = {PREFILL: 1, DECODE: 1}
+
+Load = Callable[[dict[Role, int]], Sight]
 
 
 def setup_of(prefill: Any = None, decode: Any = None, **autoscaling: Any) -> ScalingSetup:
@@ -52,14 +54,21 @@ def sight(
 
 
 class Course:
-    """What happens to the pools from second to second."""
+    """What happens to the pools from second to second. Workers are there `start_s` after they are wanted."""
 
-    def __init__(self, setup: ScalingSetup, sizes: dict[Role, int] | None = None) -> None:
+    def __init__(self, setup: ScalingSetup, sizes: dict[Role, int] | None = None, start_s: float = 0.0) -> None:
         self.setup = setup
+        self.start_s = start_s
         self.orders = ScalingOrders()
         self.now = 1_000.0
         self.memory = Memory.fresh(SIZES if sizes is None else sizes, self.now)
         self.decided: dict[Role, PoolDecision] = {}
+        self._there_at = {role: [self.now] * size for role, size in self.sizes.items()}
+
+    @property
+    def there(self) -> dict[Role, int]:
+        """How many workers have started."""
+        return {role: sum(at <= self.now for at in each) for role, each in self._there_at.items()}
 
     @property
     def sizes(self) -> dict[Role, int]:
@@ -68,13 +77,28 @@ class Course:
     def look(self, seen: Sight, after_s: float = 1.0) -> dict[Role, int]:
         self.now += after_s
         self.memory, self.decided = decide(self.setup, self.orders, self.memory, seen, self.now)
+        for role, size in self.sizes.items():  # whoever would come last goes first
+            each = self._there_at[role][:size]
+            self._there_at[role] = each + [self.now + self.start_s] * (size - len(each))
         return self.sizes
 
-    def run(self, seconds: int, load: Callable[[dict[Role, int]], Sight]) -> list[dict[Role, int]]:
-        """The sizes at each second, under what `load` makes of the sizes before."""
-        return [self.look(load(self.sizes)) for _ in range(seconds)]
+    def run(self, seconds: int, load: Load) -> list[dict[Role, int]]:
+        """The sizes at each second, under what `load` makes of the workers that are there."""
+        return [self.look(load(self.there)) for _ in range(seconds)]
 
 
-def constant(tokens: float = 0.0, sequences: float = 0.0) -> Callable[[dict[Role, int]], Sight]:
+class Prompts:
+    """So many prompt tokens a second; what the prefill workers that are there do not compute has to wait."""
+
+    def __init__(self, tokens: float) -> None:
+        self.tokens = tokens
+        self.waiting = 0.0
+
+    def __call__(self, there: dict[Role, int]) -> Sight:
+        self.waiting = max(0.0, self.waiting + self.tokens - there[PREFILL] * TOKENS_PER_S)
+        return sight(there, self.tokens, self.waiting)
+
+
+def constant(tokens: float = 0.0, sequences: float = 0.0) -> Load:
     """So many prompt tokens a second and so many sequences, whatever the sizes. Nothing waits for long."""
     return lambda sizes: sight(sizes, tokens, 0.1 * tokens, sequences, 0.01 * sequences)
