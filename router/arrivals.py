@@ -17,7 +17,11 @@ class Arrivals:
 
     def came(self, prompt_tokens: int) -> None:
         self.requests += 1
-        self.tokens += prompt_tokens * self._uncached_share
+        self.tokens += self.to_compute(prompt_tokens)
+
+    def to_compute(self, prompt_tokens: int) -> float:
+        """Of prompt tokens that are not placed yet."""
+        return prompt_tokens * self._uncached_share
 
     def placed(self, prompt_tokens: int, cached_tokens: int) -> None:
         """A prompt of so many tokens, of which its worker has so many."""

@@ -17,7 +17,7 @@ def report_of(router_id: str, dispatch: Dispatch) -> RouterReport:
     return RouterReport(
         router_id=router_id,
         waiting_requests=len(waiting),
-        waiting_tokens=float(sum(waiting)),
+        waiting_tokens=arrivals.to_compute(sum(waiting)),
         in_flight=dispatch.in_flight,
         arrived_requests=arrivals.requests,
         arrived_tokens=arrivals.tokens,

@@ -31,8 +31,8 @@ class WorkerSight:
 
 @dataclass(frozen=True, slots=True)
 class RouterReport:
-    """`waiting`: requests that no worker has, and their prompt tokens. `arrived`: since the router's start; of their
-    prompt tokens those that are to be computed, as far as could be told."""
+    """`waiting`: requests that no worker has. `arrived`: since the router's start. Of the prompt tokens of both count
+    those that are to be computed, as far as could be told."""
 
     router_id: str
     waiting_requests: int = 0

@@ -178,6 +178,17 @@ def test_what_waits_is_reported_with_its_prompt_tokens_and_what_runs_as_in_fligh
     assert workers["d1"].step_s > 0
 
 
+def test_of_what_waits_only_the_tokens_are_reported_that_are_expected_to_be_computed(bench: Bench) -> None:
+    for _ in range(200):
+        bench.dispatch.placing.arrivals.placed(100, cached_tokens=75)
+    bench.begins = {PREFILL, DECODE}
+    bench.ask("r1", prompt=30)
+    bench.ask("r2", prompt=50)
+    report = report_of("router-1", bench.dispatch)
+    assert report.waiting_tokens == pytest.approx(20.0, abs=0.1)
+    assert report.arrived_tokens == pytest.approx(report.waiting_tokens)
+
+
 def test_a_hand_over_that_waits_is_reported_as_waiting(bench: Bench) -> None:
     bench.begins = {DECODE}
     bench.up("p1", PREFILL)
