@@ -98,7 +98,20 @@ def _run_detached(config_path: Path, name: str, deadline_s: float) -> int:
     command = [sys.executable, "-m", "deploy.cli.main", "up", str(config_path), "--deadline", str(deadline_s)]
     with log_path.open("wb") as log:
         owner = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
-    give_up = time.monotonic() + deadline_s + _DOWN_S
+    with interruptible():
+        try:
+            return _await_record(owner, name, log_path, deadline_s + _DOWN_S)
+        except KeyboardInterrupt:
+            # It leads a session of its own and hears no Ctrl-C; nothing else names it until it serves.
+            owner.terminate()
+            _say("stopping")
+            owner.wait()
+            raise
+
+
+def _await_record(owner: subprocess.Popen[bytes], name: str, log_path: Path, within_s: float) -> int:
+    """Until the owner has written down that its cluster serves. Returns the exit code."""
+    give_up = time.monotonic() + within_s
     while time.monotonic() < give_up:
         if owner.poll() is not None:
             sys.stderr.write(log_path.read_text())
