@@ -15,17 +15,19 @@ from deploy.processes import started_at
 
 @dataclass(frozen=True)
 class ClusterRecord:
-    """Who owns a running cluster and where it answers. `started`: see `processes.started_at`."""
+    """Who owns a running cluster and where it answers. `started`: see `processes.started_at`. `gpus`: that Ray found,
+    None in the record of an earlier release."""
 
     name: str
     pid: int
     started: int
     http: str
     grpc: str
+    gpus: float | None = None
 
     @classmethod
-    def of_this_process(cls, name: str, http: str, grpc: str) -> ClusterRecord:
-        return cls(name, os.getpid(), started_at(os.getpid()) or 0, http, grpc)
+    def of_this_process(cls, name: str, http: str, grpc: str, gpus: float | None = None) -> ClusterRecord:
+        return cls(name, os.getpid(), started_at(os.getpid()) or 0, http, grpc, gpus)
 
     @property
     def alive(self) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from cluster.config import Config
 from cluster.config_parts import version_of, worker_part
 from cluster.engine import Role
-from deploy.app_size import most_cpus, most_resources
+from deploy.app_size import most_cpus, most_resources, too_few_gpus
 from deploy.document import Json
 
 DEPLOYMENTS = ("router", *(role.value for role in Role))
@@ -63,8 +63,8 @@ def longest_change_s(before: Config, after: Config) -> float:
     return drain_s + _CLOSE_S + 2 * after.engine.start_deadline_s
 
 
-def refusals(before: Config, after: Config, found: list[Change]) -> list[str]:
-    """Why a running cluster cannot take the change; empty when it can."""
+def refusals(before: Config, after: Config, found: list[Change], gpus: float | None) -> list[str]:
+    """Why a running cluster cannot take the change; empty when it can. `gpus`: that it has, None where nobody knows."""
     reasons = [
         f"{change.key}: {change.before} is fixed while the cluster runs: `baton down`, then `baton up`"
         for change in found
@@ -73,6 +73,8 @@ def refusals(before: Config, after: Config, found: list[Change]) -> list[str]:
     has, needs = most_cpus(before), most_cpus(after)
     if needs > has:
         reasons.append(f"needs {needs:g} CPUs, and Ray was started for {has:g}: `baton down`, then `baton up`")
+    if gpus is not None and (why := too_few_gpus(after, gpus)) is not None:
+        reasons.append(why)
     had, wanted = most_resources(before), most_resources(after)
     reasons += [
         f"needs {amount:g} of resource {name}, and Ray was started with {had.get(name, 0.0):g}"

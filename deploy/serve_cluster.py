@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from cluster.config import Config
 from cluster.errors import StartFailed
 from cluster.host_port import host_port, reachable
-from deploy.app_size import most_cpus, most_resources
+from deploy.app_size import most_cpus, most_gpus, most_resources, too_few_gpus
 from deploy.free_port import why_taken
 from deploy.own_folder import own_folder, scratch_environment
 from deploy.processes import adopt_orphans, end_descendants
@@ -48,6 +48,7 @@ class ServeCluster:
         self._folder = own_folder()
         self._failed: list[BaseException] = []
         self._threads: list[threading.Thread] = []
+        self._gpus = 0.0
 
     @property
     def http_url(self) -> str:
@@ -57,6 +58,11 @@ class ServeCluster:
     @property
     def grpc_address(self) -> str:
         return host_port(reachable(self._config.router.grpc_host), self._config.router.grpc_port)
+
+    @property
+    def gpus(self) -> float:
+        """That Ray found on this machine, once it has started."""
+        return self._gpus
 
     def start(self, deadline_s: float) -> None:
         """Returns once a request would be served. Raises `StartFailed` with the failing part's own words."""
@@ -136,6 +142,15 @@ class ServeCluster:
             )
         except Exception as error:  # Ray raises nothing narrower when its processes take longer than it waits for them
             raise StartFailed(f"Ray did not start: {error} Is the machine busy? Try again when it is not") from error
+        self._count_gpus(float(ray.cluster_resources().get("GPU", 0.0)))
+
+    def _count_gpus(self, found: float) -> None:
+        """Raises `StartFailed` for too few: Serve would wait for them until the deadline, and not say why."""
+        self._gpus = found
+        if (why := too_few_gpus(self._config, found)) is not None:
+            raise StartFailed(why)
+        if (most := most_gpus(self._config)) > found:
+            self._progress(f"{found:g} GPUs: pools at their largest, surge included, would need {most}")
 
     def _run_application(self) -> None:
         from ray import serve

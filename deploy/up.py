@@ -56,7 +56,7 @@ def _run_here(config: Config, deadline_s: float) -> int:
     with interruptible():
         try:
             cluster.start(deadline_s)
-            record = ClusterRecord.of_this_process(config.name, cluster.http_url, cluster.grpc_address)
+            record = ClusterRecord.of_this_process(config.name, cluster.http_url, cluster.grpc_address, cluster.gpus)
             await_orders(config.name)
             with recorded(record):
                 _welcome(config, record)

@@ -94,7 +94,7 @@ def apply(
     live = live_config(record.grpc, timeout)
     found = changes(live.model_dump(mode="json"), wanted.model_dump(mode="json"))
     restarted = replaced(live, wanted)
-    refused = refusals(live, wanted, found)
+    refused = refusals(live, wanted, found, record.gpus)
     document: Json = {
         "apiVersion": "baton/v1",
         "kind": "ConfigChange",

@@ -52,6 +52,58 @@ def test_a_ray_that_does_not_start_is_told_in_words(monkeypatch: pytest.MonkeyPa
         cluster._start_ray()
 
 
+@pytest.mark.parametrize(
+    ("prefill", "decode", "needed"),
+    [
+        ({"gpus_per_replica": 2}, {"gpus_per_replica": 2}, "needs 4 GPUs (1 x 2 of prefill and 1 x 2 of decode)"),
+        ({"gpus_per_replica": 1, "replicas": 3}, {"gpus_per_replica": 1}, "needs 4 GPUs"),
+        # A pool at zero grows when somebody asks: it has to have room for one.
+        (
+            {"gpus_per_replica": 4, "autoscale": {"min_replicas": 0, "max_replicas": 1}},
+            {"gpus_per_replica": 1, "autoscale": {"min_replicas": 2, "max_replicas": 9}},
+            "needs 6 GPUs",
+        ),
+    ],
+)
+def test_too_few_gpus_are_said_at_once_with_both_numbers(
+    prefill: dict[str, object],
+    decode: dict[str, object],
+    needed: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(StartFailed, match="and Ray found 3 on this machine: lower gpus_per_replica") as refused:
+        with_gpus(3.0, prefill, decode, monkeypatch, tmp_path)
+    assert needed in str(refused.value)
+
+
+def test_a_cluster_that_has_gpus_for_its_start_alone_starts_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    each: dict[str, object] = {"gpus_per_replica": 1, "surge_percent": 100}
+    cluster, told = with_gpus(2.0, each, each, monkeypatch, tmp_path)
+    assert cluster.gpus == 2.0
+    assert told == ["2 GPUs: pools at their largest, surge included, would need 4"]
+
+
+def with_gpus(
+    found: float,
+    prefill: dict[str, object],
+    decode: dict[str, object],
+    monkeypatch: pytest.MonkeyPatch,
+    folder: Path,
+) -> tuple[ServeCluster, list[str]]:
+    """A cluster whose Ray has started, on so many GPUs; and what it told."""
+    monkeypatch.setattr("ray.init", lambda **_: None)
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 9.0, **({"GPU": found} if found else {})})
+    monkeypatch.setattr("deploy.serve_cluster.own_folder", lambda: folder)
+    sections: dict[str, object] = {"model": {"path": "none"}, "engine": {"device": "gpu", "start_deadline_s": 60}}
+    told: list[str] = []
+    cluster = ServeCluster(parse_config(sections | {"prefill": prefill, "decode": decode}), told.append)
+    cluster._start_ray()
+    return cluster, told
+
+
 class _Healthy(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.send_response(200 if self.path == "/health" else 404)
