@@ -1,6 +1,7 @@
-"""What of the Helm chart is generated: the configuration's part of the values' schema, and the plain manifests.
+"""What of the Helm chart is generated: the configuration's part of the values' schema, the ports that are taken, and
+the plain manifests.
 
-`python -m deploy.helm_chart` writes both; tests fail when they are older than their sources. Needs `helm`.
+`python -m deploy.helm_chart` writes all; tests fail when they are older than their sources. Needs `helm`.
 """
 
 from __future__ import annotations
@@ -8,23 +9,28 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from cluster.config import Config
 from cluster.errors import ConfigError
+from deploy.taken_ports import TAKEN_PORTS
 
 CHART = Path(__file__).parent / "helm" / "baton"
 EXAMPLES = CHART / "examples"
 PLAIN = Path(__file__).parent / "kuberay"
 SCHEMA = CHART / "values.schema.json"
+PORTS = CHART / "templates" / "_ports.tpl"
 
 _RELEASE = "baton"
 _HEADER = "# Written by `python -m deploy.helm_chart` from deploy/helm/baton/examples/{name}; change it there.\n"
+_PORTS_HEADER = "{{/* Written by `python -m deploy.helm_chart` from deploy/taken_ports.py; change it there. */}}\n"
 _HELM_S = 60.0
 
 
 def main() -> None:
     SCHEMA.write_text(values_schema(SCHEMA.read_text()))
+    PORTS.write_text(ports_template())
     PLAIN.mkdir(exist_ok=True)
     for example in sorted(EXAMPLES.glob("*.yaml")):
         (PLAIN / example.name).write_text(plain_manifests(example))
@@ -38,6 +44,12 @@ def values_schema(current: str) -> str:
     sections = config.pop("$defs")
     schema["$defs"] = {**by_hand, "Config": config, **sections}
     return json.dumps(schema, indent=2) + "\n"
+
+
+def ports_template() -> str:
+    """`deploy.taken_ports` as a template that returns YAML."""
+    entries = [f"- {json.dumps(asdict(each))}" for each in TAKEN_PORTS]
+    return "\n".join([f'{_PORTS_HEADER}{{{{- define "baton.takenPorts" -}}}}', *entries, "{{- end -}}", ""])
 
 
 def plain_manifests(example: Path) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from cluster.config import Config, RouterConfig
 from cluster.config_security import SecurityConfig, is_loopback
+from deploy.taken_ports import port_holders
 
 _KUBERAYS_OWN = ("REDIS_PASSWORD", "RAY_REDIS_ADDRESS")
 
@@ -52,6 +53,8 @@ def _port_mistakes(router: RouterConfig) -> Iterator[str]:
     for key, port in (("router.http_port", router.http_port), ("router.grpc_port", router.grpc_port)):
         if port == 0:
             yield f"{key}: 0 is another port at every start; a Service needs a fixed one"
+    for key, taken in port_holders(router.http_port, router.grpc_port):
+        yield f"router.{key}: {taken.port} is held by {taken.holder}; choose another port"
 
 
 def _placement_mistakes(config: Config) -> Iterator[str]:

@@ -13,6 +13,7 @@ from cluster.config import Config
 from deploy.document import Json
 from deploy.kuberay_groups import HEAD_GRACE_S, Group
 from deploy.proxy_environment import proxy_environment
+from deploy.taken_ports import AGENT_PORT, DASHBOARD_PORT, GCS_PORT, METRICS_PORT
 
 Manifest: TypeAlias = dict[str, Json]
 
@@ -21,7 +22,6 @@ TICKET_KEY, REDIS_KEY, MODEL_KEY = "ticket", "redis", "hf-token"
 
 _SHARED_MEMORY = "2Gi"
 _RAY_ENDS_S = 15  # after the preStop hook
-_AGENT_PORT, _METRICS_PORT = 52365, 8080
 
 
 def labels(config: Config) -> dict[str, str]:
@@ -29,7 +29,9 @@ def labels(config: Config) -> dict[str, str]:
 
 
 def head_pod(config: Config, image: str) -> Manifest:
-    ports = {"gcs-server": 6379, "dashboard": 8265, "metrics": _METRICS_PORT, "serve": config.router.http_port}
+    ports = {
+        "gcs-server": GCS_PORT, "dashboard": DASHBOARD_PORT, "metrics": METRICS_PORT, "serve": config.router.http_port
+    }  # fmt: skip
     container = _container(config, "ray-head", image, ports)
     container["resources"] = {"requests": {"cpu": "1", "memory": "2Gi"}}
     container["readinessProbe"] = _probe({"httpGet": _ray_health()}, delay_s=10, timeout_s=5, failures=10)
@@ -37,7 +39,7 @@ def head_pod(config: Config, image: str) -> Manifest:
 
 
 def worker_pod(config: Config, image: str, group: Group) -> Manifest:
-    ports = {"metrics": _METRICS_PORT, "serve": config.router.http_port, **group.ports}
+    ports = {"metrics": METRICS_PORT, "serve": config.router.http_port, **group.ports}
     container = _container(config, "ray-worker", image, ports)
     resources: Manifest = {"requests": {"cpu": f"{group.cpus:g}"}}
     if group.gpus:
@@ -109,7 +111,7 @@ def _probe(how: Manifest, delay_s: int, timeout_s: int, failures: int) -> Manife
 
 def _ray_health() -> Manifest:
     """The raylet's, and on the head the GCS's."""
-    return {"path": "/api/healthz", "port": _AGENT_PORT}
+    return {"path": "/api/healthz", "port": AGENT_PORT}
 
 
 def _serves(group: Group) -> Manifest:

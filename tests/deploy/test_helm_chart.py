@@ -22,7 +22,17 @@ import yaml
 from cluster.config import PoolConfig, RouterConfig, load_config, parse_config
 from cluster.engine import Role
 from cluster.pool_options import serve_options
-from deploy.helm_chart import CHART, EXAMPLES, PLAIN, SCHEMA, helm, plain_manifests, values_schema
+from deploy.helm_chart import (
+    CHART,
+    EXAMPLES,
+    PLAIN,
+    PORTS,
+    SCHEMA,
+    helm,
+    plain_manifests,
+    ports_template,
+    values_schema,
+)
 from deploy.kuberay_render import kuberay_manifests
 from deploy.proxy_environment import proxy_environment
 from tests.deploy.crd_schema import Schema, crd_schema, mistakes
@@ -45,6 +55,10 @@ from tests.deploy.rendered_chart import (
 
 def test_the_schema_of_the_values_knows_todays_configuration() -> None:
     assert SCHEMA.read_text() == values_schema(SCHEMA.read_text()), "run python -m deploy.helm_chart"
+
+
+def test_the_chart_knows_todays_list_of_taken_ports() -> None:
+    assert PORTS.read_text() == ports_template(), "run python -m deploy.helm_chart"
 
 
 def test_the_values_say_what_the_configuration_has_as_defaults() -> None:

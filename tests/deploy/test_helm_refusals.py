@@ -45,6 +45,13 @@ IMPOSSIBLE = [
     ("cpu.yaml", 'config.router.http_host="localhost"', "config.router.http_host: localhost is reached from its own"),
     ("cpu.yaml", "config.router.grpc_port=0", "config.router.grpc_port: a Service needs a fixed port, not 0"),
     ("cpu.yaml", "config.router.grpc_port=8000", "config.router.grpc_port: 8000 is also config.router.http_port"),
+    ("cpu.yaml", "config.router.http_port=8080", "config.router.http_port: 8080 is held by Ray's metrics in every pod"),
+    ("cpu.yaml", "config.router.grpc_port=8404", "config.router.grpc_port: 8404 is held by HAProxy's statistics in"),
+    (
+        "cpu.yaml",
+        "config.router.http_port=8265",
+        "config.router.http_port: 8265 is held by Ray's dashboard in the head",
+    ),
     ("cpu.yaml", 'config.decode.resources={"baton_prefill": 1, "baton_decode": null}', "config.decode.resources: name"),
     ("cpu.yaml", "config.decode.drain_s=null", "config.decode.drain_s: has to stay set"),
     ("cpu.yaml", 'config.model.path="./weights"', "config.model.path: ./weights is a place on some machine"),
@@ -64,6 +71,11 @@ def test_values_that_cannot_work_stop_with_the_reason(example: str, setting: str
         manifests(example, setting)
     assert line in str(refused.value)
     assert "hf_x" not in str(refused.value)
+
+
+@needs_helm
+def test_a_router_may_listen_for_calls_where_only_the_heads_pod_has_the_port_taken() -> None:
+    assert manifests("cpu.yaml", "config.router.grpc_port=8500")
 
 
 @needs_helm

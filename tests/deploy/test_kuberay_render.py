@@ -13,6 +13,7 @@ import yaml
 from cluster.config import Config, load_config, parse_config
 from cluster.errors import ConfigError
 from deploy.kuberay_render import default_image, kuberay_manifests
+from deploy.taken_ports import TAKEN_PORTS
 from tests.deploy.crd_schema import Schema, crd_schema, mistakes
 
 EXAMPLES = Path(__file__).parents[2] / "deploy" / "examples"
@@ -163,6 +164,33 @@ def test_the_default_image_is_the_one_that_is_built_for_the_device(example: str,
     assert f" -t {default_image(load_config(EXAMPLES / example))} ." in text
 
 
+def test_a_router_may_listen_for_calls_where_only_the_heads_pod_has_the_port_taken() -> None:
+    assert kuberay_manifests(changed(router={"grpc_port": 8500}), IMAGE)
+
+
+def test_the_list_of_taken_ports_has_those_that_ray_and_haproxy_take_by_default() -> None:
+    from ray._private import ray_constants
+    from ray.autoscaler._private.constants import AUTOSCALER_METRIC_PORT
+    from ray.dashboard.consts import DASHBOARD_METRIC_PORT
+    from ray.serve._private import constants as serve
+
+    head = {
+        ray_constants.DEFAULT_PORT,
+        ray_constants.DEFAULT_DASHBOARD_PORT,
+        AUTOSCALER_METRIC_PORT,
+        DASHBOARD_METRIC_PORT,
+        serve.RAY_SERVE_FALLBACK_PROXY_HTTP_PORT,
+        serve.RAY_SERVE_FALLBACK_PROXY_GRPC_PORT,
+    }
+    every = {
+        ray_constants.DEFAULT_DASHBOARD_AGENT_LISTEN_PORT,
+        serve.RAY_SERVE_HAPROXY_STATS_PORT,
+        serve.RAY_SERVE_HAPROXY_METRICS_PORT,
+    }
+    assert {each.port for each in TAKEN_PORTS if each.head} >= head
+    assert {each.port for each in TAKEN_PORTS if not each.head} == {*every, 8080}  # KubeRay's own choice
+
+
 def test_the_grpc_service_selects_the_router_pods() -> None:
     service: dict[str, Any] = dict(kuberay_manifests(load_config(EXAMPLES / "kuberay.yaml"), IMAGE)[1])
     selector = service["spec"]["selector"]
@@ -179,6 +207,12 @@ def test_the_grpc_service_selects_the_router_pods() -> None:
         ({"router": {"http_host": "::1"}}, "router.http_host: ::1 is reached from its own pod only"),
         ({"router": {"grpc_host": "127.0.1.1"}}, "router.grpc_host: 127.0.1.1 is reached from its own pod only"),
         ({"router": {"grpc_port": 0}}, "router.grpc_port: 0 is another port at every start"),
+        (
+            {"router": {"http_port": 52365}},
+            "router.http_port: 52365 is held by Ray's agent in every pod; choose a",
+        ),
+        ({"router": {"grpc_port": 9101}}, "router.grpc_port: 9101 is held by HAProxy's metrics in every pod"),
+        ({"router": {"http_port": 8500}}, "router.http_port: 8500 is held by Serve's fallback proxy in the head's pod"),
         ({"decode": {"resources": {}}}, "decode.resources: name one that no other part has, as {baton_decode: 1}"),
         ({"decode": {"resources": {"baton_prefill": 1}}}, "prefill.resources: name one that no other part has"),
         ({"model": {"path": "./weights"}}, "model.path: ./weights is a place on this machine"),

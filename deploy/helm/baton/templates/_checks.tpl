@@ -58,6 +58,13 @@
 {{- $mistakes = append $mistakes (printf "config.router.%s: a Service needs a fixed port, not 0" $key) -}}
 {{- end -}}
 {{- end -}}
+{{- range $taken := include "baton.takenPorts" . | fromYamlArray -}}
+{{- range $key, $port := $ports -}}
+{{- if and (eq (int $port) (int $taken.port)) (or (eq $key "http_port") (not $taken.head)) -}}
+{{- $mistakes = append $mistakes (printf "config.router.%s: %d is held by %s; choose another port" $key (int $port) $taken.holder) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- if eq (int $config.router.http_port) (int $config.router.grpc_port) -}}
 {{- $mistakes = append $mistakes (printf "config.router.grpc_port: %d is also config.router.http_port" (int $config.router.grpc_port)) -}}
 {{- end -}}
