@@ -25,7 +25,13 @@ _RAY_ENDS_S = 15  # after the preStop hook
 
 
 def labels(config: Config) -> dict[str, str]:
+    """Of everything but the pods."""
     return {"app.kubernetes.io/name": "baton", "app.kubernetes.io/instance": config.name}
+
+
+def selector(config: Config) -> dict[str, str]:
+    """Of the pods. Not `app.kubernetes.io/name`: there that is KubeRay's, whose own Services select by it."""
+    return {"baton/cluster": config.name}
 
 
 def head_pod(config: Config, image: str) -> Manifest:
@@ -64,7 +70,7 @@ def _container(config: Config, name: str, image: str, ports: Mapping[str, int]) 
 
 def _pod(config: Config, part: str, container: Manifest, grace_s: int) -> Manifest:
     return {
-        "metadata": {"labels": {**labels(config), "baton/part": part}},
+        "metadata": {"labels": {**selector(config), "baton/part": part}},
         "spec": {
             "automountServiceAccountToken": part == "head",  # for Ray's autoscaler; the others talk to no API server
             "terminationGracePeriodSeconds": grace_s,

@@ -15,7 +15,7 @@ from cluster.config import Config
 from cluster.errors import ConfigError
 from deploy.kuberay_checks import kuberay_mistakes
 from deploy.kuberay_groups import Group, worker_groups
-from deploy.kuberay_pods import Manifest, head_pod, labels, worker_pod
+from deploy.kuberay_pods import Manifest, head_pod, labels, selector, worker_pod
 
 IMPORT_PATH = "deploy.app:build"
 _OBJECT_STORE_BYTES = 512 * 1024 * 1024  # Baton moves nothing through Ray's object store
@@ -109,7 +109,7 @@ def _grpc_service(config: Config) -> Manifest:
         "kind": "Service",
         "metadata": {"name": f"{config.name}-grpc", "labels": labels(config)},
         "spec": {
-            "selector": {**labels(config), "baton/part": "router"},
+            "selector": {**selector(config), "baton/part": "router"},
             "ports": [{"name": "grpc", "port": config.router.grpc_port, "targetPort": "grpc", "appProtocol": "grpc"}],
         },
     }

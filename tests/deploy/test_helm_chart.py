@@ -294,6 +294,17 @@ def test_budgets_ask_for_numbers_of_pods_that_can_be_there(example: str) -> None
         assert spec["selector"]["matchLabels"].items() <= pods(manifest)[part]["metadata"]["labels"].items()
 
 
+@pytest.mark.parametrize("example", SHIPPED)
+def test_pods_leave_to_kuberay_the_labels_by_which_its_services_select(example: str) -> None:
+    """It sets its own where there is none. Our objects select by ours: of one cluster, and of all its pods alike."""
+    manifest, written = rendered_both_ways(example)
+    for name, pod in pods(manifest).items():
+        assert pod["metadata"]["labels"] == {"baton/cluster": manifest["metadata"]["name"], "baton/part": name}
+        assert pods(written)[name]["metadata"]["labels"] == pod["metadata"]["labels"]
+        for constraint in pod["spec"].get("topologySpreadConstraints", ()):
+            assert constraint["labelSelector"]["matchLabels"] == pod["metadata"]["labels"]
+
+
 def test_nobody_evicts_a_head_that_takes_the_cluster_with_it() -> None:
     assert named("PodDisruptionBudget", "baton-cpu-head")["spec"]["minAvailable"] == 1
     assert named("PodDisruptionBudget", "baton-head", "h100-4-8.yaml")["spec"]["minAvailable"] == 0

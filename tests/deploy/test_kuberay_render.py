@@ -196,6 +196,7 @@ def test_the_grpc_service_selects_the_router_pods() -> None:
     selector = service["spec"]["selector"]
     router = groups(ray_service())["router"]["template"]
     assert selector.items() <= router["metadata"]["labels"].items()
+    assert not selector.items() <= groups(ray_service())["decode"]["template"]["metadata"]["labels"].items()
     assert {"name": "grpc", "containerPort": 9000} in router["spec"]["containers"][0]["ports"]
 
 

@@ -136,7 +136,9 @@ def test_the_pod_monitor_finds_the_charts_pods_and_gives_ray_s_names_back() -> N
     ray = service["spec"]["rayClusterConfig"]
     pods = [ray["headGroupSpec"]["template"], *(group["template"] for group in ray["workerGroupSpecs"])]
     for pod in pods:
-        assert monitor["selector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+        (wanted,) = monitor["selector"]["matchExpressions"]
+        assert (wanted["key"], wanted["operator"]) == (monitor["jobLabel"], "Exists")
+        assert wanted["key"] in pod["metadata"]["labels"]
         ports = {port["name"] for each in pod["spec"]["containers"] for port in each.get("ports", ())}
         assert monitor["podMetricsEndpoints"][0]["port"] in ports
     (rename, _) = monitor["podMetricsEndpoints"][0]["metricRelabelings"]

@@ -13,14 +13,15 @@
 {{- end -}}
 {{- end -}}
 
-{{/* What selects the release's pods. Arguments: root. */}}
+{{/* What selects the release's pods. Not by `app.kubernetes.io/name`: on pods that is KubeRay's, whose own Services select
+by it. Arguments: root. */}}
 {{- define "baton.selector" -}}
-app.kubernetes.io/name: baton
-app.kubernetes.io/instance: {{ include "baton.name" . }}
+baton/cluster: {{ include "baton.name" . }}
 {{- end -}}
 
 {{- define "baton.labels" -}}
-{{ include "baton.selector" . }}
+app.kubernetes.io/name: baton
+app.kubernetes.io/instance: {{ include "baton.name" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
