@@ -6,10 +6,11 @@ from __future__ import annotations
 import math
 import os
 import sysconfig
+from collections.abc import Collection
 from pathlib import Path
 
 from cluster.config import RouterConfig
-from deploy.free_port import free_port
+from deploy.free_port import free_ports
 
 _MARGIN_S = 30
 _CHOICE = "RAY_SERVE_HAPROXY_BINARY_PATH"
@@ -26,18 +27,21 @@ def proxy_environment(router: RouterConfig) -> dict[str, str]:
     }
 
 
-def own_proxy(folder: Path) -> dict[str, str]:
-    """Program, files and ports of a HAProxy that shares this machine with those of other clusters."""
+def own_proxy(folder: Path, without: Collection[int] = ()) -> dict[str, str]:
+    """Program, files and ports of a HAProxy that shares this machine with those of other clusters. `without`: ports
+    that the cluster itself will listen on."""
+    metrics, stats, fallback_http, fallback_grpc = free_ports(4, without)
     return {
         **proxy_binary(),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
-        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(free_port()),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback_http),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(fallback_grpc),
     }
 
 

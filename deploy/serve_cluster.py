@@ -109,7 +109,7 @@ class ServeCluster:
         own = {
             **scratch_environment(self._folder),
             **proxy_environment(self._config.router),
-            **own_proxy(self._folder),
+            **own_proxy(self._folder, {self._config.router.http_port, self._config.router.grpc_port}),
             "RAY_USAGE_STATS_ENABLED": "0",
             # Ray makes its loops for large clusters: at their defaults they burn a tenth of a core on an idle laptop.
             "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
