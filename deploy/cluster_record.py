@@ -69,9 +69,12 @@ def read_record(name: str) -> ClusterRecord | None:
 
 
 def state_folder() -> Path:
-    """Where records and the logs of detached clusters lie; made when missing."""
+    """Where records and the logs of detached clusters lie; made when missing. Raises `BatonError` where that fails."""
     folder = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "baton"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BatonError(f"{folder}: cannot be made: {error.strerror}; XDG_STATE_HOME names another place") from error
     return folder
 
 

@@ -20,6 +20,7 @@ from deploy.change_order import ChangeAsked, await_orders, carry_out, changes_he
 from deploy.cluster_record import ClusterRecord, all_records, read_record, recorded, state_folder
 from deploy.guard import ASK_TO_END, guard
 from deploy.interrupts import interruptible, uninterruptible
+from deploy.local_model import with_local_model
 from deploy.serve_cluster import ServeCluster
 
 OK, FAILED, NOT_FOUND, INTERRUPTED = 0, 1, 4, 130
@@ -28,7 +29,7 @@ _DOWN_S = 60.0
 
 def run_up(config_path: Path, detach: bool, deadline_s: float | None) -> int:
     """Starts the cluster and, unless detached, keeps it until interrupted. Returns the exit code."""
-    config = _with_absolute_model(load_config(config_path))
+    config = with_local_model(load_config(config_path), must_exist=True)
     deadline = config.engine.start_deadline_s + 60.0 if deadline_s is None else deadline_s
     held = read_record(config.name)
     if held is not None:
@@ -80,7 +81,7 @@ def _serve(name: str) -> None:
 
     def change(config: Config, deadline_s: float) -> None:
         _say("a new configuration")
-        redeploy(_with_absolute_model(config), deadline_s, _say)
+        redeploy(with_local_model(config, must_exist=True), deadline_s, _say)
         _say("runs with it")
 
     while True:
@@ -146,16 +147,6 @@ def _welcome(config: Config, record: ClusterRecord) -> None:
         "Ctrl-C stops it.",
         flush=True,
     )
-
-
-def _with_absolute_model(config: Config) -> Config:
-    """Workers run in other folders: a relative path that exists here is meant from here."""
-    path = Path(config.model.path)
-    if path.exists():
-        return config.model_copy(update={"model": config.model.model_copy(update={"path": str(path.resolve())})})
-    if config.engine.kind == "vllm" and config.model.path.startswith((".", "/", "~")):
-        raise ConfigError(f"model.path: {config.model.path} does not exist; `baton model demo DIR` writes a demo model")
-    return config
 
 
 def _say(line: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cluster.config import Config, load_config, parse_config
 from deploy.cli.endpoint import ask_admin
+from deploy.local_model import with_local_model
 from protos.baton.v1 import admin_pb2
 
 
@@ -20,8 +21,4 @@ def live_config(endpoint: str, timeout_s: float) -> Config:
 
 def file_config(path: Path) -> Config:
     """With the model's path as a cluster of this machine would have it. Raises `ConfigError`."""
-    config = load_config(path)
-    model = Path(config.model.path)
-    if not model.exists():
-        return config
-    return config.model_copy(update={"model": config.model.model_copy(update={"path": str(model.resolve())})})
+    return with_local_model(load_config(path), must_exist=False)

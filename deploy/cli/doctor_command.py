@@ -74,12 +74,16 @@ def _machine(config: Config | None, quick: bool) -> list[Check]:
 def _configured(config: Config) -> list[Check]:
     from cluster.host_port import host_port, reachable
     from deploy.doctor import machine
+    from deploy.doctor.check import Verdict
     from deploy.doctor.packages import store
 
     router = config.router
     wanted = [("http", router.http_host, router.http_port), ("grpc", router.grpc_host, router.grpc_port)]
-    answers = _runs_here(config) or _serves(host_port(reachable(router.grpc_host), router.grpc_port))
-    checks = list(machine.ports(wanted, lambda host, port: answers))
+    records = machine.state_folder()
+    answers = (records.verdict is not Verdict.FAIL and _runs_here(config)) or _serves(
+        host_port(reachable(router.grpc_host), router.grpc_port)
+    )
+    checks = [records, *machine.ports(wanted, lambda host, port: answers)]
     checks.append(store(config.store, config.name))
     return checks if config.engine.kind == "simulated" else [*checks, machine.model_directory(config.model.path)]
 

@@ -120,7 +120,8 @@ def _perhaps_tls(detail: str) -> str:
 
 
 def _of_the_tree(error: Exception) -> Exit:
-    """Ends with the message of an error that Baton raised on purpose; anything else is a bug and goes on as it is."""
+    """Ends with the message of an error that Baton raised on purpose, or with what the system said of a file; anything
+    else is a bug and goes on as it is. So does a reader that went away, of whom nobody needs to hear."""
     from cluster.errors import BatonError, ConfigError, DeadlineExceeded
 
     match error:
@@ -130,5 +131,7 @@ def _of_the_tree(error: Exception) -> Exit:
             return fail(str(error), Exit.TIMED_OUT)
         case BatonError():
             return fail(str(error), Exit.FAILED)
+        case OSError(strerror=str(why)) if not isinstance(error, BrokenPipeError):
+            return fail(f"{error.filename}: {why}" if error.filename else why, Exit.FAILED)
         case _:
             raise error

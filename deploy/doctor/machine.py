@@ -11,7 +11,9 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from cluster.errors import BatonError
 from cluster.host_port import host_port
+from deploy import cluster_record
 from deploy.doctor.check import Check, fail, ok, warn
 from deploy.free_port import why_taken
 
@@ -99,8 +101,27 @@ def ports(wanted: list[tuple[str, str, int]], serves: Callable[[str, int], bool]
             yield fail(name, f"{place}: {why}", "stop what uses it, or choose another port")
 
 
+def state_folder() -> Check:
+    """`baton up` keeps there who owns which cluster."""
+    try:
+        folder = cluster_record.state_folder()
+    except BatonError as error:
+        return fail("state folder", str(error), "set XDG_STATE_HOME to a folder that this user may write")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return fail("state folder", f"{folder} cannot be written", "make it writable, or set XDG_STATE_HOME")
+    return ok("state folder", str(folder))
+
+
 def model_directory(path: str) -> Check:
     """A path, or the name of a model on a hub."""
+    try:
+        return _model_directory(path)
+    except (OSError, RuntimeError) as error:  # the latter where a user's home is not known
+        why = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        return fail("model", f"{path}: {why}", "name a directory that this user may enter")
+
+
+def _model_directory(path: str) -> Check:
     folder = Path(path).expanduser()
     if not folder.exists():
         if path.startswith((".", "/", "~")):

@@ -52,6 +52,12 @@ def test_down_of_an_unknown_name_says_which_is_near(capsys: pytest.CaptureFixtur
     assert "cluster 'on' is not known; did you mean one?" in capsys.readouterr().err
 
 
+def test_a_state_folder_that_cannot_be_made_is_told_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", "/dev/null/state")
+    with pytest.raises(BatonError, match=r"/dev/null/state/baton: cannot be made: Not a directory; XDG_STATE_HOME"):
+        run_down(None)
+
+
 def test_down_among_several_wants_a_name() -> None:
     with recorded(_mine("one")), recorded(_mine("two")), pytest.raises(ConfigError, match="one, two"):
         run_down(None)

@@ -34,6 +34,14 @@ async def test_a_shown_configuration_is_a_configuration_file(baton: Baton, tmp_p
     assert yaml.safe_load((await baton("config", "show", written(tmp_path), "--given")).stdout) == FILE
 
 
+async def test_a_model_where_this_user_cannot_look_is_told_by_its_key(baton: Baton, tmp_path: Path) -> None:
+    wanted = written(tmp_path, model={"path": "/" + "a" * 300})
+    for command in (("config", "show"), ("up", "-d")):
+        told = await baton(*command, wanted)
+        assert (told.code, told.stderr.count("\n")) == (2, 1)
+        assert "aaa: File name too long; name a directory that this user may enter" in told.stderr
+
+
 async def test_the_table_says_what_is_a_default(baton: Baton, router: StubRouter, tmp_path: Path) -> None:
     lines = (await baton("config", "show", written(tmp_path), "-o", "table")).stdout.splitlines()
     assert any(line.split() == ["router.grpc_port", "9001", str(tmp_path / "c.yaml")] for line in lines)

@@ -42,6 +42,15 @@ async def test_a_cluster_that_wants_a_key_is_not_taken_for_nobody(
     assert "a cluster is there" in what_to_do
 
 
+async def test_a_home_that_cannot_be_written_is_a_finding(
+    baton: Baton, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (file := tmp_path / "c.yaml").write_text("{model: {path: none}, engine: {kind: simulated}}")
+    monkeypatch.setenv("XDG_STATE_HOME", "/dev/null/state")
+    verdict, found, what_to_do = await check(baton, "state folder", str(file))
+    assert (verdict, "cannot be made" in found, "XDG_STATE_HOME" in what_to_do) == ("FAIL", True, True)
+
+
 async def test_where_nobody_is_none_need_be_unless_it_was_named(baton: Baton, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deploy.cli.doctor_command._USUAL", "127.0.0.1:1")
     verdict, found, what_to_do = await check(baton, "cluster")

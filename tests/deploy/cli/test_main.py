@@ -218,3 +218,26 @@ async def test_a_failed_up_is_told_in_its_own_words(
     ended = await baton("up", "c.yaml")
     assert (ended.code, ended.stdout) == (code, "")
     assert ended.stderr == "".join(f"baton: {line}\n" for line in str(error).splitlines())
+
+
+async def test_what_the_system_says_of_a_file_is_one_line_and_a_failure(
+    baton: Baton, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(*_: object) -> int:
+        raise PermissionError(13, "Permission denied", "/root/models")
+
+    monkeypatch.setattr(deploy.up, "run_up", denied)
+    ended = await baton("up", "c.yaml")
+    assert (ended.code, ended.stderr) == (1, "baton: /root/models: Permission denied\n")
+
+
+@pytest.mark.parametrize("bug", [OSError("of our own"), ValueError("x")])
+async def test_our_own_mistakes_keep_their_traceback(
+    baton: Baton, monkeypatch: pytest.MonkeyPatch, bug: Exception
+) -> None:
+    def fail(*_: object) -> int:
+        raise bug
+
+    monkeypatch.setattr(deploy.up, "run_up", fail)
+    with pytest.raises(type(bug)):
+        await baton("up", "c.yaml")

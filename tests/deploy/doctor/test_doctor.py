@@ -66,6 +66,21 @@ def test_a_model_directory_must_be_readable(tmp_path: Path) -> None:
     assert machine.model_directory(str(tmp_path)).verdict is Verdict.OK
 
 
+@pytest.mark.parametrize("path", ["/" + "a" * 300, "~no-such-user/model"])
+def test_a_model_where_this_user_cannot_look_fails(path: str) -> None:
+    check = machine.model_directory(path)
+    assert (check.verdict, check.found.startswith(f"{path}: ")) == (Verdict.FAIL, True)
+
+
+def test_the_folder_for_records_must_be_there_and_writable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert machine.state_folder() == ok("state folder", str(tmp_path / "baton"))
+    monkeypatch.setattr("os.access", lambda *_: False)
+    assert machine.state_folder().verdict is Verdict.FAIL
+    monkeypatch.setenv("XDG_STATE_HOME", "/dev/null/state")
+    assert "Not a directory" in machine.state_folder().found
+
+
 def test_a_port_is_free_the_clusters_or_somebody_elses() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
