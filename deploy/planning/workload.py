@@ -54,7 +54,8 @@ class Workload:
 
 
 def spread_lengths(mean: float, p95: float) -> tuple[float, ...]:
-    """Equally likely lengths with this mean, log-normal with about this 95th percentile; all equal where both are.
+    """Equally likely lengths with this mean, log-normal with about this 95th percentile; all equal where both are. None
+    is below one token, and so the mean is not either.
 
     Raises `ConfigError` where no such distribution is: a 95th percentile below the mean, or above 3.86 times it.
     """
@@ -64,12 +65,17 @@ def spread_lengths(mean: float, p95: float) -> tuple[float, ...]:
             f"lengths with a mean of {mean:g} tokens: their 95th percentile cannot be {p95:g}, but from {mean:g} to"
             f" {most * mean:.0f}"
         )
+    if mean <= 1.0:
+        return (1.0,) * _POINTS
     # ln(p95 / mean) = _P95 sigma - sigma^2 / 2; of the two solutions, the lesser spread.
     sigma = _P95 - math.sqrt(max(_P95 * _P95 - 2.0 * math.log(p95 / mean), 0.0))
     normal = NormalDist()
     raw = [math.exp(sigma * normal.inv_cdf((at + 0.5) / _POINTS)) for at in range(_POINTS)]
     scale = mean / fmean(raw)
-    return tuple(max(scale * each, 1.0) for each in raw)
+    above_one = [max(scale * each - 1.0, 0.0) for each in raw]
+    # What was raised to one token has raised the mean: what lies above it is lowered by as much.
+    scale = (mean - 1.0) / fmean(above_one)
+    return tuple(1.0 + scale * each for each in above_one)
 
 
 def likely_values(values: Iterable[float]) -> tuple[float, ...]:

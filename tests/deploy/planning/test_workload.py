@@ -24,6 +24,17 @@ def test_lengths_have_the_mean_and_about_the_percentile(mean: float, spread: flo
     assert at_95 == pytest.approx(spread * mean, rel=0.25)
 
 
+@given(st.floats(1, 100), st.floats(1.0, 3.8))
+def test_short_lengths_have_the_mean_too_and_none_is_below_one_token(mean: float, spread: float) -> None:
+    lengths = spread_lengths(mean, spread * mean)
+    assert fmean(lengths) == pytest.approx(mean)
+    assert min(lengths) >= 1.0
+
+
+def test_outputs_of_one_token_are_all_of_one_token() -> None:
+    assert set(spread_lengths(1.0, 2.0)) == {1.0}
+
+
 @pytest.mark.parametrize(("mean", "p95"), [(100, 99), (100, 500)])
 def test_a_percentile_that_no_lengths_have_is_refused(mean: float, p95: float) -> None:
     with pytest.raises(ConfigError, match="cannot be"):
