@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deploy.cli.options import Endpoint
+from deploy.cli.options import Endpoint, Timeout
 from deploy.cli.outcome import Exit, command
 from deploy.cli.output import Format, print_as
 from deploy.cli.quick_group import QuickGroup
@@ -22,7 +22,6 @@ app = typer.Typer(
 )
 
 Output = Annotated[Format, typer.Option("--output", "-o", help="How to print it.")]
-Timeout = Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Longest wait for an answer.")]
 
 
 @app.command()

@@ -8,7 +8,7 @@ import typer
 
 from deploy.cli.confirm import confirm
 from deploy.cli.filters import PoolFilter, WorkerFilter
-from deploy.cli.options import Endpoint
+from deploy.cli.options import Endpoint, Timeout
 from deploy.cli.outcome import Exit, Stop, command, fail
 from deploy.cli.output import Format, Table, print_as
 from deploy.cli.quick_group import QuickGroup
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 app = typer.Typer(cls=QuickGroup, help="Prefix caches: how well they serve, and emptying them.", no_args_is_help=True)
 
 Output = Annotated[Format, typer.Option("--output", "-o", help="How to print it.")]
-Timeout = Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Longest wait for an answer.")]
 
 
 @app.callback()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deploy.cli.options import Endpoint
+from deploy.cli.options import Endpoint, Timeout
 from deploy.cli.outcome import Exit, Stop, checked_text, command, fail
 from deploy.cli.standard_input import read_standard_input
 
@@ -28,7 +28,7 @@ def chat(
     system: Annotated[str, typer.Option(help="Instructions that open the conversation.")] = "",
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 512,
     temperature: Annotated[float | None, typer.Option(min=0.0, help="0 always takes the likeliest token.")] = None,
-    timeout: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Longest wait for one answer.")] = 600.0,
+    timeout: Timeout = 600.0,
 ) -> int:
     """Ask the model. In a conversation Ctrl-C stops the answer and Ctrl-D ends."""
     question = _question(prompt)

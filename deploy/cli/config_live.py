@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deploy.cli.confirm import confirm
-from deploy.cli.options import ConfigFile, Endpoint
+from deploy.cli.options import ConfigFile, Endpoint, Timeout
 from deploy.cli.outcome import Exit, Stop, command, fail
 from deploy.cli.output import Format, Table, print_as
 
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from deploy.cluster_record import ClusterRecord
     from deploy.config_changes import Change
     from deploy.document import Json
-
-Timeout = Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Longest wait for an answer.")]
 
 
 @command

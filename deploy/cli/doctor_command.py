@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deploy.cli.options import ENDPOINT
+from deploy.cli.options import ENDPOINT, Timeout
 from deploy.cli.outcome import Exit, Stop, command
 from deploy.cli.output import Format, Table, print_as
 
@@ -35,7 +35,7 @@ def doctor(
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Leave out what takes seconds: loading NIXL.")] = False,
     output: Annotated[Format, typer.Option("--output", "-o", help="How to print it.")] = Format.TABLE,
-    timeout: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Longest wait for the cluster.")] = 5.0,
+    timeout: Timeout = 5.0,
 ) -> int:
     """Check this machine, and the cluster that answers; each finding with its reason and what to do. Exits 1 when
     something will not work."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deploy.cli.options import Endpoint
+from deploy.cli.options import Endpoint, Timeout
 from deploy.cli.outcome import Exit, Stop, command
 from deploy.cli.output import Format, print_as
 from deploy.document import Json
@@ -23,7 +23,6 @@ _FREE_LOOKS = 4
 
 Worker = Annotated[str, typer.Argument(metavar="WORKER", help="As `baton status` names it.", show_default=False)]
 Output = Annotated[Format, typer.Option("--output", "-o", help="How to print what was done.")]
-Timeout = Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Longest wait for an answer.")]
 
 
 @command

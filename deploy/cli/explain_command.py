@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deploy.cli.options import Endpoint
+from deploy.cli.options import Endpoint, Timeout
 from deploy.cli.outcome import Exit, Stop, command
 from deploy.cli.output import Format, Table, print_as
 from deploy.cli.standard_input import read_standard_input
@@ -28,7 +28,7 @@ def explain(
     max_tokens: Annotated[int, typer.Option(min=1, help="With --prompt-file: longest answer.")] = 256,
     endpoint: Endpoint = "127.0.0.1:9000",
     output: Annotated[Format, typer.Option("--output", "-o", help="How to print it.")] = Format.TABLE,
-    timeout: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Longest wait for the answer.")] = 5.0,
+    timeout: Timeout = 5.0,
 ) -> int:
     """Show why a request went where it went, or where a prompt would go; exits 4 when no router knows the request, 7
     when no router answers."""

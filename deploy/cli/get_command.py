@@ -8,7 +8,7 @@ import typer
 
 from deploy.cli.filters import EventFilter, PoolFilter, PoolName, RequestStateFilter, StateFilter, WorkerFilter
 from deploy.cli.listing import ListFormat, show
-from deploy.cli.options import Endpoint
+from deploy.cli.options import Endpoint, Timeout
 from deploy.cli.outcome import command
 from deploy.cli.quick_group import QuickGroup
 
@@ -22,7 +22,6 @@ _EVERY_S = 2.0
 
 Output = Annotated[ListFormat, typer.Option("--output", "-o", help="How to print it.")]
 Watching = Annotated[bool, typer.Option("--watch", "-w", help=f"Print it again every {_EVERY_S:g} s, until Ctrl-C.")]
-Timeout = Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Longest wait for an answer.")]
 
 
 @app.callback()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deploy.cli.options import Endpoint
+from deploy.cli.options import Endpoint, Timeout
 from deploy.cli.outcome import Exit, Stop, command
 from deploy.cli.output import Format, Table, print_as
 from deploy.profiling.lengths import LEAST_LONGEST
@@ -42,7 +42,7 @@ def profile(  # noqa: PLR0913  each is an option of the command line
     repeats: Annotated[int, typer.Option(min=1, metavar="N", help="Of each length.")] = 3,
     endpoint: Endpoint = "127.0.0.1:9000",
     output: Annotated[Format, typer.Option("--output", "-o", help="How to print it.")] = Format.TABLE,
-    timeout: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Longest wait for a request.")] = 120.0,
+    timeout: Timeout = 120.0,
 ) -> int:
     """Measure an idle cluster: time to the first token over prompt lengths, time between tokens over numbers of
     sequences, bandwidth of KV blocks. Exits 6 when the cluster has other work."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deploy.cli.options import Endpoint
+from deploy.cli.options import Endpoint, Timeout
 from deploy.cli.outcome import Exit, Stop, command
 from deploy.cli.output import Format
 
@@ -30,7 +30,7 @@ def scale(
     ],
     endpoint: Endpoint = "127.0.0.1:9000",
     output: Annotated[Format, typer.Option("--output", "-o", help="How to print what holds then.")] = Format.TABLE,
-    timeout: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Longest wait for an answer.")] = 5.0,
+    timeout: Timeout = 5.0,
 ) -> int:
     """Bound or pin the sizes of pools until the next order; exits 1 for sizes that there is no room for, 7 when no
     router answers."""

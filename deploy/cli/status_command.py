@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deploy.cli.amounts import age
-from deploy.cli.options import Endpoint
+from deploy.cli.options import Endpoint, Timeout
 from deploy.cli.outcome import Exit, command, fail
 from deploy.cli.output import Format, Table, print_as
 
@@ -22,7 +22,7 @@ PATIENCE_S = 0.5
 def status(
     endpoint: Endpoint = "127.0.0.1:9000",
     output: Annotated[Format, typer.Option("--output", "-o", help="How to print it.")] = Format.TABLE,
-    timeout: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Longest wait for the answer.")] = 5.0,
+    timeout: Timeout = 5.0,
 ) -> int:
     """Show pools, workers and counters; exits 3 when a pool lacks a ready worker, 7 when no router answers."""
     found = ask_status(endpoint, timeout)

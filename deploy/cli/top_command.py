@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from deploy.cli.options import Endpoint
+from deploy.cli.options import Endpoint, Timeout
 from deploy.cli.outcome import Exit, Stop, command
 
 
@@ -24,7 +24,7 @@ def top(
     once: Annotated[bool, typer.Option("--once", help="Print one table and end.")] = False,
     every: Annotated[float, typer.Option(min=0.2, metavar="SECONDS", help="Time between looks.")] = 1.0,
     endpoint: Endpoint = "127.0.0.1:9000",
-    timeout: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Longest wait for an answer.")] = 5.0,
+    timeout: Timeout = 5.0,
 ) -> int:
     """Show the cluster live: workers with their load, and the times of the newest requests there. l and t sort by load
     and TTFT, q ends."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deploy.cli.options import Endpoint
+from deploy.cli.options import Endpoint, Timeout
 from deploy.cli.outcome import command
 from deploy.cli.output import Format, Table, print_as
 
@@ -21,7 +21,7 @@ def trace(
     request_id: Annotated[str, typer.Argument(metavar="ID", help="The `id` in the answer.", show_default=False)],
     endpoint: Endpoint = "127.0.0.1:9000",
     output: Annotated[Format, typer.Option("--output", "-o", help="How to print it.")] = Format.TABLE,
-    timeout: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Longest wait for the answer.")] = 5.0,
+    timeout: Timeout = 5.0,
 ) -> int:
     """Show what a request waited for, which workers it used and how its blocks moved; exits 4 when no router
     knows the request, 7 when no router answers."""

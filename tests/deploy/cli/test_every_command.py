@@ -79,6 +79,21 @@ async def test_a_router_that_says_nothing_is_waited_for_as_long_as_allowed(
     assert time.monotonic() - began < 5.0
 
 
+TIMED = sorted(path for path, command in commands().items() if "timeout" in options(command))
+
+
+@pytest.mark.parametrize("path", TIMED, ids=" ".join)
+@pytest.mark.parametrize("seconds", ["inf", "nan", "86401"])
+async def test_a_wait_that_is_no_time_is_a_usage_error(baton: Baton, path: Path_, seconds: str, tmp_path: Path) -> None:
+    ended = await baton(*stub_call(path, tmp_path), "--timeout", seconds)
+    assert (ended.code, ended.stdout) == (2, "")
+    assert "'--timeout'" in ended.stderr
+
+
+def test_every_command_that_asks_a_router_bounds_its_wait() -> None:
+    assert set(REMOTE) <= set(TIMED)
+
+
 async def test_a_doctor_whose_cluster_was_named_and_does_not_answer_fails(baton: Baton) -> None:
     ended = await baton("doctor", "--quick", "-e", "127.0.0.1:1")
     assert ended.code == 1
