@@ -256,6 +256,14 @@ def test_gpus_rdma_and_shared_memory_are_the_pods_own() -> None:
     assert decode["spec"]["nodeSelector"] == {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"}
 
 
+@pytest.mark.parametrize("example", SHIPPED)
+def test_an_example_tries_nixl_first_only_where_pods_have_rdma(example: str) -> None:
+    """Pods share no memory, and without RDMA nothing else is left that NIXL may use between them."""
+    manifest = ray_service(example)
+    has_rdma = all("rdma" in str(container(pods(manifest)[pool])["resources"]["limits"]) for pool in PARTS[1:])
+    assert config_of(manifest).kv_transfer.prefer == ("nixl" if has_rdma else "grpc")
+
+
 def test_each_pool_goes_to_its_own_gpus() -> None:
     made = groups(ray_service("l40s-h100.yaml"))
     selected = {name: group["template"]["spec"].get("nodeSelector") for name, group in made.items()}

@@ -88,6 +88,11 @@ def test_serve_accepts_the_application_and_baton_its_arguments(example: str) -> 
     assert parse_config(application.args["config"]) == load_config(EXAMPLES / example)
 
 
+@pytest.mark.parametrize("example", SHIPPED)
+def test_pods_that_share_no_memory_and_have_no_rdma_do_not_try_nixl_first(example: str) -> None:
+    assert load_config(EXAMPLES / example).kv_transfer.prefer == "grpc"
+
+
 def test_each_part_has_a_group_that_alone_offers_its_resource() -> None:
     offered = {name: group["resources"] for name, group in groups(ray_service()).items()}
     assert offered == {
