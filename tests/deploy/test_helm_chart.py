@@ -328,6 +328,15 @@ def test_others_reach_only_the_two_public_ports_and_the_operator_the_head() -> N
     assert [port["port"] for port in operator["ports"]] == [8265, 8000]
 
 
+@pytest.mark.parametrize("example", SHIPPED)
+def test_the_heads_pod_mounts_nothing_that_goes_with_the_release(example: str) -> None:
+    """KubeRay clears Redis with a Job built from it, which starts when all else of the release is gone."""
+    made = pods(ray_service(example))
+    config_maps = {name for name, pod in made.items() if any("configMap" in each for each in pod["spec"]["volumes"])}
+    mounted = {name for name, pod in made.items() if "/etc/baton" in str(container(pod)["volumeMounts"])}
+    assert config_maps == mounted == set(PARTS)
+
+
 def test_the_config_map_is_a_configuration_file(tmp_path: Path) -> None:
     file = tmp_path / "baton.yaml"
     file.write_text(named("ConfigMap", "baton-cpu-config")["data"]["baton.yaml"])

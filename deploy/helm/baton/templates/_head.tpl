@@ -37,7 +37,7 @@ template:
           periodSeconds: 5
           timeoutSeconds: 5
           failureThreshold: 10
-        volumeMounts: {{- include "baton.mounts" . | nindent 10 }}
+        volumeMounts: {{- include "baton.mounts" (dict "root" . "part" "head") | nindent 10 }}
     {{- with include "baton.placement" $values.head | trim }}{{ . | nindent 4 }}{{ end }}
-    volumes: {{- include "baton.volumes" (dict "root" . "sharedMemory" "1Gi") | nindent 6 }}
+    volumes: {{- include "baton.volumes" (dict "root" . "part" "head" "sharedMemory" "1Gi") | nindent 6 }}
 {{- end -}}

@@ -59,12 +59,15 @@ timeoutSeconds: 5
 failureThreshold: 24
 {{- end -}}
 
-{{/* Arguments: root, sharedMemory. */}}
+{{/* The head goes without the release's ConfigMap: KubeRay clears Redis with a Job built from the head's pod, also when
+the release is gone. Arguments: root, part, sharedMemory. */}}
 {{- define "baton.volumes" -}}
 - name: shm
   emptyDir: {medium: Memory, sizeLimit: {{ .sharedMemory }}}
+{{- if ne .part "head" }}
 - name: config
   configMap: {name: {{ include "baton.name" .root }}-config}
+{{- end }}
 {{- with .root.Values.secrets.security.name }}
 - name: security
   secret: {secretName: {{ . }}, defaultMode: 0440}
@@ -75,14 +78,18 @@ failureThreshold: 24
 {{- end }}
 {{- end -}}
 
+{{/* Arguments: root, part. */}}
 {{- define "baton.mounts" -}}
+{{- $values := .root.Values -}}
 - {name: shm, mountPath: /dev/shm}
+{{- if ne .part "head" }}
 - {name: config, mountPath: /etc/baton, readOnly: true}
-{{- if .Values.secrets.security.name }}
-- {name: security, mountPath: {{ .Values.secrets.security.mountPath }}, readOnly: true}
 {{- end }}
-{{- if .Values.modelVolume }}
-- {name: model, mountPath: {{ .Values.modelMountPath }}, readOnly: true}
+{{- if $values.secrets.security.name }}
+- {name: security, mountPath: {{ $values.secrets.security.mountPath }}, readOnly: true}
+{{- end }}
+{{- if $values.modelVolume }}
+- {name: model, mountPath: {{ $values.modelMountPath }}, readOnly: true}
 {{- end }}
 {{- end -}}
 

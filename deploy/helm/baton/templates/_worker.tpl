@@ -54,7 +54,7 @@ template:
           preStop:
             exec:
               command: [python, -m, deploy.pod_stop, --within, {{ sub $part.grace 15 | quote }}, --http-port, {{ int $config.router.http_port | quote }}]
-        volumeMounts: {{- include "baton.mounts" $root | nindent 10 }}
+        volumeMounts: {{- include "baton.mounts" . | nindent 10 }}
     {{- with include "baton.placement" $values | trim }}{{ . | nindent 4 }}{{ end }}
     topologySpreadConstraints:
       {{- if kindIs "invalid" $values.topologySpreadConstraints }}
@@ -68,7 +68,7 @@ template:
       {{- else }}
       {{- toYaml $values.topologySpreadConstraints | nindent 6 }}
       {{- end }}
-    volumes: {{- include "baton.volumes" (dict "root" $root "sharedMemory" $values.sharedMemory) | nindent 6 }}
+    volumes: {{- include "baton.volumes" (dict "root" $root "part" .part "sharedMemory" $values.sharedMemory) | nindent 6 }}
 {{- end -}}
 
 {{/* A router is ready when it sees workers: only then may a new cluster's routers take calls over gRPC. A pool's pod takes
