@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import shutil
+import sys
 import threading
 import time
 import urllib.error
@@ -79,18 +80,24 @@ class ServeCluster:
 
     def stop(self) -> None:
         """Stops the application, Serve and Ray, then ends whatever is left of their processes."""
+        # Where nobody has imported Ray yet there is none to stop, and the import takes seconds.
+        orderly = self._stop_ray() if "ray" in sys.modules else True
+        end_descendants(os.getpid(), _PATIENCE_S if orderly else 0.0)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _stop_ray(self) -> bool:
+        """Whether it ended in order."""
         import ray
         from ray import serve
 
-        orderly = True
-        if ray.is_initialized():
-            self._in_thread(serve.shutdown, "serve-shutdown")
-            orderly = self._threads_end(_STOP_S)
-            # Ray ends the whole process, before it has cleared up, when a thread uses it after its shutdown.
-            if orderly:
-                ray.shutdown()
-        end_descendants(os.getpid(), _PATIENCE_S if orderly else 0.0)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        if not ray.is_initialized():
+            return True
+        self._in_thread(serve.shutdown, "serve-shutdown")
+        if not self._threads_end(_STOP_S):
+            return False
+        # Ray ends the whole process, before it has cleared up, when a thread uses it after its shutdown.
+        ray.shutdown()
+        return True
 
     def _in_thread(self, run: Callable[[], None], name: str) -> None:
         """What may take long or hang, so that this thread hears of interrupts and deadlines."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 
 import pytest
@@ -102,6 +104,24 @@ def with_gpus(
     cluster = ServeCluster(parse_config(sections | {"prefill": prefill, "decode": decode}), told.append)
     cluster._start_ray()
     return cluster, told
+
+
+def test_a_cluster_that_never_came_to_start_ray_is_stopped_without_loading_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class NoRay(MetaPathFinder):
+        def find_spec(self, name: str, path: object, target: object = None) -> None:
+            assert name != "ray", "was loaded"
+
+    ended: list[tuple[object, ...]] = []
+    cluster = made(monkeypatch, folder := tmp_path / "own")
+    folder.mkdir()
+    monkeypatch.setattr("deploy.serve_cluster.end_descendants", lambda *patience: ended.append(patience))
+    monkeypatch.delitem(sys.modules, "ray", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [NoRay(), *sys.meta_path])
+    cluster.stop()
+    assert len(ended) == 1
+    assert not folder.exists()
 
 
 class _Healthy(BaseHTTPRequestHandler):
