@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from deploy.cli.amounts import age
 from deploy.cli.autoscale_document import Autoscaling, Pool
 from deploy.cli.output import Table
 
@@ -66,7 +67,4 @@ def _number(value: float | None) -> str:
 
 
 def _ago(unix_s: float) -> str:
-    seconds = max(0.0, time.time() - unix_s)
-    if seconds < 120:
-        return f"{seconds:.0f}s ago"
-    return f"{seconds / 60:.0f}m ago" if seconds < 7_200 else f"{seconds / 3_600:.0f}h ago"
+    return f"{age(max(0.0, time.time() - unix_s))} ago"

@@ -13,7 +13,7 @@ from deploy.cli.output import Format, print_as
 from deploy.document import Json
 
 if TYPE_CHECKING:
-    from protos.baton.v1 import admin_pb2
+    from deploy.cli.status_document import Worker as WorkerStatus
 
 _LOOK_S = 0.5
 _END_S = 45.0
@@ -106,10 +106,7 @@ def _wait_until_gone(worker: str, deadline_s: float, endpoint: str, timeout_s: f
         time.sleep(_LOOK_S)
 
 
-def _find(worker: str, endpoint: str, timeout_s: float) -> admin_pb2.WorkerStatus | None:
-    from deploy.cli.endpoint import ask_admin
-    from protos.baton.v1 import admin_pb2
+def _find(worker: str, endpoint: str, timeout_s: float) -> WorkerStatus | None:
+    from deploy.cli.status_command import ask_status
 
-    asked = admin_pb2.StatusRequest(wait_s=_LOOK_S)
-    status = ask_admin(endpoint, timeout_s, lambda admin: admin.Status(asked, timeout=timeout_s))
-    return next((each for each in status.workers if each.description.worker_id == worker), None)
+    return next((each for each in ask_status(endpoint, timeout_s).workers if each.id == worker), None)

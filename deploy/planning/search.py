@@ -15,8 +15,8 @@ from typing import TypeVar
 from cluster.cost_model import CostModel
 from deploy.planning.apart import Apart, hand_over, worker_price
 from deploy.planning.demand import Demand
-from deploy.planning.engine_times import PromptTimes, most_sequences, prompt_times, step_times
-from deploy.planning.pools import DecodePool, decode_pool, prefill_pool
+from deploy.planning.engine_times import most_sequences, prompt_times, step_times
+from deploy.planning.pools import DecodePool, PrefillPool, decode_pool, prefill_pool
 from deploy.planning.queueing import percentile
 from deploy.planning.whole_pool import Whole, WholeEngine, whole_pool
 
@@ -88,11 +88,20 @@ def least(holds: Callable[[int], bool], first: int = 1, most: int = MOST_REPLICA
 
 
 class PrefillSide:
-    """An engine for prefill, with the times of its prompts for each size of chunk."""
+    """An engine for prefill; its pools are remembered by their number of replicas."""
 
     def __init__(self, demand: Demand, engine: CostModel) -> None:
         self.engine = engine
-        self.times: list[PromptTimes] = [prompt_times(engine, demand.workload, chunk) for chunk in PREFILL_CHUNKS]
+        self._workload = demand.workload
+        self._times = [prompt_times(engine, demand.workload, chunk) for chunk in PREFILL_CHUNKS]
+        self._pools: dict[int, list[PrefillPool]] = {}
+
+    def pools(self, replicas: int) -> list[PrefillPool]:
+        """One for each size of chunk that keeps up."""
+        if replicas not in self._pools:
+            made = (prefill_pool(self.engine, replicas, times, self._workload) for times in self._times)
+            self._pools[replicas] = [pool for pool in made if pool is not None]
+        return self._pools[replicas]
 
 
 class DecodeSide:
@@ -154,10 +163,7 @@ class Pair:
         moved = hand_over(self._demand, self._prefill.engine, self._decode.engine, (prefill, decode))
         if generating is None or moved is None:
             return None
-        pools = [
-            prefill_pool(self._prefill.engine, prefill, times, self._demand.workload) for times in self._prefill.times
-        ]
-        plans = [Apart(self._demand, pool, generating, moved) for pool in pools if pool is not None]
+        plans = [Apart(self._demand, pool, generating, moved) for pool in self._prefill.pools(prefill)]
         goal = self._demand.goals.ttft_s
         return min(plans, key=lambda plan: (not plan.keeps_goals(), plan.ttft_later_than(goal)), default=None)
 
