@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Sequence
 
 import pytest
 
@@ -59,7 +60,8 @@ def test_nobody_is_chosen_where_nobody_can_take_it() -> None:
 
 
 def test_for_an_empty_pool_the_index_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, asked = placement(1, 0), []
+    made = placement(1, 0)
+    asked: list[Sequence[int]] = []
     monkeypatch.setattr(made.index, "match", asked.append)
     assert made.one(Leg.DECODE, Role.DECODE, demand(), "p0", 0.0, random.Random(0), frozenset()) is None
     assert made.first(demand(), 0.0, random.Random(0), frozenset({"p0"})) is None
