@@ -49,9 +49,10 @@ class OnlineFit:
             self.ignored += 1
             return
         # Relative to what is predicted, so that a long prompt does not shout down a hundred short ones.
-        scale = max(self.predict(features), seconds / 10, _FLOOR_S)
+        predicted = self.predict(features)
+        scale = max(predicted, seconds / 10, _FLOOR_S)
         scaled = [feature / scale for feature in features]
-        error = (seconds - self.predict(features)) / scale
+        error = (seconds - predicted) / scale
         limit = _HUBER * self._usual_error
         weight = min(1.0, limit / abs(error)) if error else 1.0
         remembered = self._remembered(now)
@@ -70,20 +71,41 @@ class OnlineFit:
         spread, size = self._spread, range(len(features))
         reach = [sum(spread[i][j] * features[j] for j in size) for i in size]
         total = remembered / weight + sum(reach[i] * features[i] for i in size)
-        for i in size:
-            moved = self.coefficients[i] + reach[i] / total * error
-            self.coefficients[i] = min(max(moved, 0.0), self._most[i])
-        self._spread = self._bounded(
-            [[(spread[i][j] - reach[i] * reach[j] / total) / remembered for j in size] for i in size]
-        )
+        moved = [self.coefficients[i] + reach[i] / total * error for i in size]
+        learnt = [[(spread[i][j] - reach[i] * reach[j] / total) / remembered for j in size] for i in size]
+        if not all(0.0 <= moved[i] <= self._most[i] for i in size):
+            moved = self._within(moved, learnt)
+        self.coefficients = moved
+        self._spread = self._bounded(learnt)
+
+    def _within(self, moved: list[float], spread: Sequence[Sequence[float]]) -> list[float]:
+        """The coefficients, each in its range. What one may not take, those that were learnt with it make up for: where
+        features rise together, news moves one coefficient up and another down, and if only what falls below 0 were cut
+        off, the sum would grow too large, more so each time.
+
+        `moved` and `spread` are mean and covariance of a Gaussian, which is conditioned on c[i] being its bound, one i
+        after the other: c[j] += spread[j][i] / spread[i][i] * (bound - c[i]). C. M. Bishop, "Pattern Recognition and
+        Machine Learning", 2006, equations 2.81 and 2.82; D. Simon, "Kalman filtering with state constraints", IET
+        Control Theory and Applications 4(8), 2010, has it as the projection of an estimate onto its constraints.
+        """
+        size, free = range(len(moved)), list(range(len(moved)))
+        while outside := [i for i in free if not 0.0 <= moved[i] <= self._most[i] and spread[i][i] > 0]:
+            held = outside[0]
+            free.remove(held)
+            past = min(max(moved[held], 0.0), self._most[held]) - moved[held]
+            share = [row[held] / spread[held][held] for row in spread]
+            moved = [moved[j] + share[j] * past for j in size]
+            spread = [[spread[j][k] - share[j] * spread[held][k] for k in size] for j in size]
+        return [min(max(moved[i], 0.0), self._most[i]) for i in size]
 
     def _bounded(self, spread: list[list[float]]) -> list[list[float]]:
         """Forgetting without news would let doubt grow for ever; it stays within what it was at the start."""
         size = range(len(spread))
         if not all(0 < spread[i][i] < math.inf for i in size):
             return self._first_spread()
+        # One product for both halves: what they differ by, however little, forgetting would let grow without end.
         shrink = [min(1.0, self._doubt[i] / _USUAL_ERROR / math.sqrt(spread[i][i])) for i in size]
-        return [[spread[i][j] * shrink[i] * shrink[j] for j in size] for i in size]
+        return [[spread[i][j] * (shrink[i] * shrink[j]) for j in size] for i in size]
 
     def _first_spread(self) -> list[list[float]]:
         size = range(len(self._doubt))

@@ -6,7 +6,7 @@ import math
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cluster.online_fit import OnlineFit
@@ -79,6 +79,55 @@ def test_what_never_varies_is_not_mistaken_for_knowledge_of_its_parts() -> None:
     for i, x in enumerate([1.0, 4.0, 2.0, 8.0, 0.5, 3.0, 10.0, 1.0] * 4):
         learnt.observe((1.0, x), seconds((1.0, x)), 20_000 + i)
     assert worst_error(learnt) < 0.2
+
+
+def step_fit() -> OnlineFit:
+    """Of a decode step as it starts by default: once, each sequence running, each 1,000 tokens in the KV cache."""
+    return OnlineFit([0.01, 0.0002, 0.0], [0.03, 0.0006, 0.0001], 60.0)
+
+
+def ratios_after_steps(truth: tuple[float, float, float], context: float, noise: float, seed: int) -> list[float]:
+    """Predicted to true, for each number of sequences, after 1,500 steps of requests of nearly the same length."""
+    draw, learnt = random.Random(seed), step_fit()
+
+    def true_s(features: tuple[float, float, float]) -> float:
+        return sum(each * of_it for each, of_it in zip(truth, features, strict=True))
+
+    for i in range(1_500):
+        running = draw.randint(0, 40)
+        features = (1.0, float(running), running * context * draw.uniform(0.96, 1.04) / 1e3)
+        learnt.observe(features, true_s(features) * draw.uniform(1 - noise, 1 + noise), i * 0.05)
+    typical = [(1.0, float(running), running * context / 1e3) for running in range(41)]
+    return [learnt.predict(features) / true_s(features) for features in typical]
+
+
+@settings(max_examples=40)
+@given(
+    st.tuples(
+        st.floats(0.002, 0.05),
+        st.one_of(st.just(0.0), st.floats(1e-6, 1e-3)),
+        st.one_of(st.just(0.0), st.floats(1e-6, 1e-3)),
+    ),
+    st.floats(100, 32_000),
+    st.floats(0, 0.3),
+    st.integers(0, 1_000),
+)
+@example(truth=(0.005, 0.0, 0.0), context=16_000.0, noise=0.2, seed=1)
+@example(truth=(0.005, 0.00001, 0.0), context=300.0, noise=0.05, seed=0)
+def test_features_that_rise_together_do_not_drive_predictions_away_from_the_truth(
+    truth: tuple[float, float, float], context: float, noise: float, seed: int
+) -> None:
+    ratios = ratios_after_steps(truth, context, noise, seed)
+    assert 0.8 < min(ratios) <= max(ratios) < 1.25
+
+
+@pytest.mark.parametrize("truth", [(0.005, 0.0, 0.0), (0.0, 0.00001, 0.0), (0.05, 0.00001, 0.0)])
+def test_what_is_always_the_same_stays_right_however_long_it_is_measured(truth: tuple[float, float, float]) -> None:
+    draw, learnt, features = random.Random(0), step_fit(), (1.0, 185.0, 3_675.0)
+    took = sum(each * of_it for each, of_it in zip(truth, features, strict=True))
+    for i in range(5_000):
+        learnt.observe(features, took * draw.uniform(0.8, 1.2), 5.0 * i)
+        assert i < 50 or learnt.predict(features) == pytest.approx(took, rel=0.25)
 
 
 def test_evidence_grows_with_measurements_and_halves_with_time() -> None:
