@@ -29,7 +29,7 @@ class MemoryStore:
         self._now = now
         self._incarnation = uuid.uuid4().hex
         self._routers: dict[str, _Router] = {}
-        self._quotas = QuotaTable(config.lease_s)
+        self._quotas = QuotaTable(config.lease_s, ended_s=config.lease_s)
         self._swept = now()
         self._marks: dict[str, DrainMark] = {}
         self._pins: deque[tuple[int, float, Pin]] = deque(maxlen=config.max_pins)  # number, when, what

@@ -7,6 +7,7 @@ Lua, for several routers at once.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from cluster.config_admission import TenantConfig
@@ -116,12 +117,15 @@ class _Tenant:
     tokens: _Bucket
     held: dict[str, float] = field(default_factory=dict)  # claim id -> expiry
     earliest: float = float("inf")  # no claim lapses before; a lower bound, renewals do not raise it
+    ended: OrderedDict[str, float] = field(default_factory=OrderedDict)  # claim id -> until when that is known
 
     def hold(self, claim_id: str, expiry: float) -> None:
         self.held[claim_id] = expiry
         self.earliest = min(self.earliest, expiry)
 
     def drop_lapsed(self, now: float) -> None:
+        while self.ended and next(iter(self.ended.values())) <= now:  # the oldest comes first
+            self.ended.popitem(last=False)
         if now < self.earliest:
             return
         self.held = {claim_id: expiry for claim_id, expiry in self.held.items() if expiry > now}
@@ -135,10 +139,12 @@ class _Tenant:
 
 
 class QuotaTable:
-    """All tenants of one place. `lease_s`: a claim that is not renewed so long has ended."""
+    """All tenants of one place. `lease_s`: a claim that is not renewed so long has ended. `ended_s`: for so long it is
+    known of a claim that it was given back, for who may tell of it again."""
 
-    def __init__(self, lease_s: float) -> None:
+    def __init__(self, lease_s: float, ended_s: float = 0.0) -> None:
         self._lease_s = lease_s
+        self._ended_s = ended_s
         self._tenants: dict[str, _Tenant] = {}
 
     def claim(self, claim: Claim, now: float) -> Verdict:
@@ -151,12 +157,12 @@ class QuotaTable:
         return denied or Granted()
 
     def note(self, claim: Claim, now: float, *, charge: bool = True) -> None:
-        """The claim was granted elsewhere: it counts here too, whatever the limits. Without `charge` it only counts as
-        one at once, not against a rate."""
+        """The claim was granted elsewhere: it counts here too, whatever the limits, unless it has ended here. Without
+        `charge` it only counts as one at once, not against a rate."""
         tenant = self._refilled(claim.tenant, claim.limits, now)
         if not charge:
             tenant.hold(claim.claim_id, now + self._lease_s)
-        elif claim.claim_id not in tenant.held:
+        elif claim.claim_id not in tenant.held and claim.claim_id not in tenant.ended:
             self._take(tenant, claim, now)
 
     def renew(self, tenant: str, claim_id: str, now: float) -> None:
@@ -171,15 +177,18 @@ class QuotaTable:
             return
         tenant = self._refilled(returned.tenant, returned.limits, now)
         if tenant.held.pop(returned.claim_id, None) is not None:
+            if self._ended_s:
+                tenant.ended[returned.claim_id] = now + self._ended_s
             limits = returned.limits
             tenant.requests.level = min(limits.request_depth, tenant.requests.level + returned.unused_requests)
             tenant.tokens.level = min(limits.token_depth, tenant.tokens.level + returned.unused_tokens)
 
     def forget_idle(self, now: float) -> None:
-        """Drops tenants of which nothing has to be remembered: they hold nothing, and their buckets are full."""
+        """Drops tenants of which nothing has to be remembered: they hold nothing, no end of a claim may be told again,
+        and their buckets are full."""
         for tenant in self._tenants.values():
             tenant.drop_lapsed(now)
-        self._tenants = {name: t for name, t in self._tenants.items() if t.held or not t.owes_nothing(now)}
+        self._tenants = {name: t for name, t in self._tenants.items() if t.held or t.ended or not t.owes_nothing(now)}
 
     @property
     def known(self) -> set[str]:

@@ -28,7 +28,8 @@ return {now, redis.call('GET', KEYS[3]), redis.call('HGETALL', KEYS[2])}
 """
 )
 
-# Every quota script: KEYS levels, claims. ARGV 1 to 6: rate and depth of requests, of tokens, concurrency, lease ms.
+# Every quota script: KEYS levels, claims, claims that have ended. ARGV 1 to 6: rate and depth of requests, of tokens,
+# concurrency, lease ms.
 _QUOTA = (
     _NOW
     + """
@@ -40,6 +41,7 @@ local passed = math.max(0, now - (tonumber(state[3]) or now)) / 1000
 local requests = math.min(request_depth, (tonumber(state[1]) or request_depth) + passed * request_rate)
 local tokens = math.min(token_depth, (tonumber(state[2]) or token_depth) + passed * token_rate)
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
+redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', now)
 
 local function take(id, wanted)
   if request_rate > 0 then requests = requests - 1 end
@@ -81,12 +83,14 @@ return {{'granted', '0'}}
 """
 )
 
-# ARGV from 7, in pairs: claim, tokens. Claims that were granted elsewhere and count here too.
+# ARGV from 7, in pairs: claim, tokens. Claims that were granted elsewhere and count here too, but for those that have
+# ended here: a router whose word was heard, but not answered in time, says it again.
 NOTE = (
     _QUOTA
     + """
 for at = 7, #ARGV, 2 do
-  if not redis.call('ZSCORE', KEYS[2], ARGV[at]) then take(ARGV[at], tonumber(ARGV[at + 1])) end
+  local known = redis.call('ZSCORE', KEYS[2], ARGV[at]) or redis.call('ZSCORE', KEYS[3], ARGV[at])
+  if not known then take(ARGV[at], tonumber(ARGV[at + 1])) end
 end
 keep()
 """
@@ -98,10 +102,12 @@ GIVE_BACK = (
     + """
 for at = 7, #ARGV, 3 do
   if redis.call('ZREM', KEYS[2], ARGV[at]) == 1 then
+    redis.call('ZADD', KEYS[3], now + lease, ARGV[at])
     requests = math.min(request_depth, requests + ARGV[at + 1])
     tokens = math.min(token_depth, tokens + ARGV[at + 2])
   end
 end
+redis.call('PEXPIRE', KEYS[3], lease)
 keep()
 """
 )

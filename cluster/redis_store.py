@@ -128,7 +128,8 @@ class RedisStore:
         self, pipe: Pipeline, script: str, by_tenant: Mapping[tuple[str, Limits], list[str | float]]
     ) -> None:
         for (tenant, limits), arguments in by_tenant.items():
-            pipe.eval(script, 2, *self._quota_keys(tenant), *self._limits(limits), *arguments)
+            keys = self._quota_keys(tenant)
+            pipe.eval(script, len(keys), *keys, *self._limits(limits), *arguments)
 
     def _put_pins(self, pipe: Pipeline, pins: Iterable[Pin]) -> None:
         pairs = [text for pin in pins for text in (pin.session_id, pin.worker_id)]
@@ -171,7 +172,7 @@ class RedisStore:
         return self._prefix + name
 
     def _quota_keys(self, tenant: str) -> list[str]:
-        return [self._key(f"quota:{tenant}"), self._key(f"claims:{tenant}")]
+        return [self._key(f"{kind}:{tenant}") for kind in ("quota", "claims", "ended")]
 
     def _journal_keys(self) -> list[str]:
         return [self._key("journal"), self._key("journal:index")]

@@ -61,7 +61,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What a router has to say since its last word. Saying it twice changes nothing more.
+    """What a router has to say since its last word. Saying it twice changes nothing more, if within a lease.
 
     `reserved`: all of its load by worker, not the difference. `renewed`: its claims that live on, by tenant. `noted`:
     claims it granted alone, while the store was away. `marks`: drain marks to be put back if they are gone. `cursor`:

@@ -75,6 +75,19 @@ def test_a_debt_is_remembered_until_it_is_paid_however_long_that_takes() -> None
     assert table.known == set()
 
 
+def test_that_a_claim_has_ended_is_known_for_as_long_as_was_asked_for_and_no_longer() -> None:
+    table = QuotaTable(lease_s=5.0, ended_s=5.0)
+    for n in range(100):
+        table.note(claim(str(n)), 0.0)
+        table.give_back(Returned("t", str(n), RATE, unused_requests=1), 0.0)
+        table.note(claim(str(n)), 4.9)
+    assert table.held("t") == 0
+    table.forget_idle(4.9)
+    assert table.known == {"t"}
+    table.forget_idle(5.0)
+    assert table.known == set()
+
+
 def test_a_claim_whose_router_died_does_not_keep_its_tenant_for_ever() -> None:
     table = QuotaTable(lease_s=5.0)
     table.claim(claim("1"), 0.0)

@@ -198,6 +198,20 @@ async def test_scripts_that_the_server_has_forgotten_are_sent_again(redis_server
     await store.close()
 
 
+async def test_what_is_known_of_a_tenants_claims_expires_when_nothing_more_is_said(redis_server: RedisServer) -> None:
+    store = RedisStore(config_of(redis_server, lease_s=30.0), "expiring")
+    limits = Limits(tokens_per_s=10.0, token_depth=1_000)
+    assert await store.claim(Claim("acme", "lives", 10, limits)) == Granted()
+    noted = (Claim("acme", "ended", 10, limits),)
+    await store.exchange("a", Changes(noted=noted, returned=(Returned("acme", "ended", limits),)))
+    with redis_server.client() as client:
+        left_ms = {key.decode().split(":")[-2]: client.pttl(key) for key in client.keys("*expiring*:acme")}
+    assert left_ms.keys() == {"quota", "claims", "ended"}
+    assert 0 < left_ms["ended"] <= 30_000
+    assert min(left_ms.values()) > 0
+    await store.close()
+
+
 async def test_clusters_on_one_server_do_not_meet(redis_server: RedisServer) -> None:
     config = config_of(redis_server)
     one, other = RedisStore(config, "one"), RedisStore(config, "other")

@@ -147,6 +147,18 @@ async def test_claims_granted_alone_count_once_however_often_they_are_said(open_
     ]
 
 
+async def test_a_claim_of_an_outage_that_has_ended_is_charged_once_however_often_both_are_said(
+    open_view: OpenStore,
+) -> None:
+    """Its answer came too late, so the router says all of it again."""
+    store = open_view()
+    slow = Limits(tokens_per_s=0.001, token_depth=1_000, concurrent=1)
+    said = Changes(noted=(claim("1", slow, 400),), returned=(Returned("acme", "1", slow, unused_tokens=100),))
+    for _ in range(3):
+        await store.exchange("a", said)
+    assert await granted(store, claim("2", slow, 701), claim("3", slow, 699)) == [False, True]
+
+
 async def test_tenants_do_not_share_a_limit(open_view: OpenStore) -> None:
     store = open_view()
     one = Limits(concurrent=1)
