@@ -199,6 +199,12 @@ class Config(Section):
             if self.engine.device == "cpu" and gpus > 0:
                 raise ValueError(f"{pool}.gpus_per_replica is {gpus}, but engine.device is cpu: set engine.device: gpu")
         self._check_scaling()
+        prefill, decode = self.prefill.gpus_per_replica, self.decode.gpus_per_replica
+        if prefill != decode and self.engine.kind == "vllm" and self.kv_transfer.connector == "baton":
+            raise ValueError(
+                f"decode.gpus_per_replica is {decode}, but prefill.gpus_per_replica is {prefill}: engines of unequal "
+                "tensor parallelism cannot exchange blocks; make them equal, or set kv_transfer.connector: vllm-nixl"
+            )
         if self.engine.kind == "simulated" and self.kv_transfer.connector != "baton":
             raise ValueError("kv_transfer.connector is vLLM's, but engine.kind is simulated: use connector: baton")
         if self.router.replicas > 1 and not self.store.shared:

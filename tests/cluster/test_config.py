@@ -164,6 +164,17 @@ def test_a_simulated_engine_has_no_stock_connector() -> None:
     assert "engine.kind is simulated: use connector: baton" in refusal(raw)
 
 
+def test_pools_that_could_not_hand_over_to_each_other_are_refused_with_the_way_out() -> None:
+    """Each pull would be refused for the layout, and decode would compute every prompt again."""
+    unequal = {"engine": {"device": "gpu"}, "prefill": {"gpus_per_replica": 4}, "decode": {"gpus_per_replica": 8}}
+    text = refusal(SMALLEST | unequal)
+    assert "decode.gpus_per_replica is 8, but prefill.gpus_per_replica is 4" in text
+    assert "kv_transfer.connector: vllm-nixl" in text
+    assert parse_config(SMALLEST | unequal | {"kv_transfer": {"connector": "vllm-nixl"}})
+    assert parse_config(SMALLEST | unequal | {"decode": {"gpus_per_replica": 4}})
+    assert parse_config(SMALLEST | unequal | {"engine": {"device": "gpu", "kind": "simulated"}})
+
+
 def test_ports_that_are_taken_as_they_come_are_not_the_same() -> None:
     assert parse_config(SMALLEST | {"router": {"http_port": 0, "grpc_port": 0}}).router.grpc_port == 0
 

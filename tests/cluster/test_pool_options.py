@@ -13,7 +13,7 @@ from cluster.scaling.frame import ScalingSetup
 
 
 def config(device: str = "cpu", **pool: Any) -> Config:
-    decode = {"gpus_per_replica": 1} if device == "gpu" else {}
+    decode = {"gpus_per_replica": pool["gpus_per_replica"]} if device == "gpu" else {}
     return parse_config({"model": {"path": "m"}, "engine": {"device": device}, "prefill": pool, "decode": decode})
 
 
