@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -226,19 +227,30 @@ class Config(Section):
         return list(open_edges(self.security, self.router.http_host, self.router.grpc_host, workers))
 
     def _check_scaling(self) -> None:
-        pools = {"prefill": self.prefill, "decode": self.decode}
-        least = {name: p.replicas if p.autoscale is None else p.autoscale.min_replicas for name, p in pools.items()}
-        cost, budget = sum(least[name] * p.replica_cost for name, p in pools.items()), self.autoscaling.budget
-        if budget is not None and cost > budget:
-            sizes = ", ".join(f"{name} {count}" for name, count in least.items())
-            raise ValueError(f"autoscaling.budget is {budget:g}, but the smallest pools ({sizes}) cost {cost:g}")
+        pools = {role: self.pool(role) for role in Role}
+        least = {role: p.replicas if p.autoscale is None else p.autoscale.min_replicas for role, p in pools.items()}
+        self._check_budget(least)
         waits_s, starts_s = self.admission.queue.most_wait_s, self.engine.start_deadline_s
-        for name, count in least.items():
+        for role, count in least.items():
             if count == 0 and waits_s < starts_s:
                 raise ValueError(
-                    f"{name}.autoscale.min_replicas is 0, but requests do not wait until a worker has started: set "
-                    f"admission.queue.most_wait_s ({waits_s:g}) to engine.start_deadline_s ({starts_s:g}) or more"
+                    f"{role.value}.autoscale.min_replicas is 0, but requests do not wait until a worker has started: "
+                    f"set admission.queue.most_wait_s ({waits_s:g}) to engine.start_deadline_s ({starts_s:g}) or more"
                 )
+
+    def _check_budget(self, least: Mapping[Role, int]) -> None:
+        """Also where pools may be empty, one worker that serves must fit: of decode, or of what stands in for it."""
+        budget = self.autoscaling.budget
+        if budget is None:
+            return
+        serving = tuple(Role) if self.router.prefill_may_decode else (Role.DECODE,)
+        smallest = [{**least, role: max(1, least[role])} for role in serving]
+        costs = [sum(count * self.pool(role).replica_cost for role, count in sizes.items()) for sizes in smallest]
+        if min(costs) > budget:
+            sizes = ", ".join(f"{role.value} {count}" for role, count in smallest[costs.index(min(costs))].items())
+            raise ValueError(
+                f"autoscaling.budget is {budget:g}, but the smallest pools that serve ({sizes}) cost {min(costs):g}"
+            )
 
 
 def with_surge(replicas: int, surge_percent: int) -> int:

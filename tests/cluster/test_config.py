@@ -65,7 +65,11 @@ def test_what_is_parsed_survives_being_written_and_read_again() -> None:
             {"min_replicas": 0},
             ["min_replicas is 0", "most_wait_s (60) to engine.start_deadline_s (240"],
         ),
-        ("autoscaling.budget", 1.5, ["autoscaling.budget is 1.5", "smallest pools (prefill 1, decode 1) cost 2"]),
+        (
+            "autoscaling.budget",
+            1.5,
+            ["autoscaling.budget is 1.5", "smallest pools that serve (prefill 1, decode 1) cost 2"],
+        ),
         (
             "autoscaling",
             {"ratio_least": 3.0, "ratio_most": 2.0},
@@ -173,6 +177,35 @@ def test_pools_that_could_not_hand_over_to_each_other_are_refused_with_the_way_o
     assert parse_config(SMALLEST | unequal | {"kv_transfer": {"connector": "vllm-nixl"}})
     assert parse_config(SMALLEST | unequal | {"decode": {"gpus_per_replica": 4}})
     assert parse_config(SMALLEST | unequal | {"engine": {"device": "gpu", "kind": "simulated"}})
+
+
+def scaled(budget: float, least: int, prefill_may_decode: bool) -> dict[str, Any]:
+    """Both pools from `least` replicas on, of decode for 8 each, of prefill for 4."""
+    return SMALLEST | {
+        "autoscaling": {"budget": budget},
+        "admission": {"queue": {"most_wait_s": 300.0}},
+        "router": {"prefill_may_decode": prefill_may_decode},
+        "prefill": {"autoscale": {"min_replicas": least, "max_replicas": 9, "cost": 4.0}},
+        "decode": {"autoscale": {"min_replicas": least, "max_replicas": 9, "cost": 8.0}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("least", "prefill_may_decode", "enough", "sizes"),
+    [
+        (0, False, 8.0, "prefill 0, decode 1"),
+        (0, True, 4.0, "prefill 1, decode 0"),
+        (1, False, 12.0, "prefill 1, decode 1"),
+        (1, True, 12.0, "prefill 1, decode 1"),
+    ],
+)
+def test_a_budget_that_never_allows_a_worker_to_serve_is_refused(
+    least: int, prefill_may_decode: bool, enough: float, sizes: str
+) -> None:
+    """Requests would be held for a worker that never begins."""
+    text = refusal(scaled(enough - 1, least, prefill_may_decode))
+    assert f"the smallest pools that serve ({sizes}) cost {enough:g}" in text
+    assert parse_config(scaled(enough, least, prefill_may_decode)).autoscaling.budget == enough
 
 
 def test_ports_that_are_taken_as_they_come_are_not_the_same() -> None:
