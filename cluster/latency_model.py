@@ -25,6 +25,7 @@ _TOKENS, _PAIRS, _MIB = 1e3, 1e6, float(1 << 20)
 _PAIR_STEP = 0.2
 _PAIR_LIMIT = 10.0
 _DOUBT = 3.0  # a start value may well be off by three times itself
+_LEAST = 0.1  # of the default: a value below it is doubted like that much, or what is said to be free stays so
 _ENOUGH = 20.0  # measurements of a worker; with fewer, what is known of its pool counts for the rest
 _REFRESH_S = 1.0
 
@@ -60,7 +61,7 @@ class LatencyModel:
         self._step: Seconds = np.zeros((3, 0))
         # How much slower than usual it is from one worker (first index) to another.
         self._pair = np.ones((0, 0), np.float32)
-        self._transfer = _fit([start.transfer_s, 1.0 / start.transfer_mib_per_s], half_life_s)
+        self._transfer = _fit(_transfer_start(start), _transfer_start(_DEFAULT), half_life_s)
 
     def add(self, row: int, pool: str) -> None:
         """A worker about which nothing is known but its pool."""
@@ -196,11 +197,7 @@ class _Fits:
 
     def like(self) -> _Fits:
         """New fits that start from what these have learnt."""
-        return _Fits(
-            _fit(self.prefill.coefficients, self.half_life_s),
-            _fit(self.step.coefficients, self.half_life_s),
-            self.half_life_s,
-        )
+        return _fits(self.prefill.coefficients, self.step.coefficients, self.half_life_s)
 
 
 def _prefill_features(prefill: Prefill) -> tuple[float, float, float]:
@@ -217,14 +214,35 @@ def _known(own: OnlineFit, pool: OnlineFit, now: float) -> list[float]:
 
 
 def _first_fits(start: LatencyStart, half_life_s: float) -> _Fits:
+    return _fits(_prefill_start(start), _step_start(start), half_life_s)
+
+
+def _fits(prefill: Sequence[float], step: Sequence[float], half_life_s: float) -> _Fits:
     return _Fits(
-        _fit([start.prefill_s, start.prefill_token_s * _TOKENS, 0.0], half_life_s),
-        _fit([start.step_s, start.step_sequence_s, 0.0], half_life_s),
+        _fit(prefill, _prefill_start(_DEFAULT), half_life_s),
+        _fit(step, _step_start(_DEFAULT), half_life_s),
         half_life_s,
     )
 
 
-def _fit(start: Sequence[float], half_life_s: float) -> OnlineFit:
-    """A part that starts at nothing is held to be small beside the others."""
-    some = max(max(start), 1e-6)
-    return OnlineFit(start, [max(_DOUBT * value, 0.01 * some) for value in start], half_life_s)
+def _fit(start: Sequence[float], default: Sequence[float], half_life_s: float) -> OnlineFit:
+    """A part that starts at nothing, also by default, is held to be small beside the others."""
+    known = [max(value, _LEAST * usual) for value, usual in zip(start, default, strict=True)]
+    return OnlineFit(start, [max(_DOUBT * value, 0.01 * max(known)) for value in known], half_life_s)
+
+
+# Coefficients before anything is measured
+
+_DEFAULT = LatencyStart()
+
+
+def _prefill_start(start: LatencyStart) -> list[float]:
+    return [start.prefill_s, start.prefill_token_s * _TOKENS, 0.0]
+
+
+def _step_start(start: LatencyStart) -> list[float]:
+    return [start.step_s, start.step_sequence_s, 0.0]
+
+
+def _transfer_start(start: LatencyStart) -> list[float]:
+    return [start.transfer_s, 1.0 / start.transfer_mib_per_s]

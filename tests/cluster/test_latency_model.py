@@ -177,6 +177,29 @@ def test_a_slow_pair_is_told_from_the_rest() -> None:
     assert 0.1 < made.transfer_from(None, one(1), np.array([10 * MIB]))[0] < 0.4
 
 
+@pytest.mark.parametrize("free", [0.0, 1e-12])
+def test_costs_that_the_configuration_calls_free_are_learnt_like_all_others(free: float) -> None:
+    start = LatencyStart(
+        prefill_s=free,
+        prefill_token_s=free,
+        step_s=free,
+        step_sequence_s=free,
+        transfer_s=free,
+        transfer_mib_per_s=1e12,
+    )
+    made, draw = LatencyModel(start, half_life_s=60.0), random.Random(0)
+    for row in (0, 1):
+        made.add(row, "pool")
+    for i in range(200):
+        tokens, running, mib = draw.uniform(100, 10_000), float(draw.randint(0, 40)), draw.uniform(1, 500)
+        made.observe_prefill(0, Prefill(0.0, 0.0, tokens, tokens), 0.05 + 2e-4 * tokens, 0.1 * i)
+        made.observe_token(0, running, 1_000 * running, 0.02 + 5e-4 * running, 0.1 * i)
+        made.observe_transfer(0, 1, mib * MIB, 0.01 + 0.005 * mib, 0.1 * i)
+    assert prefill_s(made, 0, 4_000) == pytest.approx(0.85, rel=0.1)
+    assert token_s(made, 0, 20, 20_000) == pytest.approx(0.03, rel=0.1)
+    assert transfer_s(made, 0, 1, 100 * MIB) == pytest.approx(0.51, rel=0.1)
+
+
 @given(
     st.lists(
         st.tuples(st.sampled_from("pkt"), st.integers(0, 5), st.floats(0, 1e12), st.floats(), st.floats(0, 1e6)),
