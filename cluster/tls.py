@@ -7,11 +7,9 @@ shows the new one to whoever connects next, a channel is made with what is there
 from __future__ import annotations
 
 import logging
-import os
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import grpc
@@ -19,6 +17,7 @@ import grpc.aio
 
 from cluster.config_security import ClusterTlsConfig, TlsConfig
 from cluster.errors import ConfigError
+from cluster.watched_files import WatchedFiles, read_file
 
 logger = logging.getLogger(__name__)
 
@@ -108,50 +107,29 @@ class _Current:
     def __init__(self, files: TlsFiles) -> None:
         self._paths = [path for path in (files.cert, files.key, files.ca) if path is not None]
         self._files = files
-        self._stamps = self._look()
-        self.loaded = self._load()
+        self._watched = WatchedFiles(self._paths, self._load, "the certificates")
+
+    @property
+    def loaded(self) -> _Loaded:
+        return self._watched.content
 
     def changed(self) -> grpc.ServerCertificateConfiguration | None:
         """The new certificates, once; None while they are as before. What cannot be read leaves them as they are."""
-        stamps = self._look()
-        if stamps == self._stamps:
-            return None
-        self._stamps = stamps
-        try:
-            self.loaded = self._load()
-        except ConfigError as error:
-            logger.error("the certificates stay as they were: %s", error)
+        if not self._watched.renew():
             return None
         logger.info("%s has changed: new connections use it", self._files.cert)
         return self.loaded.server()
 
     def _load(self) -> _Loaded:
-        files = self._files
-        loaded = _Loaded(_read(files.cert), _read(files.key), None if files.ca is None else _read(files.ca))
+        cert, key = read_file(self._files.cert, "security"), read_file(self._files.key, "security")
+        ca = None if self._files.ca is None else read_file(self._files.ca, "security")
         try:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(files.cert, files.key)  # while both are being replaced they do not fit
-            if loaded.ca is not None:
-                context.load_verify_locations(cadata=loaded.ca.decode("ascii"))
+            # While both are being replaced they do not fit.
+            context.load_cert_chain(self._files.cert, self._files.key)
+            if ca is not None:
+                context.load_verify_locations(cadata=ca.decode("ascii"))
         except (OSError, ValueError) as error:
             names = ", ".join(self._paths)
             raise ConfigError(f"security: {names}: not PEM files that fit together: {error}") from error
-        return loaded
-
-    def _look(self) -> list[tuple[int, int] | None]:
-        return [_stamp(path) for path in self._paths]
-
-
-def _read(path: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise ConfigError(f"security: {path}: cannot be read: {error.strerror}") from error
-
-
-def _stamp(path: str) -> tuple[int, int] | None:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_ino
+        return _Loaded(cert, key, ca)

@@ -12,6 +12,7 @@ from cluster.config_security import SecurityConfig
 from cluster.errors import ConfigError
 from cluster.key_file import LOOK_EVERY_S, CurrentKeys
 from tests.keys import Made, made
+from tests.unreadable_files import unreadable_files
 
 
 class Keys:
@@ -70,6 +71,19 @@ def test_a_file_that_cannot_be_read_leaves_the_keys_as_they_were(
     keys.write(NEW)
     keys.now += LOOK_EVERY_S
     assert keys.knows(NEW)
+
+
+def test_keys_that_could_not_be_read_for_a_moment_count_though_their_file_changed_no_more(
+    keys: Keys, caplog: pytest.LogCaptureFixture
+) -> None:
+    keys.write(NEW)
+    with unreadable_files():
+        for _ in range(3):
+            keys.now += LOOK_EVERY_S
+            assert keys.knows(OLD)
+    keys.now += LOOK_EVERY_S
+    assert keys.knows(NEW)
+    assert [record.getMessage()[:27] for record in caplog.records] == ["the keys stay as they were:"]
 
 
 def test_an_empty_list_lets_nobody_in(tmp_path: Path) -> None:

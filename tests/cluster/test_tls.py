@@ -19,6 +19,7 @@ from cluster.config_security import ClusterTlsConfig
 from cluster.errors import ConfigError
 from cluster.tls import PLAIN, Channels, TlsChannels, TlsFiles, cluster_channels, public_channels
 from tests.certificates import Authority, Signed
+from tests.unreadable_files import unreadable_files
 
 NAME = "baton"
 ANSWERS = health_pb2.HealthCheckResponse.SERVING
@@ -133,6 +134,17 @@ async def test_files_that_do_not_fit_together_leave_the_old_ones_in_place(
         certificates.ours.sign(NAME)
         assert await shown_at(address) != before
     assert {record.levelname for record in caplog.records if "stay as they were" in record.getMessage()} == {"ERROR"}
+
+
+async def test_certificates_that_could_not_be_read_for_a_moment_are_shown_though_they_changed_no_more(
+    certificates: Certificates,
+) -> None:
+    async with listening(TlsChannels(certificates.files(ca=None))) as address:
+        before = await shown_at(address)
+        certificates.ours.sign(NAME)
+        with unreadable_files():
+            assert await shown_at(address) == before
+        assert await shown_at(address) != before
 
 
 @pytest.mark.parametrize("broken", ["cert", "key", "ca"])
