@@ -35,7 +35,8 @@ _RENEWALS_PER_LEASE = 3
 @dataclass(frozen=True, slots=True)
 class StoreHealth:
     """`away_since`: clock time since when the store does not answer, and `reason` why; None and empty while it does.
-    `dropped` counts writes that found no room to wait in. `routers`: how many were alive at its last answer."""
+    `dropped` counts writes that found no room to wait in. `routers`: how many were alive at its last answer; before its
+    first, how many there should be."""
 
     away_since: float | None
     reason: str
@@ -48,9 +49,10 @@ class StoreHealth:
 
 
 class StoreMirror:
-    """`router_id` is new with every start of a router."""
+    """`router_id` is new with every start of a router. `routers`: how many there should be, which counts until the
+    store has said how many there are."""
 
-    def __init__(self, store: Store, router_id: str, config: StoreConfig, clock: Clock) -> None:
+    def __init__(self, store: Store, router_id: str, config: StoreConfig, clock: Clock, routers: int = 1) -> None:
         self._store = store
         self._router_id = router_id
         self._config = config
@@ -70,7 +72,7 @@ class StoreMirror:
         self._incarnation = ""
         self._store_is_new = False  # it lost its content: what this router knows must be put back
         self._heard_at = clock.now()
-        self._routers = 1
+        self._routers = routers
         self._away_since: float | None = None
         self._reason = ""
 

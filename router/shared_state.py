@@ -107,4 +107,4 @@ class SharedState:
 def open_shared_state(config: Config, router_id: str, clock: Clock) -> SharedState:
     """Nothing is connected yet. Raises `ConfigError`: the store's password is unset."""
     store = open_store(config.store, config.name, clock)
-    return SharedState(StoreMirror(store, router_id, config.store, clock), clock)
+    return SharedState(StoreMirror(store, router_id, config.store, clock, config.router.replicas), clock)

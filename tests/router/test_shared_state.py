@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cluster.clock import RealClock, VirtualClock
-from cluster.config import RouterConfig
+from cluster.config import RouterConfig, parse_config
 from cluster.config_admission import AdmissionConfig
 from cluster.config_store import StoreConfig
 from cluster.engine import Role, Sampling
@@ -28,7 +28,7 @@ from router.generation import Emission, GenerationRequest
 from router.journal import Journal
 from router.journal_record import Timing
 from router.session_pins import SharedPins
-from router.shared_state import QuotaClaims, SharedState
+from router.shared_state import QuotaClaims, SharedState, open_shared_state
 from tests.cluster.redis_server import RedisServer
 from tests.router.dispatch_parts import parts
 from tests.waiting import eventually
@@ -211,6 +211,20 @@ async def test_a_kill_in_mid_load_fails_no_request_and_its_return_reconciles(
 
 
 # Without a server
+
+NOBODY = "redis://127.0.0.1:1/0"
+
+
+async def test_a_router_that_starts_while_the_store_is_away_enforces_its_part_of_a_tenants_limit() -> None:
+    config = parse_config(
+        {"model": {"path": "m"}, "router": {"replicas": 3}, "store": {"url": NOBODY, "deadline_s": 0.2}}
+    )
+    shared = open_shared_state(config, "a", RealClock())
+    await shared.start()
+    verdicts = [await shared.mirror.claim(Claim("t", str(number), 1, Limits(concurrent=6))) for number in range(3)]
+    assert [isinstance(verdict, Granted) for verdict in verdicts] == [True, True, False]
+    assert shared.status().routers == 3
+    await shared.close()
 
 
 class Hanging(MemoryStore):
