@@ -71,9 +71,12 @@ class SharedState:
         self.claims = QuotaClaims(mirror)
         self._clock = clock
         self._task: asyncio.Task[None] | None = None
+        self._joined = False  # others may have heard of this router
 
     async def start(self) -> None:
-        """Hears once what others have said, if the store answers within its deadline; then keeps up."""
+        """Hears once what others have said, if the store answers within its deadline; then keeps up. To be closed also
+        where it is cancelled."""
+        self._joined = True
         await self.mirror.exchange()
         self._task = asyncio.create_task(self.mirror.run(), name="exchange with the store")
 
@@ -83,14 +86,18 @@ class SharedState:
             raise EngineFailed(f"the router's task to {self._task.get_name()} has ended")
 
     async def close(self) -> None:
-        """Takes back what is reserved. After the last request has ended. May be called twice."""
+        """Takes back what is reserved, if it was started. After the last request has ended. May be called twice."""
         task, self._task = self._task, None
+        joined, self._joined = self._joined, False
         await self.claims.close()
-        if task is not None:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-            await self.mirror.leave()
+        try:
+            if task is not None:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+        finally:  # also where the task had failed
+            if joined:
+                await self.mirror.leave()
 
     def status(self) -> admin_pb2.StoreStatus:
         health = self.mirror.health

@@ -17,7 +17,7 @@ from cluster.errors import BatonError, EngineFailed, StoreUnavailable, TenantLim
 from cluster.memory_store import MemoryStore
 from cluster.quota import Claim, Granted, Limits, Returned, Verdict
 from cluster.redis_store import RedisStore
-from cluster.store import NOTHING, Reserved
+from cluster.store import NOTHING, Changes, Reserved, Shared
 from cluster.store_mirror import StoreMirror
 from cluster.wire import role_to_wire
 from protos.baton.v1 import worker_pb2
@@ -285,6 +285,70 @@ async def test_closing_ends_claims_that_are_under_way() -> None:
     claims, _ = claims_on(Hanging(clock), clock)
     claims.ask(Claim("t", "c", 1, LIMITS), lambda verdict: pytest.fail("answered"))
     await claims.close()
+
+
+class Joined(MemoryStore):
+    """Its exchanges are answered when told; it counts who leaves and how often it is closed."""
+
+    def __init__(self, clock: RealClock) -> None:
+        super().__init__(StoreConfig(), clock.now)
+        self.answer, self.asked = asyncio.Event(), asyncio.Event()
+        self.left: list[str] = []
+        self.closed = 0
+        self.broken = False
+
+    async def exchange(self, router_id: str, changes: Changes) -> Shared:
+        self.asked.set()
+        await self.answer.wait()
+        if self.broken:
+            raise RuntimeError("unforeseen")
+        return await super().exchange(router_id, changes)
+
+    async def leave(self, router_id: str) -> None:
+        self.left.append(router_id)
+        await super().leave(router_id)
+
+    async def close(self) -> None:
+        self.closed += 1
+
+
+def joining(store: Joined) -> SharedState:
+    clock = RealClock()
+    return SharedState(StoreMirror(store, "a", StoreConfig(), clock), clock)
+
+
+async def test_a_router_that_is_stopped_in_its_first_exchange_leaves_the_store_once() -> None:
+    store = Joined(RealClock())
+    shared = joining(store)
+    starting = asyncio.create_task(shared.start())
+    await store.asked.wait()
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    store.answer.set()
+    await shared.close()
+    await shared.close()
+    assert (store.left, store.closed) == (["a"], 1)
+
+
+async def test_a_router_whose_exchanges_have_failed_leaves_the_store_too() -> None:
+    store = Joined(RealClock())
+    store.answer.set()
+    shared = joining(store)
+    await shared.start()
+    store.broken = True
+    await eventually(lambda: shared._task is not None and shared._task.done())
+    store.broken = False
+    with pytest.raises(RuntimeError, match="unforeseen"):
+        await shared.close()
+    assert (store.left, store.closed) == (["a"], 1)
+
+
+async def test_a_router_that_never_started_has_nothing_to_say_at_its_end() -> None:
+    store = Joined(RealClock())
+    await joining(store).close()
+    assert not store.asked.is_set()
+    assert store.left == []
 
 
 async def test_the_end_of_the_exchange_task_is_noticed() -> None:
