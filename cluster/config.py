@@ -191,14 +191,14 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
-        for pool in ("prefill", "decode"):
-            gpus = getattr(self, pool).gpus_per_replica
+        for role in Role:
+            name, gpus = role.value, self.pool(role).gpus_per_replica
             if self.engine.device == "gpu" and self.engine.kind == "vllm" and gpus == 0:
                 raise ValueError(
-                    f"{pool}.gpus_per_replica is 0, but engine.device is gpu: give each replica at least 1"
+                    f"{name}.gpus_per_replica is 0, but engine.device is gpu: give each replica at least 1"
                 )
             if self.engine.device == "cpu" and gpus > 0:
-                raise ValueError(f"{pool}.gpus_per_replica is {gpus}, but engine.device is cpu: set engine.device: gpu")
+                raise ValueError(f"{name}.gpus_per_replica is {gpus}, but engine.device is cpu: set engine.device: gpu")
         self._check_scaling()
         prefill, decode = self.prefill.gpus_per_replica, self.decode.gpus_per_replica
         if prefill != decode and self.engine.kind == "vllm" and self.kv_transfer.connector == "baton":
@@ -223,7 +223,7 @@ class Config(Section):
     @property
     def open_edges(self) -> list[str]:
         """A sentence for each edge that others reach although nothing guards it; valid only where that is accepted."""
-        workers = {f"{pool}.listen_host": getattr(self, pool).listen_host for pool in ("prefill", "decode")}
+        workers = {f"{role.value}.listen_host": self.pool(role).listen_host for role in Role}
         return list(open_edges(self.security, self.router.http_host, self.router.grpc_host, workers))
 
     def _check_scaling(self) -> None:

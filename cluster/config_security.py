@@ -6,6 +6,7 @@ Only values and their checks. Keys stand here by their hashes, certificates by t
 from __future__ import annotations
 
 import ipaddress
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal, Self
 
@@ -81,7 +82,7 @@ class SecurityConfig(Section):
 
     @model_validator(mode="after")
     def _ids_are_unique(self) -> Self:
-        twice = sorted({entry.id for entry in self.keys if sum(entry.id == each.id for each in self.keys) > 1})
+        twice = sorted(id_ for id_, times in Counter(entry.id for entry in self.keys).items() if times > 1)
         if twice:
             raise ValueError(f"keys: {', '.join(twice)} stands there twice: each key has an id of its own")
         return self

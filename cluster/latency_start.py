@@ -49,9 +49,8 @@ def first_guess(config: Config) -> FirstGuess:
             f"placement.profile: {config.placement.profile} is of the model {profile.model}, not of {shape.name}; "
             "measure this one with `baton profile`"
         )
-    pools = {Role.PREFILL: config.prefill, Role.DECODE: config.decode}
     return FirstGuess(
-        {role: _start(config, pool, shape, profile) for role, pool in pools.items()},
+        {role: _start(config, config.pool(role), shape, profile) for role in Role},
         None if shape is None else round(kv_bytes_per_token(shape) * config.engine.block_size),
     )
 

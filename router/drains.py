@@ -22,7 +22,7 @@ from router.fleet import Fleet
 
 def drain_seconds(config: Config) -> Mapping[Role, float]:
     """How long a worker of each pool may take to finish, where nobody says otherwise."""
-    return {Role.PREFILL: config.prefill.drain_s, Role.DECODE: config.decode.drain_s}
+    return {role: config.pool(role).drain_s for role in Role}
 
 
 class Drains:
