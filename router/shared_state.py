@@ -6,7 +6,6 @@ Owns the tasks of both. What is claimed and reserved is decided by its callers.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable
 
@@ -17,6 +16,7 @@ from cluster.open_store import open_store
 from cluster.quota import Claim, Returned, Verdict
 from cluster.store_mirror import StoreMirror
 from protos.baton.v1 import admin_pb2
+from router.task_end import end_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -90,14 +90,10 @@ class SharedState:
         task, self._task = self._task, None
         joined, self._joined = self._joined, False
         await self.claims.close()
-        try:
-            if task is not None:
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
-        finally:  # also where the task had failed
-            if joined:
-                await self.mirror.leave()
+        if task is not None:
+            await end_tasks([task])
+        if joined:
+            await self.mirror.leave()
 
     def status(self) -> admin_pb2.StoreStatus:
         health = self.mirror.health

@@ -331,7 +331,7 @@ async def test_a_router_that_is_stopped_in_its_first_exchange_leaves_the_store_o
     assert (store.left, store.closed) == (["a"], 1)
 
 
-async def test_a_router_whose_exchanges_have_failed_leaves_the_store_too() -> None:
+async def test_a_router_whose_exchanges_have_failed_leaves_the_store_too(caplog: pytest.LogCaptureFixture) -> None:
     store = Joined(RealClock())
     store.answer.set()
     shared = joining(store)
@@ -339,9 +339,9 @@ async def test_a_router_whose_exchanges_have_failed_leaves_the_store_too() -> No
     store.broken = True
     await eventually(lambda: shared._task is not None and shared._task.done())
     store.broken = False
-    with pytest.raises(RuntimeError, match="unforeseen"):
-        await shared.close()
+    await shared.close()
     assert (store.left, store.closed) == (["a"], 1)
+    assert "unforeseen" in caplog.text
 
 
 async def test_a_router_that_never_started_has_nothing_to_say_at_its_end() -> None:
