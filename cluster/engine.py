@@ -227,7 +227,8 @@ class Engine(Protocol):
         ...
 
     async def release(self, lease_id: str) -> None:
-        """Unpins the blocks of a lease that nobody will read. Unknown ids are no error."""
+        """Ends a lease that nobody will read; does not wait for the engine's loop, which takes the blocks back. Unknown
+        ids are no error."""
         ...
 
     async def answer(self) -> None:

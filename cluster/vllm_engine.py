@@ -101,7 +101,6 @@ class VllmEngine:
     async def release(self, lease_id: str) -> None:
         if self._link is not None:
             await self._link.release(lease_id)
-            await self._poke()
 
     async def answer(self) -> None:
         await self._poke()

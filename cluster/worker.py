@@ -205,6 +205,7 @@ class Worker:
     async def release(self, lease_id: str) -> None:
         try:
             await self._engine.release(lease_id)
+            self._counters.stir()  # an idle engine takes the blocks back when it is asked, not here: a session waits
         except EngineFailed as error:
             logger.warning("lease %s was not released: %s", lease_id, error)
 

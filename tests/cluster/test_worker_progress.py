@@ -146,3 +146,21 @@ async def test_a_worker_that_did_not_run_itself_blames_no_engine() -> None:
         bench.clock.missed_s += 60.0
         await looked_at(bench)
         assert bench.worker.state is State.READY
+
+
+async def test_a_release_has_an_idle_engine_counted_again() -> None:
+    """Which makes it take the blocks back: it takes no step by itself, and had nothing to count before."""
+    async with Bench(Role.PREFILL).running() as bench:
+        await looked_at(bench)  # whatever the start had to count
+        counted = asyncio.Event()
+        count = bench.engine.stats
+
+        async def stats() -> EngineStats:
+            counted.set()
+            return await count()
+
+        bench.engine.stats = stats  # type: ignore[method-assign]
+        await looked_at(bench)
+        assert not counted.is_set()
+        await bench.worker.release("a lease")
+        await asyncio.wait_for(counted.wait(), 5)

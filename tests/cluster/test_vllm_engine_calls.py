@@ -1,0 +1,79 @@
+"""What `VllmEngine` asks of an engine core that is in the middle of a long step. No engine is started."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from cluster.config import EngineConfig, ModelConfig
+from cluster.kv_link import KvStats
+from cluster.vllm_environment import prepare_environment
+
+if TYPE_CHECKING:
+    from cluster.vllm_engine import VllmEngine
+
+pytestmark = pytest.mark.engine  # importing vllm takes many seconds
+
+
+class LongStep:
+    """A client of an engine core. Its utility calls are answered between steps only: while `over` is set."""
+
+    def __init__(self, link: Link) -> None:
+        self.over = asyncio.Event()
+        self.link = link
+
+    async def call_utility_async(self, name: str) -> str:
+        await self.over.wait()
+        self.link.pending = 0
+        return name
+
+    async def reset_prefix_cache_async(self) -> bool:
+        return not self.link.pending
+
+
+class Link:
+    """The line to a connector with one lease."""
+
+    def __init__(self) -> None:
+        self.leases = 1
+        self.pending = 0
+
+    async def stats(self) -> KvStats:
+        return KvStats(leases=self.leases, pinned_blocks=self.leases + self.pending, pending_releases=self.pending)
+
+    async def release(self, lease_id: str) -> None:
+        self.leases, self.pending = self.leases - 1, self.pending + 1
+
+    async def close(self) -> None: ...
+
+
+@pytest.fixture
+def link() -> Link:
+    return Link()
+
+
+@pytest.fixture
+def core(link: Link) -> LongStep:
+    return LongStep(link)
+
+
+@pytest.fixture
+def engine(link: Any, core: LongStep) -> VllmEngine:
+    model, config = ModelConfig(path="none"), EngineConfig()
+    prepare_environment(model, config)  # before vllm is imported
+    from cluster.vllm_core import VllmSpec
+    from cluster.vllm_engine import VllmEngine
+
+    made: Any = VllmEngine(VllmSpec(model, config), link)
+    made._core = SimpleNamespace(client=core)
+    engine: VllmEngine = made
+    return engine
+
+
+async def test_a_lease_is_released_in_the_middle_of_a_step(engine: VllmEngine, link: Link) -> None:
+    async with asyncio.timeout(5):
+        await engine.release("a lease")
+    assert (link.leases, link.pending) == (0, 1)
