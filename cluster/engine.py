@@ -170,8 +170,8 @@ class TransferCount:
 class EngineStats:
     """Counted by the engine itself.
 
-    `kv_usage`: share of blocks in use, 0 to 1. `pinned_blocks`: those that leases hold now. `transfers`: pulls by this
-    engine. `*_sent`: completed reads out of it.
+    `kv_usage`: share of blocks in use, 0 to 1. `pinned_blocks`: those that leases hold now. `pending_releases`: leases
+    that have ended, but still hold theirs. `transfers`: pulls by this engine. `*_sent`: completed reads out of it.
     """
 
     running: int = 0
@@ -179,6 +179,7 @@ class EngineStats:
     kv_usage: float = 0.0
     leases: int = 0
     pinned_blocks: int = 0
+    pending_releases: int = 0
     leases_offered: int = 0
     leases_released: int = 0
     leases_expired: int = 0
@@ -236,7 +237,12 @@ class Engine(Protocol):
         ...
 
     async def stats(self) -> EngineStats:
-        """Counts everything anew, after releases received so far were applied."""
+        """Counts everything anew. Does not wait for the engine's loop."""
+        ...
+
+    async def settle(self) -> None:
+        """Has the blocks of leases that have ended taken back, which an engine without work does only when it is asked.
+        May take some steps of the engine."""
         ...
 
     async def forget_prefixes(self) -> bool:

@@ -1,6 +1,7 @@
 """What a worker's engine counts, fetched anew while there is something to count.
 
-An engine that does not move may take long to say: whoever watches that it moves does not wait here.
+Whoever asks for a count does not wait for a step of the engine. Having an idle engine take back the blocks of leases
+that have ended does, and is this module's own task.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from cluster.errors import EngineFailed
 
 logger = logging.getLogger(__name__)
 
-_CALL_S = 10.0
+_CALL_S = 2.0  # a router that links, or asks what is here, waits for it
+_SETTLE_S = 10.0
 
 
 class EngineCounters:
@@ -56,6 +58,9 @@ class EngineCounters:
             if self._stirred or self._busy() or self._last.leases or self._last.pinned_blocks:
                 self._stirred = False
                 await self.refresh()
+                if self._last.pending_releases:
+                    await self._settle()
+                    await self.refresh()
 
     async def refresh(self) -> None:
         """Counts anew. Of an engine that does not answer in time the last count stays."""
@@ -70,3 +75,10 @@ class EngineCounters:
         if not self._dead:
             self._last = stats
             self._counted()
+
+    async def _settle(self) -> None:
+        try:
+            async with asyncio.timeout(_SETTLE_S):
+                await self._engine.settle()
+        except (EngineFailed, TimeoutError) as error:
+            logger.warning("blocks of ended leases wait: %s", str(error) or "no step of the engine in time")

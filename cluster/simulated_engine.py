@@ -151,6 +151,10 @@ class SimulatedEngine:
             transfers=kv.transfers,
         )
 
+    async def settle(self) -> None:
+        """Blocks come back at once."""
+        self._raise_failure()
+
     async def forget_prefixes(self) -> bool:
         self._raise_failure()
         forgotten = self._batch.pool.forget()

@@ -94,6 +94,9 @@ class TracedEngine:
     async def stats(self) -> EngineStats:
         return await self._engine.stats()
 
+    async def settle(self) -> None:
+        await self._engine.settle()
+
     async def forget_prefixes(self) -> bool:
         return await self._engine.forget_prefixes()
 

@@ -106,13 +106,14 @@ class VllmEngine:
         await self._poke()
 
     async def stats(self) -> EngineStats:
-        kv = await self._settled_link_stats()
+        kv = await self._link_stats()
         return EngineStats(
             running=self._load.running,
             waiting=self._load.waiting,
             kv_usage=self._load.kv_usage,
             leases=kv.leases,
             pinned_blocks=kv.pinned_blocks,
+            pending_releases=kv.pending_releases,
             leases_offered=kv.leases_offered,
             leases_released=kv.leases_released,
             leases_expired=kv.leases_expired,
@@ -122,8 +123,16 @@ class VllmEngine:
             transfers=kv.transfers,
         )
 
+    async def settle(self) -> None:
+        """The connector takes blocks back on the engine's own thread, at its next step: asks for one while some wait.
+        The step follows the answer to a poke, hence more than one."""
+        for _ in range(_POKES):
+            if not (await self._link_stats()).pending_releases:
+                return
+            await self._poke()
+
     async def forget_prefixes(self) -> bool:
-        await self._settled_link_stats()  # blocks of ended leases are no longer in use
+        await self.settle()  # blocks of ended leases are no longer in use
         async with self._call("forget its prefixes"):
             return await self._core.client.reset_prefix_cache_async()
 
@@ -180,19 +189,9 @@ class VllmEngine:
             self._dialect.ended(attempt_id)
         return self._attempts.pop(attempt_id, None) is not None
 
-    async def _settled_link_stats(self) -> KvStats:
-        """The connector takes released blocks back on the engine's own thread, at its next step: asks for one while
-        some wait. The step follows the answer to a poke, hence more than one."""
+    async def _link_stats(self) -> KvStats:
         self._raise_failure()
-        if self._link is None:
-            return KvStats()
-        kv = await self._link.stats()
-        for _ in range(_POKES):
-            if not kv.pending_releases:
-                break
-            await self._poke()
-            kv = await self._link.stats()
-        return kv
+        return KvStats() if self._link is None else await self._link.stats()
 
     async def _poke(self) -> None:
         """Any utility call makes an idle engine loop look whether its connector has work; this one costs nothing."""

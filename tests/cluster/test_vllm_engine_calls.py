@@ -77,3 +77,27 @@ async def test_a_lease_is_released_in_the_middle_of_a_step(engine: VllmEngine, l
     async with asyncio.timeout(5):
         await engine.release("a lease")
     assert (link.leases, link.pending) == (0, 1)
+
+
+async def test_an_engine_is_counted_in_the_middle_of_a_step(engine: VllmEngine) -> None:
+    await engine.release("a lease")
+    async with asyncio.timeout(5):
+        stats = await engine.stats()
+    assert (stats.leases, stats.pinned_blocks, stats.pending_releases) == (0, 1, 1)
+
+
+async def test_blocks_of_ended_leases_come_back_with_the_next_step(engine: VllmEngine, core: LongStep) -> None:
+    await engine.release("a lease")
+    settling = asyncio.create_task(engine.settle())
+    core.over.set()
+    await asyncio.wait_for(settling, 5)
+    assert (await engine.stats()).pinned_blocks == 0
+
+
+async def test_prefixes_are_forgotten_once_the_blocks_of_ended_leases_are_back(
+    engine: VllmEngine, core: LongStep
+) -> None:
+    core.over.set()
+    await engine.release("a lease")
+    async with asyncio.timeout(5):
+        assert await engine.forget_prefixes()

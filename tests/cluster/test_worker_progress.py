@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -164,3 +165,26 @@ async def test_a_release_has_an_idle_engine_counted_again() -> None:
         assert not counted.is_set()
         await bench.worker.release("a lease")
         await asyncio.wait_for(counted.wait(), 5)
+
+
+async def test_a_worker_in_a_long_step_is_linked_and_described_while_blocks_of_ended_leases_wait_for_it() -> None:
+    async with Bench(Role.PREFILL).running() as bench:
+        asked, stepped = asyncio.Event(), asyncio.Event()
+        count = bench.engine.stats
+
+        async def stats() -> EngineStats:
+            return replace(await count(), pending_releases=0 if stepped.is_set() else 1)
+
+        async def settle() -> None:
+            asked.set()
+            await stepped.wait()
+
+        bench.engine.stats, bench.engine.settle = stats, settle  # type: ignore[method-assign]
+        await bench.worker.release("a lease")
+        await asyncio.wait_for(asked.wait(), 5)
+        async with asyncio.timeout(5):
+            await bench.session()
+            described = await bench.stub.Describe(pb.DescribeRequest())
+        assert described.state == pb.WORKER_STATE_READY
+        stepped.set()
+        await eventually(lambda: not bench.worker._counters.last.pending_releases)

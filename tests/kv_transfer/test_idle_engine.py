@@ -81,6 +81,7 @@ async def test_an_idle_engine_takes_released_blocks_back_when_it_is_asked(engine
     stats = await engine.stats()
     assert (stats.leases, stats.pinned_blocks) == (1, 4)
     await engine.release(ticket.lease_id)
+    await engine.settle()
     stats = await engine.stats()
     assert (stats.leases, stats.pinned_blocks, stats.leases_released) == (0, 0, 1)
 
@@ -91,6 +92,8 @@ async def test_an_idle_engine_takes_expired_blocks_back_when_it_is_asked(engine:
     stats, end = before, time.monotonic() + 20
     while stats.leases and time.monotonic() < end:
         stats = await engine.stats()
+    await engine.settle()
+    stats = await engine.stats()
     assert (stats.leases, stats.pinned_blocks, stats.leases_expired) == (0, 0, before.leases_expired + 1)
 
 
