@@ -19,13 +19,13 @@ from cluster.tls import PLAIN, Channels
 from kv_transfer.block_frames import FRAME_SLACK, BadFrame, StreamLimits, decode
 from kv_transfer.block_memory import BlockBytes, memory_of
 from kv_transfer.block_server import METHOD, PROBE_BYTES, SERVICE, BlockServer
+from kv_transfer.pauses import Pauses
 from kv_transfer.refusals import kinds, refusal_kind
 from kv_transfer.transport import BlockRead, Endpoint, Layout
 from protos.baton.v1 import kv_pb2 as pb
 
 _STREAM_S = 60.0  # a longer read goes on in a new stream; this only ends those whose reader is wedged
 _IDLE_RESUMES = 3
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 0.5
 
 _KNOWN = kinds(TicketRefused, LeaseLost, Overloaded, InvalidRequest)
 _Call = grpc.aio.UnaryStreamCall[pb.ReadBlocksRequest, bytes]
@@ -86,7 +86,8 @@ class GrpcTransport:
         return self._turns
 
     async def read(self, peer: GrpcPeer, read: BlockRead) -> None:
-        """Raises `TicketRefused`, `LeaseLost`, `TransferFailed` and `Overloaded`."""
+        """Raises `TicketRefused`, `LeaseLost`, `TransferFailed` and `Overloaded`. A writer that has sent nothing yet is
+        not asked again when it is busy: the turn may be another's meanwhile."""
         blocks = self._memory.open(read.target)
         try:
             await self._fetch(peer, read, _Landing(blocks, self._frame_bytes))
@@ -108,7 +109,7 @@ class GrpcTransport:
         self._server.close()
 
     async def _fetch(self, peer: GrpcPeer, read: BlockRead, landing: _Landing) -> None:
-        idle, pause_s = 0, _FIRST_PAUSE_S
+        idle, pauses = 0, Pauses()
         time = asyncio.get_running_loop().time
         busy_until = time() + read.busy_s
         while not landing.complete:
@@ -117,16 +118,16 @@ class GrpcTransport:
             if failure is None:
                 return
             if landing.landed > before:
-                idle, pause_s = 0, _FIRST_PAUSE_S
+                idle, busy_until = 0, time() + read.busy_s
+                pauses.begin_anew()
             elif not isinstance(failure, Overloaded):
                 idle += 1
-            elif time() + pause_s > busy_until:
+            elif not landing.landed or time() > busy_until:
                 raise failure
             if idle > _IDLE_RESUMES:
                 raise TransferFailed(f"{failure}; {landing} and {idle - 1} more tries brought nothing")
             self.resumed += 1
-            await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            await asyncio.sleep(pauses.take())
 
     async def _stream(self, peer: GrpcPeer, read: BlockRead, landing: _Landing) -> BatonError | None:
         """One stream, from where the last one ended. What broke it, if it can go on; None when all bytes are there.

@@ -10,13 +10,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.engine import TransferRung
-from cluster.errors import BatonError, FingerprintMismatch, LeaseLost, Overloaded, TicketRefused, TransferFailed
+from cluster.errors import BatonError, FingerprintMismatch, LeaseLost, TicketRefused, TransferFailed
 from kv_transfer.climb import Climb, FallenRung, RungTime
 from kv_transfer.connections import Connection, Connections, Reader
 from kv_transfer.ladder import LadderRules
@@ -24,6 +23,7 @@ from kv_transfer.reachability import Reachability
 from kv_transfer.source_client import SourceClient
 from kv_transfer.ticket import Ticket, check_blocks
 from kv_transfer.transport import BlockRead, Transport
+from kv_transfer.turns import read_in_turn
 from kv_transfer.unbroken import to_its_end
 
 _log = logging.getLogger(__name__)
@@ -31,7 +31,6 @@ _log = logging.getLogger(__name__)
 _RENEW_AFTER = 1 / 3  # of the time for which a claim holds
 _RENEW_AGAIN_S = 0.2  # after a renewal that was not answered
 _FAREWELLS_S = 1.0
-_BUSY_SHARE = 0.5  # of a read's time, for a peer without room; in the rest a read that has begun can end
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,14 +206,10 @@ class Mover:
         with self._reach.watched(source, name):
             await self._reach.prove(self._connections, source, name)
             with self._connections.link(source, name) as link:
-                async with _turn(link.transport, deadline_s):
-                    climb.asks()
-                    read = BlockRead(job.sealed, job.source, job.target, _BUSY_SHARE * deadline_s)
-                    try:
-                        async with asyncio.timeout(deadline_s):
-                            await link.transport.read(link.peer, read)
-                    except TimeoutError:
-                        raise TransferFailed(f"{source}: blocks did not arrive within {deadline_s:g} s") from None
+                try:
+                    await read_in_turn(link, BlockRead(job.sealed, job.source, job.target), deadline_s, climb.asks)
+                except TimeoutError:
+                    raise TransferFailed(f"{source}: blocks did not arrive within {deadline_s:g} s") from None
 
     async def _release(self, source: str, lease_id: str) -> None:
         client = self._connections.client(source)
@@ -224,18 +219,6 @@ class Mover:
             _log.info("lease %s ends by itself: %s", lease_id, error)
         finally:
             await to_its_end(client.close())
-
-
-@asynccontextmanager
-async def _turn(transport: Transport[Any], wait_s: float) -> AsyncIterator[None]:
-    """Apart from the read's own deadline: that others are being read blames nobody. Raises `Overloaded`."""
-    async with AsyncExitStack() as held:
-        try:
-            async with asyncio.timeout(wait_s):
-                await held.enter_async_context(transport.turn())
-        except TimeoutError:
-            raise Overloaded(f"no turn to read within {wait_s:g} s: too many other reads are under way") from None
-        yield
 
 
 async def _renewed(client: SourceClient, ticket: Ticket, held_s: float, reading: Coroutine[None, None, None]) -> None:

@@ -59,7 +59,7 @@ class Endpoint:
 class BlockRead:
     """Blocks `source` of the peer into as many blocks `target` of ours, in the same order, of every layer. `ticket`:
     sealed; proves to a peer that asks for it that `source` is ours to read. `busy_s`: for how many seconds a peer that
-    has no room is asked again."""
+    has no room for the rest of a read is asked again."""
 
     ticket: bytes
     source: tuple[int, ...]
@@ -96,8 +96,8 @@ class Transport(Protocol[P]):
         ...
 
     async def read(self, peer: P, read: BlockRead) -> None:
-        """Returns once every byte is there. Raises `TransferFailed`, and `Overloaded` when the peer had no room for too
-        long; the deadline is the caller's.
+        """Returns once every byte is there. Raises `TransferFailed`, and `Overloaded` when the peer has no room; the
+        deadline is the caller's.
 
         However it ends, also when it is cancelled, nothing can write into the target blocks any more by then: as long
         as bytes may still arrive it does not end.

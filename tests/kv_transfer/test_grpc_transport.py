@@ -6,21 +6,16 @@ import asyncio
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable
-from dataclasses import replace
 
 import grpc
 import numpy as np
 import pytest
 
-from cluster.errors import LeaseLost, Overloaded, TicketRefused, TransferFailed
-from kv_transfer.block_frames import StreamLimits
-from kv_transfer.block_server import METHOD, SERVICE
+from cluster.errors import LeaseLost, TicketRefused, TransferFailed
 from kv_transfer.transport import BlockRead, Endpoint, Layout, Region
-from protos.baton.v1 import kv_pb2 as pb
 from tests.kv_transfer.block_caches import RULE, layout_of, sealed_ticket
 from tests.kv_transfer.grpc_ends import (
     BLOCKS,
-    FRAME,
     IDS,
     LIMITS,
     READ,
@@ -34,7 +29,6 @@ from tests.kv_transfer.grpc_ends import (
     writing_end,
 )
 from tests.kv_transfer.scripted_blocks import Answer
-from tests.waiting import eventually
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -116,37 +110,6 @@ async def test_what_the_writer_refuses_is_our_own_error_with_its_words(reader: E
         await reader.transport.read(peer, BlockRead(foreign, IDS, TARGETS))
     assert writer.server.refused == {"epoch": 1, "ticket": 1}
     assert not reader.cache.any()
-
-
-async def test_a_busy_writer_is_asked_again_until_it_has_room(reader: End) -> None:
-    every = tuple(range(BLOCKS))
-    request = pb.ReadBlocksRequest(ticket=sealed_ticket(every), block_ids=every).SerializeToString()
-    async with writing_end(StreamLimits(FRAME, 3 * FRAME, most_streams=1)) as end:
-        with grpc.insecure_channel(end.server.address, options=[("grpc.http2.bdp_probe", 0)]) as channel:
-            stream: grpc.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(f"/{SERVICE}/{METHOD}")
-            holder = stream(request, timeout=30)
-            await asyncio.to_thread(next, holder)
-            peer = reader.peer_at(end.server.address)
-            reading = asyncio.ensure_future(reader.transport.read(peer, READ))
-            await eventually(lambda: end.server.refused.get("busy", 0) > 5)
-            holder.cancel()
-            await reading
-    assert reader.landed()
-
-
-async def test_a_busy_writer_is_asked_more_often_than_one_that_fails(reader: End) -> None:
-    blocks, peer = reader.scripted_peer(breaks(grpc.StatusCode.RESOURCE_EXHAUSTED, "Overloaded"))
-    reading = asyncio.ensure_future(reader.transport.read(peer, replace(READ, busy_s=60.0)))
-    await eventually(lambda: len(blocks.asked) > 5)
-    reading.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await reading
-
-
-async def test_a_writer_that_stays_busy_is_told_from_one_that_fails(reader: End) -> None:
-    _, peer = reader.scripted_peer(breaks(grpc.StatusCode.RESOURCE_EXHAUSTED, "Overloaded"))
-    with pytest.raises(Overloaded, match="as the test wants it"):
-        await reader.transport.read(peer, replace(READ, busy_s=0.2))
 
 
 async def test_a_probe_proves_that_the_peer_answers(reader: End, writer: End) -> None:
