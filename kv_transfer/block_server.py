@@ -31,6 +31,7 @@ PROBE_BYTES = 4096
 LONGEST_STREAM_S = 300.0
 _MOST_REQUEST_BYTES = 1 << 20
 _SPARE_THREADS = 2  # for probes and refusals while all streams are taken
+_MOST_WAITING = 256  # calls, for a thread that gives them their answer: gRPC refuses more in words that are not ours
 _HANDSHAKE_MS = 5_000
 _STOP_S = 2.0
 
@@ -64,7 +65,9 @@ class BlockServer:
         threads = limits.most_streams + _SPARE_THREADS
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="kv-blocks")
         self._server = grpc.server(
-            self._pool, options=server_options(limits.frame(), threads), maximum_concurrent_rpcs=threads
+            self._pool,
+            options=server_options(limits.frame(), threads),
+            maximum_concurrent_rpcs=threads + _MOST_WAITING,
         )
         # Bytes in, bytes out: requests are parsed where a refusal can be counted, frames are ready as they are.
         method: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_stream_rpc_method_handler(self._answer)

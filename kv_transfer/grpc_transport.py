@@ -8,6 +8,8 @@ it did, nothing can write any more.
 from __future__ import annotations
 
 import asyncio
+import random
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import grpc
@@ -26,6 +28,7 @@ from protos.baton.v1 import kv_pb2 as pb
 
 _STREAM_S = 60.0  # a longer read goes on in a new stream; this only ends those whose reader is wedged
 _IDLE_RESUMES = 3
+_TOO_LARGE = "message larger than max"  # in gRPC's words
 
 _KNOWN = kinds(TicketRefused, LeaseLost, Overloaded, InvalidRequest)
 _Call = grpc.aio.UnaryStreamCall[pb.ReadBlocksRequest, bytes]
@@ -40,12 +43,20 @@ class GrpcPeer:
 
 class GrpcTransport:
     """Reads into the memory that `layout` describes; it must stay where it is until `close`. `server` serves the same
-    memory and is closed with the transport. `channels`: how peers are dialled."""
+    memory and is closed with the transport. `channels`: how peers are dialled. `draw`: that of `Pauses`."""
 
     name = "grpc"
 
-    def __init__(self, layout: Layout, limits: StreamLimits, server: BlockServer, channels: Channels = PLAIN) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        limits: StreamLimits,
+        server: BlockServer,
+        channels: Channels = PLAIN,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
         self._layout = layout
+        self._draw = draw
         self._memory = memory_of(layout)
         self._server = server
         self._channels = channels
@@ -71,12 +82,14 @@ class GrpcTransport:
         return peer
 
     async def probe(self, peer: GrpcPeer) -> None:
-        """The peer answers a request for no block with one frame of zeros: its process is alive and its frames pass."""
+        """The peer answers a request for no block with one frame of zeros: its process is alive and its frames pass.
+        Raises `Overloaded` as well."""
         call = peer.read_blocks(pb.ReadBlocksRequest(), timeout=_STREAM_S)
         try:
             message = await _next(call)
         except grpc.aio.AioRpcError as error:
-            raise TransferFailed(_words(peer, error)) from None
+            busy = _kind(error) is Overloaded
+            raise (Overloaded if busy else TransferFailed)(_words(peer, error)) from None
         finally:
             call.cancel()
         if message is None or len(decode(message, PROBE_BYTES).data) != PROBE_BYTES:
@@ -109,7 +122,7 @@ class GrpcTransport:
         self._server.close()
 
     async def _fetch(self, peer: GrpcPeer, read: BlockRead, landing: _Landing) -> None:
-        idle, pauses = 0, Pauses()
+        idle, pauses = 0, Pauses(self._draw)
         time = asyncio.get_running_loop().time
         busy_until = time() + read.busy_s
         while not landing.complete:
@@ -183,12 +196,19 @@ async def _next(call: _Call) -> bytes | None:
 
 def _refused_or_broken(peer: GrpcPeer, error: grpc.aio.AioRpcError) -> BatonError:
     """Raises a refusal; gives back what another stream may mend."""
-    kind = refusal_kind(error, _KNOWN) or TransferFailed
+    kind = _kind(error) or TransferFailed
     if kind in (TicketRefused, LeaseLost):
         raise kind(f"{peer.address}: {error.details()}") from None
     if kind is InvalidRequest or error.code() is grpc.StatusCode.UNIMPLEMENTED:
         raise TransferFailed(_words(peer, error)) from None
     return kind(_words(peer, error))
+
+
+def _kind(error: grpc.aio.AioRpcError) -> type[BatonError] | None:
+    """A writer whose gRPC takes no more calls names no class of ours, but is as busy as one without a free stream. A
+    message that is too large has the same status."""
+    exhausted = error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE not in (error.details() or "")
+    return refusal_kind(error, _KNOWN) or (Overloaded if exhausted else None)
 
 
 def _words(peer: GrpcPeer, error: grpc.aio.AioRpcError) -> str:

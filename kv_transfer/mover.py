@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
@@ -78,7 +79,7 @@ def _rung(
 
 class Mover:
     """All pulls of one rank over the given transports, which are closed with it. `now`: monotonic seconds, for how
-    long pulls take and for what is remembered of transports that failed."""
+    long pulls take and for what is remembered of transports that failed. `draw`: that of `Pauses`."""
 
     def __init__(
         self,
@@ -86,8 +87,10 @@ class Mover:
         reader: Reader,
         rules: LadderRules,
         now: Callable[[], float] = time.monotonic,
+        draw: Callable[[], float] = random.random,
     ) -> None:
         self._transports = transports
+        self._draw = draw
         self._reader = reader
         self._rules = rules
         self._reach = Reachability(rules, now)
@@ -202,12 +205,13 @@ class Mover:
                 _log.warning("request %s: %s failed: %s", job.request_id, name, error)
 
     async def _read(self, source: Connection, job: PullJob, name: str, climb: Climb) -> None:
+        read = BlockRead(job.sealed, job.source, job.target)
         deadline_s = self._rules.deadline_s(name, len(job.target) * self._reader.block_bytes)
         with self._reach.watched(source, name):
             await self._reach.prove(self._connections, source, name)
             with self._connections.link(source, name) as link:
                 try:
-                    await read_in_turn(link, BlockRead(job.sealed, job.source, job.target), deadline_s, climb.asks)
+                    await read_in_turn(link, read, deadline_s, climb.asks, self._draw)
                 except TimeoutError:
                     raise TransferFailed(f"{source}: blocks did not arrive within {deadline_s:g} s") from None
 

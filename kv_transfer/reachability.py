@@ -11,15 +11,15 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from cluster.errors import LeaseLost, Overloaded, TicketRefused, TransferFailed
+from cluster.errors import BatonError, LeaseLost, Overloaded, TicketRefused, TransferFailed
 from kv_transfer.circuit import Circuits
 from kv_transfer.connections import Connection, Connections, Link, Origin
 from kv_transfer.ladder import LadderRules, choose_rungs
 
 _log = logging.getLogger(__name__)
 
-Probe = asyncio.Task[str]
-"""Ends with the reason why nothing came, empty when bytes did. Does not raise."""
+Probe = asyncio.Task[BatonError | None]
+"""Ends with why nothing came: `TransferFailed`, or `Overloaded`, which is no fault. Does not raise."""
 
 
 class Reachability:
@@ -44,14 +44,14 @@ class Reachability:
         return choose_rungs(allowed, self._circuits, source.origin)
 
     async def prove(self, connections: Connections, source: Connection, name: str) -> None:
-        """Returns at once when bytes have come over this link before, else waits for a probe. Raises
-        `TransferFailed`."""
+        """Returns at once when bytes have come over this link before, else waits for a probe. Raises `TransferFailed`
+        and `Overloaded`."""
         link = source.links.get(name)
         if link is not None and link.proven:
             return
         probe = self._probes.get((source.origin, name)) or self._probe(connections, source, name)
-        if reason := await asyncio.shield(probe):
-            raise TransferFailed(reason)
+        if error := await asyncio.shield(probe):
+            raise type(error)(str(error))  # one of its own for each who waits
 
     @contextmanager
     def watched(self, source: Connection, name: str) -> Iterator[None]:
@@ -83,17 +83,19 @@ class Reachability:
         probe.add_done_callback(lambda ended: self._probes.pop(key))
         return probe
 
-    async def _try(self, connections: Connections, source: Connection, name: str) -> str:
+    async def _try(self, connections: Connections, source: Connection, name: str) -> BatonError | None:
         try:
             async with connections.held(source):
                 with connections.link(source, name) as link:
                     await self._bytes_come(link)
+        except Overloaded as error:
+            return Overloaded(f"{source}: {name}: {error}")
         except TransferFailed as error:
-            return f"{source}: {name}: {error}"
+            return TransferFailed(f"{source}: {name}: {error}")
         except Exception as error:  # a bug in a transport costs this transport, not the engine
             _log.exception("%s: the probe over %s broke", source, name)
-            return f"{source}: {name}: {type(error).__name__}: {error}"
-        return ""
+            return TransferFailed(f"{source}: {name}: {type(error).__name__}: {error}")
+        return None
 
     async def _bytes_come(self, link: Link) -> None:
         try:
@@ -105,10 +107,12 @@ class Reachability:
 
     def _ended(self, source: Connection, name: str) -> Callable[[Probe], None]:
         def tell(probe: Probe) -> None:
-            reason = "it was cancelled" if probe.cancelled() else probe.result()
-            self._circuits.probed(source.origin, name, not reason, self._now())
-            if reason:
-                _log.warning("still not reachable: %s", reason)
+            error = TransferFailed("it was cancelled") if probe.cancelled() else probe.result()
+            # Whoever is busy is there; and bytes have yet to come before anything is read over a new link.
+            answered = error is None or isinstance(error, Overloaded)
+            self._circuits.probed(source.origin, name, answered, self._now())
+            if not answered:
+                _log.warning("still not reachable: %s", error)
             else:
                 _log.info("%s: %s works again", source, name)
 

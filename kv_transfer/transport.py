@@ -86,8 +86,8 @@ class Transport(Protocol[P]):
         ...
 
     async def probe(self, peer: P) -> None:
-        """Proves that bytes come from the peer, without touching any block. Raises `TransferFailed`; the deadline is
-        the caller's. Leaves nothing behind, however it ends."""
+        """Proves that bytes come from the peer, without touching any block. Raises `TransferFailed`, and `Overloaded`
+        when the peer has no room; the deadline is the caller's. Leaves nothing behind, however it ends."""
         ...
 
     def turn(self) -> AbstractAsyncContextManager[object]:

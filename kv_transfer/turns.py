@@ -20,11 +20,13 @@ from kv_transfer.transport import BlockRead, Transport
 _BUSY_SHARE = 0.5  # of a read's time: for so long a busy writer is asked again
 
 
-async def read_in_turn(link: Link, read: BlockRead, deadline_s: float, begins: Callable[[], None]) -> None:
+async def read_in_turn(
+    link: Link, read: BlockRead, deadline_s: float, begins: Callable[[], None], draw: Callable[[], float]
+) -> None:
     """Waits for room for at most `deadline_s`, then reads for at most as long. `begins` is called when bytes are asked
     for. Raises what the transport does, `Overloaded` where there was no room, and `TimeoutError` where the bytes did
     not come in time."""
-    time, pauses = asyncio.get_running_loop().time, Pauses()
+    time, pauses = asyncio.get_running_loop().time, Pauses(draw)
     give_up = time() + deadline_s
     busy_s = _BUSY_SHARE * deadline_s
     asked = replace(read, busy_s=busy_s)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import socket
 import threading
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
-from typing import TypeAlias
+from contextlib import ExitStack, suppress
+from typing import Any, TypeAlias
 
 import grpc
 import pytest
 
 from kv_transfer import block_server
 from kv_transfer.block_frames import LEAST_FRAME_BYTES, StreamLimits, decode
+from kv_transfer.block_permit import ReadPermit, TicketRule, permit
 from kv_transfer.block_server import METHOD, SERVICE, BlockServer
 from kv_transfer.refusals import ERROR_KEY
+from kv_transfer.transport import Layout
 from protos.baton.v1 import kv_pb2 as pb
 from tests.kv_transfer.block_caches import RULE, block_values, filled_cache, layout_of, sealed_ticket
 from tests.waiting import eventually
@@ -181,6 +184,42 @@ async def test_one_reader_too_many_is_sent_away_until_another_has_ended(
         call.cancel()
     await eventually(lambda: server.streams == 0)
     assert sizes(read_blocks(request((1,)), timeout=DEADLINE_S))
+
+
+def test_whoever_is_sent_away_is_told_in_our_words_however_many_there_are(
+    server: BlockServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of gRPC's own refusal a reader cannot know that it is for load."""
+    go_on = threading.Event()
+    really = permit
+
+    def held_up(data: bytes, rule: TicketRule, layout: Layout) -> ReadPermit:
+        assert go_on.wait(DEADLINE_S)
+        return really(data, rule, layout)
+
+    monkeypatch.setattr("kv_transfer.block_server.permit", held_up)
+    with ExitStack() as channels:
+        calls = []
+        for _ in range(8):  # each a reader of its own: one connection takes no more calls than there are threads
+            options = [("grpc.use_local_subchannel_pool", 1), ("grpc.http2.bdp_probe", 0)]
+            channel = channels.enter_context(grpc.insecure_channel(server.address, options=options))
+            stream: ReadBlocks = channel.unary_stream(f"/{SERVICE}/{METHOD}")
+            calls += [stream(request(EVERY), timeout=DEADLINE_S) for _ in range(4)]
+        go_on.set()
+        told = Counter(first_answer(call) for call in calls)
+        for call in calls:
+            call.cancel()
+    assert set(told) == {"", "Overloaded"}
+    assert told["Overloaded"] >= 1
+
+
+def first_answer(call: Any) -> str:
+    """The class of the refusal; empty for a frame."""
+    try:
+        next(call)
+    except grpc.RpcError:
+        return str({item.key: item.value for item in call.trailing_metadata()}.get(ERROR_KEY))
+    return ""
 
 
 def test_large_frames_leave_room_for_fewer_readers(server: BlockServer, read_blocks: ReadBlocks) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import random
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, replace
+from typing import Any
 
 import grpc
 import pytest
 
-from cluster.errors import Overloaded
+from cluster.errors import Overloaded, TransferFailed
 from kv_transfer.block_frames import StreamLimits
 from kv_transfer.block_server import METHOD, SERVICE
 from kv_transfer.connections import Link
@@ -38,6 +40,7 @@ from tests.waiting import eventually
 pytestmark = pytest.mark.timeout(60)
 
 BUSY = breaks(grpc.StatusCode.RESOURCE_EXHAUSTED, "Overloaded")
+FULL = breaks(grpc.StatusCode.RESOURCE_EXHAUSTED)
 
 
 @pytest.fixture
@@ -51,7 +54,7 @@ class Held:
     """A writer whose only stream is taken, by somebody who does not read on."""
 
     end: End
-    holder: grpc.Future
+    holder: Any  # the call
 
     @property
     def refused(self) -> int:
@@ -77,7 +80,7 @@ def nothing() -> None: ...
 async def test_a_busy_writer_is_asked_again_until_it_has_room(reader: End) -> None:
     async with held_writer() as writer:
         link = Link(reader.transport, reader.peer_at(writer.end.server.address))
-        reading = asyncio.create_task(read_in_turn(link, READ, 30.0, nothing))
+        reading = asyncio.create_task(read_in_turn(link, READ, 30.0, nothing, random.random))
         await eventually(lambda: writer.refused > 5)
         writer.holder.cancel()
         await reading
@@ -87,7 +90,7 @@ async def test_a_busy_writer_is_asked_again_until_it_has_room(reader: End) -> No
 async def test_a_writer_that_stays_busy_is_told_from_one_that_fails(reader: End) -> None:
     _, peer = reader.scripted_peer(BUSY)
     with pytest.raises(Overloaded, match="as the test wants it"):
-        await read_in_turn(Link(reader.transport, peer), READ, 0.4, nothing)
+        await read_in_turn(Link(reader.transport, peer), READ, 0.4, nothing, random.random)
 
 
 async def test_a_read_that_has_begun_asks_a_busy_writer_again_for_the_rest(reader: End) -> None:
@@ -101,6 +104,26 @@ async def test_a_writer_that_stays_busy_in_mid_read_is_told_from_one_that_fails(
     _, peer = reader.scripted_peer(two_frames_then(), BUSY)
     with pytest.raises(Overloaded, match="as the test wants it"):
         await reader.transport.read(peer, replace(READ, busy_s=0.2))
+
+
+async def test_a_writer_whose_grpc_takes_no_more_calls_is_busy_not_broken(reader: End) -> None:
+    """It answers then without a thread of ours, so without our words."""
+    _, peer = reader.scripted_peer(FULL)
+    with pytest.raises(Overloaded, match="RESOURCE_EXHAUSTED"):
+        await reader.transport.read(peer, READ)
+    with pytest.raises(Overloaded, match="RESOURCE_EXHAUSTED"):
+        await reader.transport.probe(peer)
+
+
+async def test_a_message_that_is_too_large_is_no_sign_of_load(reader: End) -> None:
+    def too_large(request: pb.ReadBlocksRequest, context: grpc.ServicerContext) -> Iterator[bytes]:
+        yield bytes(2 * FRAME)
+
+    _, peer = reader.scripted_peer(too_large)
+    with pytest.raises(TransferFailed, match="larger than max"):
+        await reader.transport.read(peer, READ)
+    with pytest.raises(TransferFailed, match="larger than max"):
+        await reader.transport.probe(peer)
 
 
 async def test_reads_from_an_idle_writer_go_on_while_as_many_as_there_are_turns_wait_for_a_busy_one(

@@ -180,3 +180,25 @@ async def test_closing_ends_probes_under_way(fast: ScriptedTransport, slow: Scri
     await mover.close()
     mover.check_idle()
     assert (fast.at_work, fast.connected - fast.disconnected) == (0, 0)
+
+
+async def test_a_peer_that_is_too_busy_for_a_probe_is_not_taken_for_one_that_is_away(
+    mover: Mover, fast: ScriptedTransport, source: Source
+) -> None:
+    fast.probe_fault = Fault.BUSY
+    assert await transport_of_next(mover, source) == "slow"
+    fast.probe_fault = None
+    assert await transport_of_next(mover, source) == "fast"
+
+
+async def test_a_busy_answer_to_a_probe_shows_that_the_peer_is_there_again(
+    mover: Mover, fast: ScriptedTransport, source: Source, clock: HandClock
+) -> None:
+    fast.read_fault = Fault.ERROR
+    assert await transport_of_next(mover, source) == "slow"
+    fast.read_fault, fast.probe_fault = None, Fault.BUSY
+    clock.time += OPEN_S
+    assert await transport_of_next(mover, source) == "slow"
+    await eventually(lambda: "probes=0" in repr(mover))
+    fast.probe_fault = None
+    assert await transport_of_next(mover, source) == "fast"
