@@ -42,6 +42,10 @@ class LadderRules:
         both = [name for name in ours if name in theirs and name not in self.forbid]
         return tuple(sorted(both, key=lambda name: name != self.prefer))
 
+    def reads_at_once(self, transport: str) -> int:
+        """So many may share the transport's expected speed, and each keeps its deadline."""
+        return int(self.rungs[transport].factor)
+
     def deadline_s(self, transport: str, size: int) -> float:
         """For a read of `size` bytes."""
         rung = self.rungs[transport]

@@ -16,14 +16,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.engine import TransferRung
-from cluster.errors import BatonError, FingerprintMismatch, LeaseLost, TicketRefused, TransferFailed
+from cluster.errors import BatonError, FingerprintMismatch, LeaseLost, Overloaded, TicketRefused, TransferFailed
 from kv_transfer.climb import Climb, FallenRung, RungTime
 from kv_transfer.connections import Connection, Connections, Reader
 from kv_transfer.ladder import LadderRules
+from kv_transfer.pauses import FIRST_S
 from kv_transfer.reachability import Reachability
 from kv_transfer.source_client import SourceClient
 from kv_transfer.ticket import Ticket, check_blocks
-from kv_transfer.transport import BlockRead, Transport
+from kv_transfer.transport import MOST_ANEW, BlockRead, Interrupted, Transport
 from kv_transfer.turns import read_in_turn
 from kv_transfer.unbroken import to_its_end
 
@@ -210,10 +211,17 @@ class Mover:
         with self._reach.watched(source, name):
             await self._reach.prove(self._connections, source, name)
             with self._connections.link(source, name) as link:
-                try:
-                    await read_in_turn(link, read, deadline_s, climb.asks, self._draw)
-                except TimeoutError:
-                    raise TransferFailed(f"{source}: blocks did not arrive within {deadline_s:g} s") from None
+                for _ in range(1 + MOST_ANEW):
+                    try:
+                        return await read_in_turn(link, read, deadline_s, climb.asks, self._draw)
+                    except TimeoutError:
+                        raise TransferFailed(f"{source}: blocks did not arrive within {deadline_s:g} s") from None
+                    except Interrupted as error:
+                        _log.info("request %s: %s", job.request_id, error)
+                    await asyncio.sleep(FIRST_S)  # by then it is known which peer's read could not be stopped
+                    if not self._reach.usable(source, name):
+                        break
+                raise Overloaded(f"{source}: reads of others interrupted this one, again and again")
 
     async def _release(self, source: str, lease_id: str) -> None:
         client = self._connections.client(source)

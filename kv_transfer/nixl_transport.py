@@ -1,7 +1,7 @@
 """The NIXL transport: one-sided READs of a peer's memory, over what UCX finds (shared memory, RDMA, NVLink).
 
 One agent serves peers, another one reads. NIXL cannot stop a read, so one that does not come to its end costs the
-reading agent: it is closed, which ends all its reads, and those of other peers begin anew with the next agent.
+reading agent: it is closed, which interrupts all its reads, and those of other peers begin anew with the next agent.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 
 from cluster.errors import TransferFailed
 from kv_transfer.nixl_agent import NixlAgent, ReadState, Spans, configure_network
-from kv_transfer.transport import BlockRead, Endpoint, Layout
+from kv_transfer.transport import BlockRead, Endpoint, Interrupted, Layout
 from kv_transfer.unbroken import to_its_end
 
 _log = logging.getLogger(__name__)
@@ -50,13 +50,15 @@ class NixlPeer:
 
 class NixlTransport:
     """Reads into, and serves reads from, the memory that `layout` describes; it must stay where it is until `close`.
-    `net_device`: the only network interface to use, for all agents of this process; None leaves that to UCX."""
+    `net_device`: the only network interface to use, for all agents of this process; None leaves that to UCX.
+    `reads_at_once`: they share the way the bytes come, and one that is late costs all others."""
 
     name = "nixl"
 
-    def __init__(self, layout: Layout, net_device: str | None = None) -> None:
+    def __init__(self, layout: Layout, net_device: str | None = None, reads_at_once: int = 4) -> None:
         configure_network(net_device)
         self._layout = layout
+        self._turns = asyncio.Semaphore(reads_at_once)
         self._token = np.frombuffer(os.urandom(_TOKEN_BYTES), np.uint8).copy()
         self._server = NixlAgent()
         self._server.register(_all_blocks(layout), layout.memory)
@@ -81,18 +83,17 @@ class NixlTransport:
         return peer
 
     async def probe(self, peer: NixlPeer) -> None:
-        while (token := await self._read_token(peer)) is None:
-            _log.info("a probe begins anew: the read of another peer could not be stopped")
+        if (token := await self._read_token(peer)) is None:
+            raise Interrupted("a probe was interrupted: the read of another peer could not be stopped")
         if token != peer.token:
             raise TransferFailed("NIXL read other bytes than the peer offered: it does not reach the peer's memory")
 
-    def turn(self) -> contextlib.AbstractAsyncContextManager[None]:
-        """There is always room: a read takes no memory of its own."""
-        return contextlib.nullcontext()
+    def turn(self) -> asyncio.Semaphore:
+        return self._turns
 
     async def read(self, peer: NixlPeer, read: BlockRead) -> None:
-        while not await self._attempt(peer, read):
-            _log.info("a read begins anew: one of another peer could not be stopped")
+        if not await self._attempt(peer, read):
+            raise Interrupted("a read was interrupted: one of another peer could not be stopped")
 
     def disconnect(self, peer: NixlPeer) -> None:
         self._peers[peer.metadata] -= 1

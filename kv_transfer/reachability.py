@@ -15,6 +15,7 @@ from cluster.errors import BatonError, LeaseLost, Overloaded, TicketRefused, Tra
 from kv_transfer.circuit import Circuits
 from kv_transfer.connections import Connection, Connections, Link, Origin
 from kv_transfer.ladder import LadderRules, choose_rungs
+from kv_transfer.transport import MOST_ANEW, Interrupted
 
 _log = logging.getLogger(__name__)
 
@@ -65,6 +66,10 @@ class Reachability:
             self._circuits.failed(source.origin, name, self._now())
             raise
 
+    def usable(self, source: Connection, name: str) -> bool:
+        """Whether it has not failed of late."""
+        return self._circuits.usable(source.origin, name)
+
     def forget(self, origin: Origin) -> None:
         self._circuits.forget(origin)
 
@@ -98,12 +103,18 @@ class Reachability:
         return None
 
     async def _bytes_come(self, link: Link) -> None:
-        try:
-            async with asyncio.timeout(self._rules.probe_s):
-                await link.transport.probe(link.peer)
-        except TimeoutError:
-            raise TransferFailed(f"a probe brought no byte within {self._rules.probe_s:g} s") from None
-        link.proven = True
+        for _ in range(1 + MOST_ANEW):
+            try:
+                async with asyncio.timeout(self._rules.probe_s):
+                    await link.transport.probe(link.peer)
+            except TimeoutError:
+                raise TransferFailed(f"a probe brought no byte within {self._rules.probe_s:g} s") from None
+            except Interrupted as error:
+                _log.info("%s", error)
+                continue
+            link.proven = True
+            return
+        raise Overloaded("each probe was interrupted by the reads of others")
 
     def _ended(self, source: Connection, name: str) -> Callable[[Probe], None]:
         def tell(probe: Probe) -> None:

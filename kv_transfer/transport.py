@@ -67,6 +67,14 @@ class BlockRead:
     busy_s: float = field(default=math.inf, compare=False)
 
 
+class Interrupted(Exception):
+    """A read or a probe was ended because another one, perhaps of another peer, could not be ended alone. Nothing is
+    wrong with the peer, and nothing arrives any more."""
+
+
+MOST_ANEW = 2
+"""How often what was interrupted begins anew, each time with all of its time."""
+
 P = TypeVar("P")
 
 
@@ -87,7 +95,8 @@ class Transport(Protocol[P]):
 
     async def probe(self, peer: P) -> None:
         """Proves that bytes come from the peer, without touching any block. Raises `TransferFailed`, and `Overloaded`
-        when the peer has no room; the deadline is the caller's. Leaves nothing behind, however it ends."""
+        when the peer has no room, and `Interrupted`; the deadline is the caller's. Leaves nothing behind, however it
+        ends."""
         ...
 
     def turn(self) -> AbstractAsyncContextManager[object]:
@@ -96,8 +105,8 @@ class Transport(Protocol[P]):
         ...
 
     async def read(self, peer: P, read: BlockRead) -> None:
-        """Returns once every byte is there. Raises `TransferFailed`, and `Overloaded` when the peer has no room; the
-        deadline is the caller's.
+        """Returns once every byte is there. Raises `TransferFailed`, `Overloaded` when the peer has no room, and
+        `Interrupted`; the deadline is the caller's.
 
         However it ends, also when it is cancelled, nothing can write into the target blocks any more by then: as long
         as bytes may still arrive it does not end.

@@ -48,11 +48,11 @@ class WorkerHalf:
         fingerprint = fingerprint_of(self._config, kv_caches)
         self._on_cpu = layout.memory == "DRAM"
         channels = self._settings.channels()
-        self.transports = transports = self._build_transports(layout, channels)
+        rules = LadderRules.of(self._settings.transfer)
+        self.transports = transports = self._build_transports(layout, rules, channels)
         offers = {transport.name: transport.offer() for transport in transports}
         self.endpoint = RankEndpoint(Endpoint(offers, layout), fingerprint)
         reader = Reader(self._settings.reader_id, self._rank, fingerprint, layout.block_bytes, channels)
-        rules = LadderRules.of(self._settings.transfer)
         key, block_size = secret(self._settings.secret_env), self._config.cache_config.block_size
         self._mover = MoverThread(
             lambda: Mover(transports, reader, rules),
@@ -96,11 +96,11 @@ class WorkerHalf:
         if hasattr(self, "_mover"):
             self._mover.close()
 
-    def _build_transports(self, layout: Layout, channels: Channels) -> tuple[Transport[Any], ...]:
+    def _build_transports(self, layout: Layout, rules: LadderRules, channels: Channels) -> tuple[Transport[Any], ...]:
         settings, transfer = self._settings, self._settings.transfer
         transports: list[Transport[Any]] = []
         if "nixl" not in transfer.forbid:
-            transports.append(NixlTransport(layout, settings.net_device))
+            transports.append(NixlTransport(layout, settings.net_device, rules.reads_at_once(NixlTransport.name)))
         if "grpc" not in transfer.forbid:
             rule = TicketRule(secret(settings.secret_env), settings.epoch, self._config.cache_config.block_size)
             limits = StreamLimits(transfer.frame_kib << 10, transfer.in_flight_mib << 20)

@@ -27,7 +27,7 @@ from kv_transfer.mover import PullJob
 from kv_transfer.source_server import KvSource, KvSourceServer
 from kv_transfer.ticket import Ticket, prompt_digest, seal
 from kv_transfer.ticket_writer import TicketWriter
-from kv_transfer.transport import BlockRead, Endpoint, Layout, Region
+from kv_transfer.transport import BlockRead, Endpoint, Interrupted, Layout, Region
 from protos.baton.v1 import kv_pb2 as pb
 
 EPOCH = 3
@@ -51,10 +51,12 @@ class HandClock:
 
 
 class Fault(Enum):
-    """What a call meets. STALL: it is answered when the test is over. BUSY: the peer has no room."""
+    """What a call meets. STALL: it is answered when the test is over. BUSY: the peer has no room. INTERRUPTED: another
+    one could not be ended alone."""
 
     ERROR = "error"
     BUSY = "busy"
+    INTERRUPTED = "interrupted"
     STALL = "stall"
 
 
@@ -239,3 +241,5 @@ class ScriptedTransport:
             raise TransferFailed("as the test wants it")
         if fault() is Fault.BUSY:
             raise Overloaded("there is no room")
+        if fault() is Fault.INTERRUPTED:
+            raise Interrupted("another read could not be stopped")

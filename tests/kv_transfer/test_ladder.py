@@ -60,3 +60,12 @@ def test_the_time_of_a_rung_stays_between_floor_and_ceiling(size: int, mib_per_s
     ladder = LadderRules.of(KvTransferConfig(grpc=rung))
     assert 1.0 <= ladder.deadline_s("grpc", size) <= 7.0
     assert ladder.deadline_s("grpc", size) <= ladder.deadline_s("grpc", size + MIB)
+
+
+@given(size=st.integers(0, 1 << 34), factor=st.floats(1.0, 100.0))
+def test_as_many_reads_as_may_run_at_once_keep_their_deadlines_at_the_expected_speed(size: int, factor: float) -> None:
+    rung = RungConfig(mib_per_s=512.0, factor=factor, floor_s=1e-9, ceiling_s=1e9)
+    ladder = LadderRules.of(KvTransferConfig(nixl=rung))
+    at_once = ladder.reads_at_once("nixl")
+    assert at_once >= 1
+    assert at_once * size / (512 * MIB) <= ladder.deadline_s("nixl", size) * (1 + 1e-9)

@@ -14,7 +14,7 @@ from kv_transfer.climb import FallenRung
 from kv_transfer.connections import Reader
 from kv_transfer.fingerprint import Fingerprint
 from kv_transfer.mover import Mover, PullJob, PullResult
-from kv_transfer.transport import BlockRead
+from kv_transfer.transport import MOST_ANEW, BlockRead
 from tests.kv_transfer.conftest import (
     BLOCK_BYTES,
     EPOCH,
@@ -146,6 +146,57 @@ async def test_a_read_that_had_to_wait_for_its_turn_has_all_of_its_time_then(
         turn_at = time.monotonic()
     assert (await pulling).fallen[0].reason.endswith(f"did not arrive within {READ_S:g} s")
     assert time.monotonic() - turn_at >= READ_S
+
+
+async def test_a_read_that_others_interrupt_has_all_of_its_time_anew(
+    mover: Mover, fast: ScriptedTransport, source: Source
+) -> None:
+    asked_at: list[float] = []
+
+    async def read(peer: str, read: BlockRead) -> None:
+        asked_at.append(time.monotonic())
+        fast.read_fault = Fault.INTERRUPTED if len(asked_at) < 3 else None
+        await asyncio.sleep(READ_S / 2)
+        await really(peer, read)
+
+    really, fast.read = fast.read, read  # type: ignore[method-assign]
+    result = await mover.pull(job(source.offer()))
+    assert (result.transport, result.fallen, len(asked_at)) == ("fast", (), 3)
+    assert asked_at[2] - asked_at[0] >= READ_S, "the first beginning's time was over"
+
+
+async def test_a_read_that_is_interrupted_again_and_again_costs_this_pull_its_transport_and_no_other(
+    mover: Mover, fast: ScriptedTransport, source: Source
+) -> None:
+    fast.read_fault = Fault.INTERRUPTED
+    result = await mover.pull(job(source.offer()))
+    assert (result.transport, len(fast.reads)) == ("slow", 1 + MOST_ANEW)
+    fast.read_fault = None
+    assert (await mover.pull(job(source.offer()))).transport == "fast"
+
+
+async def test_a_probe_that_others_interrupt_begins_anew(mover: Mover, fast: ScriptedTransport, source: Source) -> None:
+    fast.probe_fault = Fault.INTERRUPTED
+    assert (await mover.pull(job(source.offer()))).transport == "slow"
+    assert fast.probes == 1 + MOST_ANEW
+    fast.probe_fault = None
+    assert (await mover.pull(job(source.offer()))).transport == "fast"
+
+
+async def test_what_is_interrupted_does_not_begin_anew_with_a_peer_that_failed_meanwhile(
+    mover: Mover, fast: ScriptedTransport, source: Source
+) -> None:
+    """As when two reads of one peer are late: the first one's end interrupts the second."""
+    fast.read_fault = Fault.STALL
+    late = asyncio.create_task(mover.pull(job(source.offer())))
+    await eventually(lambda: len(fast.reads) == 1)
+    await asyncio.sleep(READ_S / 2)
+    second = asyncio.create_task(mover.pull(job(source.offer())))
+    await eventually(lambda: len(fast.reads) == 2)
+    await late
+    fast.read_fault = Fault.INTERRUPTED
+    assert (await second).transport == "slow"
+    assert len(fast.reads) == 2
 
 
 async def test_a_lease_that_expired_while_it_was_read_makes_the_blocks_unusable(

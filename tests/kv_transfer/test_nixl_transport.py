@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import signal
 import socket
 import threading
@@ -17,11 +18,13 @@ from multiprocessing.connection import Connection
 import numpy as np
 import pytest
 
-from cluster.errors import TransferFailed
+from cluster.errors import Overloaded, TransferFailed
+from kv_transfer.connections import Link
 from kv_transfer.mover import Mover
-from kv_transfer.nixl_agent import ReadState
+from kv_transfer.nixl_agent import NixlAgent, ReadState
 from kv_transfer.nixl_transport import NixlPeer, NixlTransport
-from kv_transfer.transport import BlockRead, Endpoint, Layout, Region
+from kv_transfer.transport import BlockRead, Endpoint, Interrupted, Layout, Region
+from kv_transfer.turns import read_in_turn
 from tests.kv_transfer.conftest import READER, Source, job, rules
 from tests.kv_transfer.nixl_peers import (
     BLOCK_BYTES,
@@ -91,8 +94,11 @@ ALL = tuple(range(BLOCKS))
 
 
 async def read(transport: NixlTransport, peer: NixlPeer, source: tuple[int, ...], target: tuple[int, ...]) -> None:
+    """As often as it is interrupted."""
     async with asyncio.timeout(10):
-        await transport.read(peer, BlockRead(b"", source, target))
+        while True:
+            with contextlib.suppress(Interrupted):
+                return await transport.read(peer, BlockRead(b"", source, target))
 
 
 async def test_blocks_of_every_layer_land_in_the_blocks_they_were_meant_for(reader: Reading, writer: Writer) -> None:
@@ -291,6 +297,19 @@ async def test_a_read_that_cannot_be_stopped_costs_other_peers_no_more_than_a_ne
     assert np.array_equal(cache[:, 3], pattern()[:, 6])
 
 
+async def test_no_more_reads_run_at_once_than_may(writer: Writer) -> None:
+    cache = np.zeros((LAYERS, BLOCKS, BLOCK_BYTES), np.uint8)
+    MADE.append(NixlTransport(layout_of(cache), "lo", reads_at_once=2))
+    transport = MADE[-1]
+    link = Link(transport, transport.connect(writer.endpoint))
+    async with transport.turn(), transport.turn():
+        with pytest.raises(Overloaded, match="too many other reads"):
+            await read_in_turn(link, BlockRead(b"", (5,), (1,)), 0.1, lambda: None, random.random)
+        assert not cache.any()
+    await read_in_turn(link, BlockRead(b"", (5,), (1,)), 5.0, lambda: None, random.random)
+    assert np.array_equal(cache[:, 1], pattern()[:, 5])
+
+
 async def test_other_threads_go_on_while_bytes_move(reader: Reading, writer: Writer) -> None:
     """The engine computes while blocks arrive: a transfer must not hold the interpreter."""
     transport, _ = reader
@@ -329,3 +348,41 @@ async def test_the_mover_survives_a_source_whose_process_dies(mortal_writer: Wri
     mover.check_idle()
     assert source.stats().leases == 0
     source.close()
+
+
+async def test_a_read_that_the_late_one_of_another_peer_interrupts_lands_all_the_same(
+    writer: Writer, other_writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It begins anew 0.7 s into its 1.5 s, and then takes a second."""
+    transport, cache = new_reader()
+    ladder = rules(read_s=1.5)
+    mover = Mover([transport], READER, replace(ladder, rungs={"nixl": ladder.rungs["fast"]}))
+    good, bad = Source(endpoint=writer.endpoint), Source(endpoint=other_writer.endpoint)
+    for source in (good, bad):
+        assert (await mover.pull(job(source.offer()))).outcome == "landed"
+    agent = transport._current().agent
+    monkeypatch.setattr(agent, "start", lambda read: ReadState.MOVING)
+    monkeypatch.setattr(agent, "poll", lambda read: ReadState.MOVING)
+    monkeypatch.setattr("kv_transfer.nixl_transport.NixlAgent", SlowAgent)
+    late = asyncio.create_task(mover.pull(job(bad.offer())))
+    await asyncio.sleep(1.0)
+    cache[:] = 0
+    result = await mover.pull(job(good.offer((4, 5, 6))))
+    assert (await late).outcome == "failed"
+    assert (result.outcome, result.reason) == ("landed", "")
+    assert np.array_equal(cache[:, 50:53], pattern()[:, 4:7])
+    await mover.close()
+    for source in (good, bad):
+        source.close()
+
+
+class SlowAgent(NixlAgent):
+    """Each of its reads takes a second."""
+
+    def start(self, read: int) -> ReadState:
+        self.until = time.monotonic() + 1.0
+        super().start(read)
+        return ReadState.MOVING
+
+    def poll(self, read: int) -> ReadState:
+        return super().poll(read) if time.monotonic() > self.until else ReadState.MOVING
