@@ -9,9 +9,9 @@ or an engine is, they do not know: block ids are numbers. `LeaseBook` shares the
 
     beside it, for a prompt that is still being computed:   open ──grow──▶ open with more blocks ──close──▶ closed
 
-An ended lease stays in the table as long as its blocks do: until `freed`. Between a claim and its deadline only the
-claimant can end a lease. Completion is judged by the time of the call, whether or not `expire` has run. While nobody
-has claimed an open lease, each growth renews it; closed without a reader, it soon ends.
+An ended lease stays in the table as long as its blocks do: until `freed`; then it is remembered without them. Between a
+claim and its deadline only the claimant can end a lease. Completion is judged by the time of the call, whether or not
+`expire` has run. While nobody has claimed an open lease, each growth renews it; closed without a reader, it soon ends.
 """
 
 from __future__ import annotations
@@ -118,6 +118,7 @@ class LeaseTable:
         self._ranks = ranks
         self._leases: dict[str, Lease] = {}
         self._past: OrderedDict[str, Lease] = OrderedDict()
+        self._pins: dict[int, int] = {}  # how many leases hold each pinned block
         self._earliest = float("inf")  # no live lease ends before; a lower bound, renewals do not raise it
         self._offered = self._released = self._expired = self._blocks_sent = self._bytes_sent = 0
 
@@ -131,6 +132,7 @@ class LeaseTable:
             raise ValueError(f"lease {lease_id} was offered before")
         lease = Lease(lease_id, block_ids, now + self._lease_s, now, growing)
         self._leases[lease_id] = lease
+        self._pin(block_ids)
         self._earliest = min(self._earliest, lease.deadline)
         self._offered += 1
 
@@ -141,6 +143,7 @@ class LeaseTable:
             return False
         assert lease.open, f"lease {lease_id} was closed and grows"
         lease.block_ids += block_ids
+        self._pin(block_ids)
         if lease.state is LeaseState.OFFERED:
             lease.deadline = now + self._lease_s
         return True
@@ -222,6 +225,8 @@ class LeaseTable:
         """The blocks of an ended lease have been given back."""
         lease = self._leases[lease_id]
         assert lease.ended, f"lease {lease_id} was freed while {lease.state.value}"
+        self._unpin(lease.block_ids)
+        lease.block_ids = ()
         self._past[lease_id] = self._leases.pop(lease_id)
         if len(self._past) > _REMEMBERED:
             self._past.popitem(last=False)
@@ -236,7 +241,7 @@ class LeaseTable:
         return LeaseCounts(
             live=self.live,
             pending=len(self._leases) - self.live,
-            pinned_blocks=len(self.pins()),
+            pinned_blocks=len(self._pins),
             offered=self._offered,
             released=self._released,
             expired=self._expired,
@@ -249,7 +254,7 @@ class LeaseTable:
         return tuple(_view(lease, now) for lease in self._leases.values() if not lease.ended)
 
     def pins(self) -> dict[int, int]:
-        """How many leases hold each pinned block, by block id."""
+        """How many leases hold each pinned block, by block id; counted anew."""
         held: dict[int, int] = {}
         for lease in self._leases.values():
             for block_id in lease.block_ids:
@@ -268,6 +273,17 @@ class LeaseTable:
             assert lease.ended or len(lease.finished) < self._ranks, f"{lease}: all ranks are done, but it lives"
         assert counts.live == sum(not lease.ended for lease in self._leases.values()), f"{counts}: a lease was lost"
         assert counts.pending == sum(pending.values()), f"{counts}: pending does not add up"
+        assert self._pins == self.pins(), f"{counts}: blocks are pinned otherwise than the leases say"
+
+    def _pin(self, block_ids: tuple[int, ...]) -> None:
+        for block_id in block_ids:
+            self._pins[block_id] = self._pins.get(block_id, 0) + 1
+
+    def _unpin(self, block_ids: tuple[int, ...]) -> None:
+        for block_id in block_ids:
+            self._pins[block_id] -= 1
+            if not self._pins[block_id]:
+                del self._pins[block_id]
 
     def _readable(self, lease_id: str, epoch: int, now: float) -> Lease:
         if epoch != self._epoch:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from cluster.errors import LeaseLost
@@ -168,3 +170,35 @@ def test_whoever_looks_on_can_tell_live_leases_apart_and_not_end_them() -> None:
     assert leases.views(now=4.0)[0].lease == read.lease, "it keeps its name"
     leases.release(read.lease)
     assert leases.live == 2
+
+
+def test_leases_that_are_only_remembered_keep_no_block_ids() -> None:
+    leases = LeaseTable(EPOCH, lease_s=10.0)
+    for i in range(3):
+        leases.offer(f"lease-{i}", tuple(range(1000)), now=0.0)
+        for free in leases.release(f"lease-{i}"):
+            leases.freed(free.lease_id)
+    assert {lease.block_ids for lease in leases._past.values()} == {()}
+    with pytest.raises(LeaseLost, match="already released"):
+        leases.claim("lease-0", EPOCH, "r", 0.0)
+
+
+def test_counting_does_not_visit_every_pinned_block() -> None:
+    """An engine is counted once a second and more, under the lock that readers' calls wait for."""
+    leases = LeaseTable(EPOCH, lease_s=10.0)
+    leases.offer("a", Unvisited(range(1000)), now=0.0)
+    leases.offer("b", Unvisited(range(500, 1500)), now=0.0)
+    Unvisited.forbidden = True
+    try:
+        assert leases.counts.pinned_blocks == 1500
+    finally:
+        Unvisited.forbidden = False
+    leases.check_integrity()
+
+
+class Unvisited(tuple[int, ...]):
+    forbidden = False
+
+    def __iter__(self) -> Iterator[int]:
+        assert not self.forbidden, "somebody looks at each block"
+        return super().__iter__()
