@@ -99,8 +99,7 @@ class HostLayer:
     """One region, as a row of bytes for each block."""
 
     def __init__(self, region: Region) -> None:
-        size = region.stride * (region.num_blocks - 1) + region.block_bytes
-        raw = memoryview((ctypes.c_ubyte * size).from_address(region.address)).cast("B")
+        raw = memoryview((ctypes.c_ubyte * region.size).from_address(region.address)).cast("B")
         self._blocks: Bytes = np.ndarray(
             (region.num_blocks, region.block_bytes), np.uint8, raw, strides=(region.stride, 1)
         )
@@ -108,7 +107,7 @@ class HostLayer:
         self._rows_a_block, between = divmod(region.stride, region.block_bytes)
         self._rows: Bytes | None = None
         if not between:
-            self._rows = np.ndarray((size // region.block_bytes, region.block_bytes), np.uint8, raw)
+            self._rows = np.ndarray((region.size // region.block_bytes, region.block_bytes), np.uint8, raw)
 
     def take(self, piece: Piece, ids: np.ndarray[Any, np.dtype[np.int64]], into: Bytes) -> None:
         if not piece.whole:

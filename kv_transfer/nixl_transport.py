@@ -270,7 +270,7 @@ def _peer_of(offer: bytes, layout: Layout) -> NixlPeer:
 
 
 def _all_blocks(layout: Layout) -> Spans:
-    rows = [(region.address, region.stride * region.num_blocks, layout.device_id) for region in layout.regions]
+    rows = [(region.address, region.size, layout.device_id) for region in layout.regions]
     return np.array(rows, np.uint64)
 
 

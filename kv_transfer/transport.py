@@ -22,6 +22,12 @@ class Region:
     block_bytes: int
     num_blocks: int
 
+    @property
+    def size(self) -> int:
+        """Bytes from the first of its blocks to the end of the last one; what is behind that, up to the next stride,
+        may be nobody's."""
+        return self.stride * (self.num_blocks - 1) + self.block_bytes
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
