@@ -210,7 +210,8 @@ class Engine(Protocol):
         ...
 
     async def abort(self, attempt_ids: Sequence[str]) -> None:
-        """Stops the attempts and frees their blocks. No output follows for them. Unknown ids are no error."""
+        """Stops the attempts and frees their blocks. No output follows for them, but for the ticket of one that had
+        just finished: its lease is then to be released. Unknown ids are no error."""
         ...
 
     async def step(self) -> list[EngineOutput]:

@@ -86,7 +86,8 @@ class VllmEngine:
             self._load = EngineLoad(stats.num_running_reqs, waiting, stats.kv_cache_usage)
             if self._dialect is not None:
                 self._dialect.stepped(self._load, stats.kv_connector_stats or {})
-        return [self._translate(output) for output in outputs.outputs if output.request_id in self._attempts]
+        translated = [self._translate(output) for output in outputs.outputs]
+        return [output for output in translated if output is not None]
 
     async def block_changes(self) -> BlockDelta:
         self._raise_failure()
@@ -171,8 +172,11 @@ class VllmEngine:
             source=source,
         )
 
-    def _translate(self, output: Any) -> EngineOutput:
-        request = self._attempts[output.request_id]
+    def _translate(self, output: Any) -> EngineOutput | None:
+        """Of an attempt that was aborted only a ticket is told: somebody must release its lease."""
+        if (request := self._attempts.get(output.request_id)) is None:
+            stray = from_core_output(output, None)
+            return stray if stray.ticket else None
         translated = from_core_output(output, request.sampling.logprobs)
         if (dialect := self._dialect) is not None:
             if translated.origin is not None:

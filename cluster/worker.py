@@ -30,6 +30,7 @@ from cluster.errors import EngineFailed, InvalidRequest, WorkerLost
 from cluster.host_port import host_port
 from cluster.membership import WorkerRecord
 from cluster.stall_watch import StallWatch
+from cluster.stray_tickets import lease_in
 from cluster.wire import describe_engine, output_to_wire, request_from_wire, role_to_wire
 from cluster.worker_drain import WorkerDrain
 from cluster.worker_service import WorkerServer
@@ -64,6 +65,7 @@ class Worker:
         self._server: WorkerServer | None = None
         self._port = 0
         self._tasks: list[asyncio.Task[None]] = []
+        self._releases: set[asyncio.Task[None]] = set()
 
     @property
     def state(self) -> State:
@@ -112,7 +114,7 @@ class Worker:
             session.end(grpc.StatusCode.UNAVAILABLE, f"worker {self.spec.worker_id} is closing")
         self._feed.close()
         self._drain.give_up()
-        tasks, self._tasks = self._tasks, []
+        tasks, self._tasks = [*self._tasks, *self._releases], []
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -309,8 +311,15 @@ class Worker:
             session = self._attempts.take(output)
             if session is not None:
                 messages.setdefault(session, []).append(output)
+            elif lease_id := lease_in(output.ticket):  # it had finished before it heard that it was aborted
+                self._let_go(lease_id)
         for session, its_outputs in messages.items():
             self._tell(session, its_outputs)
+
+    def _let_go(self, lease_id: str) -> None:
+        release = asyncio.create_task(self.release(lease_id), name=f"release of {lease_id}")
+        self._releases.add(release)
+        release.add_done_callback(self._releases.discard)
 
     def _tell(self, session: Session, outputs: Sequence[EngineOutput]) -> None:
         session.put(pb.StepOutputs(outputs=[output_to_wire(output) for output in outputs], load=self.load()))

@@ -24,11 +24,17 @@ class LongStep:
     def __init__(self, link: Link) -> None:
         self.over = asyncio.Event()
         self.link = link
+        self.outputs: list[Any] = []
 
     async def call_utility_async(self, name: str) -> str:
         await self.over.wait()
         self.link.pending = 0
         return name
+
+    async def get_output_async(self) -> Any:
+        from vllm.v1.engine import EngineCoreOutputs
+
+        return EngineCoreOutputs(outputs=self.outputs)
 
     async def reset_prefix_cache_async(self) -> bool:
         return not self.link.pending
@@ -101,3 +107,17 @@ async def test_prefixes_are_forgotten_once_the_blocks_of_ended_leases_are_back(
     await engine.release("a lease")
     async with asyncio.timeout(5):
         assert await engine.forget_prefixes()
+
+
+async def test_the_ticket_of_a_prefill_that_finished_as_it_was_aborted_is_told_and_nothing_else(
+    engine: VllmEngine, core: LongStep
+) -> None:
+    from vllm.v1.engine import EngineCoreOutput
+
+    core.outputs = [
+        EngineCoreOutput("finished", [5], kv_transfer_params={"ticket": b"its blocks are pinned"}),
+        EngineCoreOutput("in the middle", [5]),
+    ]
+    assert [(output.attempt_id, output.ticket) for output in await engine.step()] == [
+        ("finished", b"its blocks are pinned")
+    ]

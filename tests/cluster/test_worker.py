@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import grpc
 import pytest
@@ -12,7 +12,9 @@ import pytest
 from cluster.engine import Leg, Role
 from cluster.errors import EngineFailed, WorkerLost
 from cluster.simulated_engine import SimulatedEngine
+from protos.baton.v1 import kv_pb2
 from protos.baton.v1 import worker_pb2 as pb
+from tests.cluster.handoff_in_memory import MemoryHandoff
 from tests.cluster.worker_bench import EPOCH, Bench, Router
 from tests.session import open_stream
 from tests.waiting import eventually
@@ -301,3 +303,27 @@ async def test_a_router_that_comes_again_has_nothing_left_of_its_old_session() -
         assert "kept" in bench.worker.attempts
         await again.submit("new")
         await again.outputs_of("new")
+
+
+class SignedHandoff(MemoryHandoff):
+    """Its tickets are those of the wire."""
+
+    def offer(self, attempt_id: str, num_tokens: int, block_ids: Sequence[int]) -> bytes:
+        super().offer(attempt_id, num_tokens, block_ids)
+        return kv_pb2.Ticket(lease_id=f"lease-of-{attempt_id}").SerializeToString()
+
+
+async def test_the_ticket_of_a_prefill_that_finished_as_it_was_aborted_is_released() -> None:
+    """Its blocks would else be pinned for as long as a lease lasts."""
+    bench = Bench(Role.PREFILL, step_s=0.1)
+    bench.line = bench.engine._handoff = SignedHandoff({})
+    async with bench.running():
+        router = await bench.session()
+        await router.submit("a", Leg.PREFILL)
+        await eventually(lambda: len(bench.worker.attempts) == 1)
+        held = HeldUp(bench.engine, "abort")
+        await router.abort("a")
+        await asyncio.wait_for(held.reached.wait(), 5)
+        await eventually(lambda: "lease-of-a" in bench.line.shared)
+        await eventually(lambda: bench.idle)
+        router.call.cancel()
