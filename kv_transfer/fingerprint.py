@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.errors import FingerprintMismatch
+from cluster.errors import ConfigError, FingerprintMismatch
 
 # Raised when the meaning of a ticket, of the blocks' order or of KvSource changes.
 PROTOCOL = "1"
 # Of each weight file these many bytes from its head (names, shapes and first values of the tensors) and its tail are
-# read.
-_SAMPLE_BYTES = 1 << 16
+# read, and so many samples at even distances: a training that leaves the first and the last tensor alone is another.
+_END_BYTES = 1 << 16
+_SAMPLES, _SAMPLE_BYTES = 64, 1 << 12
+_SCHEME = "2"
+"""Of the weights' digest: engines of two releases differ in this, and not in what looks like their weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +59,27 @@ def digest_of_config(config: Mapping[str, object], ignored: frozenset[str]) -> s
 
 
 def digest_of_weights(directory: Path) -> str:
-    """Of the sizes and samples of a model's weight files: cheap, and different for any two trainings of one model."""
+    """Of the sizes and samples of a model's weight files: cheap, and different for any two trainings of one model that
+    change more than a few places. Of all its files where none is known to hold weights. Raises `ConfigError` for an
+    empty directory."""
+    files = sorted(directory.glob("*.safetensors")) or sorted(directory.glob("*.bin"))
+    files = files or sorted(path for path in directory.iterdir() if path.is_file())
+    if not files:
+        raise ConfigError(f"{directory} has no file by which its weights could be told from others")
     digest = hashlib.sha256()
-    for file in sorted(directory.glob("*.safetensors")) or sorted(directory.glob("*.bin")):
+    for file in files:
         size = file.stat().st_size
         digest.update(f"{file.name}:{size}:".encode())
         with file.open("rb") as stream:
-            digest.update(stream.read(_SAMPLE_BYTES))
-            stream.seek(max(0, size - _SAMPLE_BYTES))
-            digest.update(stream.read(_SAMPLE_BYTES))
-    return digest.hexdigest()[:16]
+            for offset, length in _places(size):
+                stream.seek(offset)
+                digest.update(stream.read(length))
+    return f"{_SCHEME}:{digest.hexdigest()[:16]}"
+
+
+def _places(size: int) -> Iterator[tuple[int, int]]:
+    """Where to read in a file of so many bytes, and how much."""
+    yield 0, _END_BYTES
+    for i in range(1, _SAMPLES + 1):
+        yield i * size // (_SAMPLES + 1), _SAMPLE_BYTES
+    yield max(0, size - _END_BYTES), _END_BYTES

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.errors import FingerprintMismatch
+from cluster.errors import ConfigError, FingerprintMismatch
 from kv_transfer.fingerprint import Fingerprint, digest_of_config, digest_of_weights, require_equal
 
 FIELDS = {"block_size": "32", "dtype": "float32", "packing": "cpu:vec"}
@@ -48,3 +48,27 @@ def test_other_weights_in_the_same_shape_are_noticed(tmp_path: Path) -> None:
         (tmp_path / name / "model.safetensors").write_bytes(b"header" + fill * 200_000)
         digests.add(digest_of_weights(tmp_path / name))
     assert len(digests) == 2
+
+
+def test_a_training_that_left_the_first_and_the_last_tensor_alone_is_noticed(tmp_path: Path) -> None:
+    digests = set()
+    for name, fill in (("base", b"\1"), ("tuned", b"\2")):
+        (tmp_path / name).mkdir()
+        content = b"h" * 100_000 + fill * 2_000_000 + b"t" * 100_000
+        (tmp_path / name / "model.safetensors").write_bytes(content)
+        digests.add(digest_of_weights(tmp_path / name))
+    assert len(digests) == 2
+
+
+def test_weights_in_files_of_another_kind_are_told_apart(tmp_path: Path) -> None:
+    digests = set()
+    for name, fill in (("a", b"\1"), ("b", b"\2")):
+        (tmp_path / name / "tokenizer").mkdir(parents=True)
+        (tmp_path / name / "model.gguf").write_bytes(fill * 1000)
+        digests.add(digest_of_weights(tmp_path / name))
+    assert len(digests) == 2
+
+
+def test_a_directory_without_a_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no file by which its weights"):
+        digest_of_weights(tmp_path)
