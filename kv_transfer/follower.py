@@ -121,24 +121,25 @@ class Follower:
             while True:
                 done = progress.prompt_done  # before the question: the answer is not older
                 followed = await client.follow(job.origin.attempt_id, job.origin.epoch, progress.known)
-                ticket = None if followed is None else self._opened(job, followed)
                 closed = done or (followed is not None and followed.closed)
-                if ticket is not None and len(ticket.block_ids) > progress.known:
-                    assert followed is not None
+                if followed is not None and followed.ticket:
+                    ticket = self._opened(job, followed, progress.known)
                     await self._take(job, progress, ticket, followed.ticket, ahead=not closed)
+                    if progress.read == len(job.target):
+                        return await self._reads.complete(ticket, len(job.target))
                 elif closed:
                     raise TransferFailed(f"{job.origin.source}: the prompt ended before its blocks were there")
                 else:
                     await self._pause(job, progress)
-                if ticket is not None and progress.read == len(job.target):
-                    return await self._reads.complete(ticket, len(job.target))
         finally:
             await client.close()
 
-    def _opened(self, job: FollowJob, followed: Followed) -> Ticket:
+    def _opened(self, job: FollowJob, followed: Followed, known: int) -> Ticket:
         ticket = unseal(followed.ticket, self._secret, self._block_size)
         if (ticket.lease_id, ticket.epoch) != (job.origin.attempt_id, job.origin.epoch):
             raise LeaseLost(f"asked for {job.origin.attempt_id}, was told of {ticket.lease_id}")
+        if len(ticket.block_ids) <= known:
+            raise TransferFailed(f"{job.origin.source}: its ticket has no more than the {known} blocks that it told of")
         check_prompt(ticket, job.prompt.token_ids, job.prompt.context)
         return ticket
 

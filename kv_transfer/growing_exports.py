@@ -20,8 +20,8 @@ _MOST_WAITING = 2
 
 @dataclass(frozen=True, slots=True)
 class Followed:
-    """`ticket`: sealed, over all blocks that are whole by now. `closed`: no more will come. `held_s`: for how long the
-    reader has the lease from now, seconds."""
+    """`ticket`: sealed, over all blocks that are whole by now; empty where the reader knows of them all. `closed`: no
+    more will come. `held_s`: for how long the reader has the lease from now, seconds."""
 
     ticket: bytes
     closed: bool
@@ -75,8 +75,10 @@ class GrowingExports:
             return None
         if prompt is None:
             raise LeaseLost(f"lease {attempt_id} is not one of a prompt in progress")
-        tokens = len(mark.block_ids) * self._block_size
-        ticket = self._writer.write(attempt_id, attempt_id, prompt, tokens, mark.block_ids)
+        ticket = b""
+        if len(mark.block_ids) > known_blocks:  # else not to be made: it digests the whole prompt
+            tokens = len(mark.block_ids) * self._block_size
+            ticket = self._writer.write(attempt_id, attempt_id, prompt, tokens, mark.block_ids)
         return Followed(ticket, mark.closed, mark.held_s)
 
     def check_idle(self) -> None:

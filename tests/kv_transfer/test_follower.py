@@ -205,4 +205,15 @@ async def test_waiting_followers_do_not_keep_others_from_being_answered(source: 
     for client in clients:
         await client.close()
     assert all(isinstance(followed, Followed) and not followed.closed for followed in told)
-    assert unseal(told[0].ticket, SECRET, BLOCK_SIZE).block_ids == (4, 5)  # type: ignore[union-attr]
+
+
+async def test_a_ticket_is_made_only_for_a_follower_who_does_not_know_of_all_blocks(source: Source) -> None:
+    """Making one digests the whole prompt, and opening it does so again: not for every question."""
+    source.growing.open(ATTEMPT, PROMPT, (4, 5))
+    client = SourceClient(source.server.address, "decode-0/1", 5.0)
+    news, none = await client.follow(ATTEMPT, EPOCH, 1), await client.follow(ATTEMPT, EPOCH, 2)
+    await client.close()
+    assert news is not None
+    assert unseal(news.ticket, SECRET, BLOCK_SIZE).block_ids == (4, 5)
+    assert none is not None
+    assert (none.ticket, none.closed, none.held_s) == (b"", False, news.held_s)

@@ -493,7 +493,7 @@ class FollowResponse(_message.Message):
     CLOSED_FIELD_NUMBER: _builtins.int
     TTL_MS_FIELD_NUMBER: _builtins.int
     ticket: _builtins.bytes
-    """A sealed Ticket over all blocks that are whole by now."""
+    """A sealed Ticket over all blocks that are whole by now; empty where the reader knows of them all."""
     closed: _builtins.bool
     """No more will come."""
     ttl_ms: _builtins.int
