@@ -105,12 +105,6 @@ class Circuits:
         if circuit.usable:
             del self._circuits[peer, transport]
 
-    def forget(self, peer: Hashable) -> None:
-        """The peer will never come back, as one of an old epoch."""
-        for key in [key for key in self._circuits if key[0] == peer]:
-            if self._circuits[key].state is not CircuitState.PROBING:
-                del self._circuits[key]
-
     def _forget_the_stalest(self) -> None:
         idle = [key for key, circuit in self._circuits.items() if circuit.state is CircuitState.OPEN]
         if idle:

@@ -1,7 +1,8 @@
 """A reader's connections to sources, made once for each epoch of a source: gRPC channel and checked fingerprint; and
 below each the links over which its blocks can be read, one for each transport, made when first wanted.
 
-A connection or link in use is never torn down: forgetting it only keeps new users away, the last user closes it.
+A connection or link in use is never torn down: forgetting it only keeps new users away, the last user closes it. Nobody
+says goodbye: what nobody has used for long goes when another connection is made.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from kv_transfer.transport import Endpoint, Transport
 from kv_transfer.unbroken import to_its_end
 
 _MOST_KEPT = 256
+_IDLE_S = 600.0
 
 Origin = tuple[str, int]
 """(host:port of KvSource, epoch): one start of one engine."""
@@ -58,6 +60,7 @@ class Connection:
     endpoint: Endpoint
     links: dict[str, Link] = field(default_factory=dict)
     users: int = 0
+    left_at: float = 0.0  # by its last user
     forgotten: bool = False
 
     def __str__(self) -> str:
@@ -65,21 +68,20 @@ class Connection:
 
 
 class Connections:
-    """For one rank. `connect_s`: deadline of connecting and of each call, seconds. `dropped` hears of sources that will
-    not come back."""
+    """For one rank. `connect_s`: deadline of connecting and of each call, seconds. `now`: monotonic seconds."""
 
     def __init__(
         self,
         transports: Sequence[Transport[Any]],
         reader: Reader,
         connect_s: float,
-        dropped: Callable[[Origin], None] = lambda origin: None,
+        now: Callable[[], float],
     ) -> None:
         self._transports: Mapping[str, Transport[Any]] = {transport.name: transport for transport in transports}
         self._reader = reader
         self._connect_s = connect_s
-        self._dropped = dropped
-        self._kept: dict[Origin, Connection] = {}
+        self._now = now
+        self._kept: dict[Origin, Connection] = {}  # least recently used first
         self._locks: defaultdict[Origin, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     def __repr__(self) -> str:
@@ -120,6 +122,9 @@ class Connections:
             yield
         finally:
             connection.users -= 1
+            connection.left_at = self._now()
+            if not connection.forgotten:
+                self._kept[connection.origin] = self._kept.pop(connection.origin)
             await self._close_unused(connection)
 
     @contextmanager
@@ -158,8 +163,8 @@ class Connections:
         origin = (ticket.source, ticket.epoch)
         async with self._locks[origin]:
             if origin not in self._kept:
+                await self._drop_idle()
                 self._kept[origin] = await self._connect(ticket)
-                await self._drop_older(self._kept[origin])
             return self._kept[origin]
 
     async def _connect(self, ticket: Ticket) -> Connection:
@@ -179,16 +184,14 @@ class Connections:
         link = connection.links[name] = Link(transport, transport.connect(connection.endpoint))
         return link
 
-    async def _drop_older(self, newer: Connection) -> None:
-        """A worker that came back has a new epoch, its old one will never answer again; and there is a limit to what
-        we keep."""
-        stale = [c for c in self._kept.values() if c.worker_id == newer.worker_id and c.origin[1] < newer.origin[1]]
-        idle = [c for c in self._kept.values() if not c.users and c is not newer]
-        for connection in [*stale, *idle[: max(0, len(self._kept) - _MOST_KEPT)]]:
-            self._forget(connection)
-            await self._close_unused(connection)
-        for connection in stale:
-            self._dropped(connection.origin)
+    async def _drop_idle(self) -> None:
+        """Those that nobody has used for long, and those that are too many with the next one."""
+        idle = [c for c in self._kept.values() if not c.users]
+        too_many, long_ago = len(self._kept) + 1 - _MOST_KEPT, self._now() - _IDLE_S
+        for place, connection in enumerate(idle):
+            if place < too_many or connection.left_at < long_ago:
+                self._forget(connection)
+                await self._close_unused(connection)
 
     def _forget(self, connection: Connection) -> None:
         connection.forgotten = True

@@ -95,7 +95,7 @@ class Mover:
         self._reader = reader
         self._rules = rules
         self._reach = Reachability(rules, now)
-        self._connections = Connections(transports, reader, rules.connect_s, self._reach.forget)
+        self._connections = Connections(transports, reader, rules.connect_s, now)
         self._farewells: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:

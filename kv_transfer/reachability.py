@@ -70,9 +70,6 @@ class Reachability:
         """Whether it has not failed of late."""
         return self._circuits.usable(source.origin, name)
 
-    def forget(self, origin: Origin) -> None:
-        self._circuits.forget(origin)
-
     async def close(self) -> None:
         probes = list(self._probes.values())
         for probe in probes:

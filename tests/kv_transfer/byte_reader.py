@@ -21,6 +21,7 @@ import psutil
 
 from cluster.config_transfer import KvTransferConfig
 from cluster.errors import TransferFailed
+from kv_transfer import connections
 from kv_transfer.block_frames import StreamLimits
 from kv_transfer.block_permit import TicketRule
 from kv_transfer.block_server import BlockServer
@@ -39,6 +40,7 @@ from tests.kv_transfer.marked_blocks import SIZE, MarkedCache
 
 _TASKS_OF_A_THREAD = 1  # of a MoverThread: it waits for its end
 _IDLE_S = 10.0
+MOST_CONNECTIONS = 8  # to a few workers, living and dead, so that some must go
 _FOREIGN_MARKS = 0xFFFF << 32  # of blocks that are not a pull's target now
 
 # fail: at once. half: after half of the blocks. hang: as half, but when it is cancelled. slow: pauses in the middle.
@@ -171,6 +173,7 @@ class ReaderProcess:
     def _make_mover(self) -> Mover:
         grpc = GrpcTransport(self._cache.layout, self._limits, self._server)
         self._loop = asyncio.get_running_loop()
+        connections._MOST_KEPT = MOST_CONNECTIONS
         self._mover = Mover((self._scripted, grpc), self._reader, self._rules)
         return self._mover
 

@@ -112,18 +112,6 @@ def test_what_fails_with_one_peer_says_nothing_of_another(failures: list[tuple[s
             assert circuits.usable(peer, transport) == ((peer, transport) not in failures)
 
 
-def test_a_peer_that_never_comes_back_is_forgotten_but_for_a_probe_under_way() -> None:
-    circuits = Circuits(TIMES)
-    for transport in ("nixl", "grpc"):
-        circuits.failed("a", transport, 0.0)
-    assert circuits.take_probe("a", "grpc", 10.0)
-    circuits.forget("a")
-    assert circuits.usable("a", "nixl")
-    assert not circuits.usable("a", "grpc")
-    circuits.probed("a", "grpc", True, 10.0)
-    assert circuits.usable("a", "grpc")
-
-
 def test_circuits_do_not_grow_without_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kv_transfer.circuit._MOST_KEPT", 3)
     circuits = Circuits(TIMES)

@@ -317,16 +317,6 @@ async def test_a_source_that_does_not_answer_fails_every_waiting_pull_within_one
         await mover.close()
 
 
-async def test_a_worker_that_came_back_gets_a_new_connection_and_the_old_one_is_dropped(
-    mover: Mover, fast: ScriptedTransport, source: Source
-) -> None:
-    await mover.pull(job(source.offer()))
-    again = Source(epoch=EPOCH + 1)
-    assert (await mover.pull(job(again.offer()))).outcome == "landed"
-    assert (fast.connected, fast.disconnected) == (2, 1)
-    again.close()
-
-
 async def test_a_completion_that_was_heard_but_not_answered_ends_the_lease_once(mover: Mover, source: Source) -> None:
     """The engine may have taken the blocks already when the reader, who heard nothing, says goodbye."""
     ticket = source.offer()
