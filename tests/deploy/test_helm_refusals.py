@@ -29,6 +29,11 @@ def test_a_misspelt_or_misshapen_value_is_refused_by_its_place(setting: str, lin
 IMPOSSIBLE = [
     ("h100-4-8.yaml", "decode.gpus=2", "decode.gpus: 2 a pod, but config.decode.gpus_per_replica, the tensor para"),
     ("h100-4-8.yaml", "config.decode.gpus_per_replica=0", "config.decode.gpus_per_replica: is 0, but config.engine"),
+    (
+        "h100-4-8.yaml",
+        "config.decode.gpus_per_replica=2",
+        "config.decode.gpus_per_replica: is 2, but config.prefill.gpus_per_replica is 4",
+    ),
     ("cpu.yaml", "prefill.gpus=1", "prefill: pods with 1 GPUs, but config.engine.device is cpu"),
     ("cpu.yaml", "decode.terminationGracePeriodSeconds=90", "decode.terminationGracePeriodSeconds: 90 s, but what its"),
     ("cpu.yaml", "router.terminationGracePeriodSeconds=1259", "router.terminationGracePeriodSeconds: 1259 s, but"),

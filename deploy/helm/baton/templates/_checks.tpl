@@ -5,6 +5,7 @@
       (include "baton.nameMistakes" . | fromYamlArray)
       (include "baton.networkMistakes" . | fromYamlArray)
       (include "baton.securityMistakes" . | fromYamlArray)
+      (include "baton.exchangeMistakes" . | fromYamlArray)
       (include "baton.storeMistakes" . | fromYamlArray) -}}
 {{- $unset := list -}}
 {{- range $part := list "router" "prefill" "decode" -}}
@@ -38,6 +39,18 @@
 {{- $mistakes = append $mistakes (printf "config.%s.%s.%s: would stand in the manifest for all to read; use secrets.model" $section $key $option) -}}
 {{- end -}}
 {{- end -}}
+{{- end -}}
+{{- toYaml $mistakes -}}
+{{- end -}}
+
+{{- define "baton.exchangeMistakes" -}}
+{{- $config := .Values.config -}}
+{{- $mistakes := list -}}
+{{- $prefill := int (dig "gpus_per_replica" 0 $config.prefill) -}}
+{{- $decode := int (dig "gpus_per_replica" 0 $config.decode) -}}
+{{- $ours := eq (dig "kv_transfer" "connector" "baton" $config) "baton" -}}
+{{- if and $ours (ne $prefill $decode) (ne (dig "engine" "kind" "vllm" $config) "simulated") -}}
+{{- $mistakes = append $mistakes (printf "config.decode.gpus_per_replica: is %d, but config.prefill.gpus_per_replica is %d, and engines of unequal tensor parallelism cannot exchange blocks; make them equal, or set config.kv_transfer.connector: vllm-nixl" $decode $prefill) -}}
 {{- end -}}
 {{- toYaml $mistakes -}}
 {{- end -}}
