@@ -61,8 +61,8 @@ def test_a_ray_that_does_not_start_is_told_in_words(monkeypatch: pytest.MonkeyPa
         ({"gpus_per_replica": 1, "replicas": 3}, {"gpus_per_replica": 1}, "needs 4 GPUs"),
         # A pool at zero grows when somebody asks: it has to have room for one.
         (
-            {"gpus_per_replica": 4, "autoscale": {"min_replicas": 0, "max_replicas": 1}},
-            {"gpus_per_replica": 1, "autoscale": {"min_replicas": 2, "max_replicas": 9}},
+            {"gpus_per_replica": 2, "autoscale": {"min_replicas": 0, "max_replicas": 1}},
+            {"gpus_per_replica": 2, "autoscale": {"min_replicas": 2, "max_replicas": 9}},
             "needs 6 GPUs",
         ),
     ],

@@ -116,11 +116,11 @@ async def test_what_a_running_cluster_cannot_take_is_refused_with_the_reasons(
 async def test_a_change_for_which_the_machine_has_too_few_gpus_is_refused(
     baton: Baton, record: ClusterRecord, tmp_path: Path
 ) -> None:
-    gpus = {"engine": {"device": "gpu"}, "prefill": {"gpus_per_replica": 1}, "decode": {"gpus_per_replica": 2}}
-    for found, refused in ((2.0, True), (3.0, False), (None, False)):
+    gpus = {"engine": {"device": "gpu"}, "prefill": {"gpus_per_replica": 2}, "decode": {"gpus_per_replica": 2}}
+    for found, refused in ((3.0, True), (4.0, False), (None, False)):
         with recorded(dataclasses.replace(record, gpus=found)):
             told = await baton("config", "apply", written(tmp_path, **gpus), "--dry-run")
-        assert ("needs 3 GPUs" in told.stderr, told.code) == ((True, 6) if refused else (False, 0))
+        assert ("needs 4 GPUs" in told.stderr, told.code) == ((True, 6) if refused else (False, 0))
 
 
 async def test_nothing_is_asked_of_a_cluster_that_runs_with_it_already(
