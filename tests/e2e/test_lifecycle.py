@@ -73,3 +73,22 @@ def test_a_deadline_ends_a_start_that_takes_too_long(demo_model: Path, tmp_path:
     finished = _up(tmp_path, local_config(demo_model, "late"), deadline_s=8)
     assert finished.returncode == 1
     assert "deadline" in finished.stderr
+
+
+def test_a_profile_of_a_configuration_starts_its_cluster_and_ends_it(demo_model: Path, tmp_path: Path) -> None:
+    config = local_config(demo_model, "profiled", engine=SIMULATED)
+    path, file = tmp_path / "config.yaml", tmp_path / "profile.yaml"
+    path.write_text(yaml.safe_dump(config))
+    sizes = ["--longest", "256", "--most", "2", "--repeats", "1"]
+    profiled = subprocess.run(
+        [BATON, "profile", demo_model, "--start", path, "-f", file, *sizes],
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+        env=os.environ | {"XDG_STATE_HOME": str(tmp_path)},
+    )
+    assert profiled.returncode == 0, profiled.stderr
+    assert yaml.safe_load(file.read_text())["kind"] == "EngineProfile"
+    left = [process for process in psutil.process_iter(["cmdline"]) if str(path) in (process.info["cmdline"] or [])]
+    assert _alive(left) == []
