@@ -59,15 +59,15 @@ async def test_a_stalled_worker_whose_work_was_moved_is_ready_again_once_its_eng
 
 
 async def test_a_stall_is_noticed_when_it_is_one_however_seldom_the_worker_looks() -> None:
-    bench = Bench(stall_after_s=0.3, step_s=5.0, look_every_s=0.25)
+    bench = Bench(stall_after_s=1.2, step_s=30.0, look_every_s=1.0)
     async with bench.running():
         router = await bench.session()
         await router.submit("a", max_tokens=1)
         await eventually(lambda: len(bench.worker.attempts) == 1)
         begin = bench.clock.now()
         await eventually(lambda: bench.worker.state is State.STALLED)
-        # The next look by the clock alone would come at 0.5 s.
-        assert 0.29 <= bench.clock.now() - begin < 0.45
+        # The next look by the clock alone would come at 2 s.
+        assert 1.19 <= bench.clock.now() - begin < 1.8
 
 
 async def test_an_engine_that_does_not_even_count_is_found_no_later() -> None:
@@ -84,7 +84,7 @@ async def test_an_engine_that_does_not_even_count_is_found_no_later() -> None:
         await eventually(lambda: len(bench.worker.attempts) == 1)
         begin = bench.clock.now()
         await eventually(lambda: bench.worker.state is State.STALLED)
-        assert bench.clock.now() - begin < 1.0
+        assert bench.clock.now() - begin < 1.9, "it waited until a call of the engine may take no longer"
 
 
 async def test_a_request_that_the_engine_refuses_is_owed_no_step() -> None:
