@@ -197,7 +197,7 @@ def _prefill(pool: PoolMemory, setup: ScalingSetup, memory: Memory, sight: Sight
         pool = replace(pool, trend=pool.trend.measured(rate, now, rule.forecast))
     ahead = pool.trend.ahead(rule.forecast.horizon_s, rate)
     backlog = sight.waiting_tokens + seen.queued_tokens
-    look = Look(pool.size, seen.ready, backlog, pool.tokens_per_s, 1.0 - rule.utilisation, setup.start_deadline_s)
+    look = Look(pool.size, seen.ready, backlog, pool.tokens_per_s, ahead, setup.start_deadline_s)
     pool = replace(pool, starts=pool.starts.after(look, now))
     demand = PrefillDemand(ahead, backlog, pool.starts.owed, pool.tokens_per_s, memory.prompt_tokens)
     inputs = {

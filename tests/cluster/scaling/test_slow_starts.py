@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cluster.engine import Role
@@ -37,6 +37,9 @@ def test_a_backlog_that_ordered_workers_will_work_off_is_not_ordered_again() -> 
 
 @settings(max_examples=10)
 @given(st.floats(min_value=100, max_value=12_000), st.integers(1, 120))
+@example(7_407.0, 2)
+@example(10_473.0, 1)
+@example(5_367.0, 4)
 def test_however_slowly_workers_start_a_constant_load_gets_no_more_than_if_they_were_there_at_once(
     tokens: float, start_s: int
 ) -> None:
