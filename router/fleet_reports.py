@@ -21,7 +21,7 @@ Ask = Callable[[], Awaitable[pb.WorkerDescription]]
 class WorkerReport:
     """What a worker says of itself; or, with the reason why it does not answer, what it said last, None if it never
     did. Seconds: `age_s` of the description; `heard_s` since it said anything over its session or its watch, None
-    without one; `clock_ahead_s` of its wall clock before ours. `linked`: a session with it stands."""
+    without one; `clock_ahead_s` of its wall clock before ours, at least. `linked`: a session with it stands."""
 
     record: WorkerRecord
     description: pb.WorkerDescription | None
@@ -93,7 +93,7 @@ class FleetReports:
         except WorkerLost as error:
             return self._remembered(record, str(error), linked)
         ended = self._wall()
-        ahead = description.clock_unix_s - (began + ended) / 2 if description.clock_unix_s else None
+        ahead = _outside(description.clock_unix_s, began, ended) if description.clock_unix_s else None
         heard_s: float | None = None
         if known := self._known.get(record.worker_id):
             known.description, known.told_at = description, self._now()
@@ -105,3 +105,8 @@ class FleetReports:
         if known is None or known.description.epoch != record.epoch:
             return WorkerReport(record, None, why, linked=linked)
         return WorkerReport(record, known.description, why, now - known.told_at, now - known.heard_at, linked=linked)
+
+
+def _outside(told: float, began: float, ended: float) -> float:
+    """How far a clock is off for sure that was read between two moments: a call that took long proves little."""
+    return max(0.0, told - ended) + min(0.0, told - began)

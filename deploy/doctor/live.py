@@ -40,6 +40,9 @@ def _worker(worker: Worker) -> Check:
     name = f"worker {worker.id}"
     if worker.unreachable:
         last = f"; told {age(worker.age_s)} ago" if worker.age_s else ""
+        if worker.heard_s is not None and worker.heard_s <= _LONG_SILENT_S:  # the router itself does not miss it yet
+            heard = f"; heard {age(worker.heard_s)} ago"
+            return warn(name, worker.unreachable + heard, "very busy, or just gone: look again in a moment")
         return fail(name, worker.unreachable + last, f"is {worker.address} up, and can the router reach it?")
     if worker.state in ("stalled", "failed"):
         return fail(name, f"{worker.state}: {worker.reason}", "Serve replaces it; its log says why")
@@ -70,7 +73,7 @@ def _clocks(status: ClusterStatus) -> Check:
     if not ahead:
         return warn("clocks", "no worker told its time", "see the workers above")
     worker_id, most = max(ahead.items(), key=lambda item: abs(item[1]))
-    found = f"at most {abs(most) * 1e3:.0f} ms apart ({worker_id})"
+    found = f"{abs(most) * 1e3:.0f} ms apart ({worker_id}), or a little more"
     advice = "run NTP or PTP on every machine: tickets and the events' times rest on it"
     if abs(most) > _MOST_SKEW_S:
         return fail("clocks", found, advice)

@@ -72,7 +72,7 @@ def test_a_command_works_in_all_its_formats(
     for output in [""] if case.stops_work else ["", *formats(command)]:
         given = [argument.format(**names, tmp=str(tmp_path)) for argument in case.arguments]
         ended = baton(*path, *given, *at, *(["-o", output] if output else []))
-        assert ended.exit_code == case.code, (output, ended.stdout, ended.stderr)
+        assert ended.exit_code == case.code, f"-o {output}\n{ended.stdout}\n{ended.stderr}"
         assert "Traceback" not in ended.stderr
         if case.code == 0:
             check_format(ended.stdout, output)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from cluster.engine import Role
 from cluster.errors import WorkerLost
 from cluster.membership import WorkerRecord
@@ -53,13 +55,27 @@ async def test_a_worker_of_another_epoch_is_not_taken_for_it() -> None:
 
 async def test_an_answer_is_fresh_and_tells_how_far_its_clock_is_ahead() -> None:
     clock = Clock()
-    reports = FleetReports(lambda: clock.now, lambda: 100.0)
+    reports = FleetReports(lambda: clock.now, lambda: 100.0)  # the call takes no time
     unknown = await reports.ask(RECORD, answers, linked=False)
     assert (unknown.heard_s, unknown.clock_ahead_s, unknown.age_s) == (None, 1.5, 0.0)
     reports.joined(description())
     clock.now += 4.0
     known = await reports.ask(RECORD, answers, linked=True)
     assert (known.heard_s, known.age_s) == (4.0, 0.0), "an answer is no word of its own"
+
+
+@pytest.mark.parametrize(("took_s", "ahead_s"), [(0.5, 1.0), (4.0, 0.0)])
+async def test_a_call_that_takes_long_proves_no_clock_wrong(took_s: float, ahead_s: float) -> None:
+    """As when the router stands still before it sees the answer."""
+    moments = iter([100.0, 100.0 + took_s])
+    report = await FleetReports(lambda: 0.0, lambda: next(moments)).ask(RECORD, answers, linked=True)
+    assert report.clock_ahead_s == ahead_s
+
+
+async def test_a_clock_that_is_behind_is_told_as_such() -> None:
+    moments = iter([110.0, 110.5])
+    report = await FleetReports(lambda: 0.0, lambda: next(moments)).ask(RECORD, answers, linked=True)
+    assert report.clock_ahead_s == -8.5
 
 
 def test_only_another_state_is_news() -> None:

@@ -230,7 +230,9 @@ class WorkerStatus(_message.Message):
     heard_s: _builtins.float
     """Since the worker last said anything to this router over its session or watch, seconds. Absent: it never did."""
     clock_ahead_s: _builtins.float
-    """Of the worker's wall clock before this router's, seconds, to half the time of the call. Absent: it did not answer."""
+    """Of the worker's wall clock before this router's, seconds, at least: 0 where it was read between the begin and the end
+    of the call. Absent: it did not answer.
+    """
     @_builtins.property
     def description(self) -> _worker_pb2.WorkerDescription: ...
     def __init__(

@@ -125,7 +125,8 @@ def test_a_healthy_cluster_is_all_ok() -> None:
 @pytest.mark.parametrize(
     ("changes", "name", "verdict"),
     [
-        ({"unreachable": "refused"}, "worker d1", Verdict.FAIL),
+        ({"unreachable": "refused", "heard_s": 4.0}, "worker d1", Verdict.FAIL),
+        ({"unreachable": "no answer", "heard_s": 0.5}, "worker d1", Verdict.WARN),
         ({"state": worker_pb2.WORKER_STATE_STALLED}, "worker d1", Verdict.FAIL),
         ({"heard_s": 30.0}, "worker d1", Verdict.WARN),
         ({"version": "0.0.9"}, "versions", Verdict.FAIL),
