@@ -157,9 +157,12 @@ class TestDeaths:
 
     def test_prefill_dies_with_prompts_to_compute(self, pairs: Pairs, said: Said) -> None:
         victim, pid = pairs.victim(worker_pb2.ROLE_PREFILL, ready=2)
+        core = engine_core(pid)
+        core.suspend()  # or it might have computed them all before it dies
         streams = Streams(pairs, "prefill-dies", said.prompts)
         pairs.wait_for_queue(victim)
         os.kill(pid, signal.SIGKILL)
+        core.kill()
         assert streams.ended() == said.tokens
         assert "lost" in pairs.endings(streams.ids, victim), "it had nothing to do any more"
 
@@ -172,7 +175,7 @@ class TestDeaths:
 
     def test_the_engine_of_decode_dies_and_its_worker_says_so(self, pairs: Pairs, said: Said) -> None:
         victim, pid = pairs.victim(worker_pb2.ROLE_DECODE, ready=2)
-        (core,) = (child for child in psutil.Process(pid).children() if "EngineCore" in child.cmdline()[0])
+        core = engine_core(pid)
         streams = Streams(pairs, "engine-dies", said.prompts)
         streams.wait_for_tokens(FEW, of=AT_ONCE // 2)
         core.kill()
@@ -183,6 +186,11 @@ class TestDeaths:
     def _nothing_is_left(self, pairs: Pairs) -> Iterator[None]:
         yield
         pairs.status.wait_until_quiet()
+
+
+def engine_core(worker_pid: int) -> psutil.Process:
+    (core,) = (child for child in psutil.Process(worker_pid).children() if "EngineCore" in child.cmdline()[0])
+    return core
 
 
 @dataclass(frozen=True)

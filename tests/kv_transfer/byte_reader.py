@@ -73,7 +73,8 @@ class PullOrder:
 
 @dataclass(frozen=True)
 class PullEnd:
-    """`wrong_blocks`: of a pull that landed, those that hold a byte that is not the ticket's."""
+    """`wrong_blocks`: of a pull that landed, those that hold a byte that is not the ticket's. `fallen`: the transports
+    that were tried before."""
 
     request_id: str
     outcome: str
@@ -81,6 +82,7 @@ class PullEnd:
     reason: str
     seconds: float
     wrong_blocks: int
+    fallen: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -254,7 +256,8 @@ class ReaderProcess:
         self._give_away(pull.target)
         del self._scripted.orders[pull.order.offered.ticket.lease_id]
         request_id = pull.order.request_id
-        self._ends.append(PullEnd(request_id, result.outcome, result.transport, result.reason, seconds, wrong))
+        fallen = tuple(rung.transport for rung in result.fallen)
+        self._ends.append(PullEnd(request_id, result.outcome, result.transport, result.reason, seconds, wrong, fallen))
 
     def _give_away(self, ids: list[int]) -> None:
         marks = list(range(self._next_mark, self._next_mark + len(ids)))
