@@ -39,10 +39,10 @@ def _pools(status: ClusterStatus) -> Iterator[Check]:
 def _worker(worker: Worker) -> Check:
     name = f"worker {worker.id}"
     if worker.unreachable:
-        last = f"; told {age(worker.age_s)} ago" if worker.age_s else ""
         if worker.heard_s is not None and worker.heard_s <= _LONG_SILENT_S:  # the router itself does not miss it yet
             heard = f"; heard {age(worker.heard_s)} ago"
             return warn(name, worker.unreachable + heard, "very busy, or just gone: look again in a moment")
+        last = f"; told {age(worker.age_s)} ago" if worker.age_s else ""
         return fail(name, worker.unreachable + last, f"is {worker.address} up, and can the router reach it?")
     if worker.state in ("stalled", "failed"):
         return fail(name, f"{worker.state}: {worker.reason}", "Serve replaces it; its log says why")

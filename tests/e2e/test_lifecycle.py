@@ -41,13 +41,21 @@ def test_a_killed_owner_leaves_no_process(demo_model: Path, victim: str) -> None
 
 
 def _up(tmp_path: Path, config: dict[str, object], deadline_s: float) -> subprocess.CompletedProcess[str]:
+    return _baton(tmp_path, "up", _written(tmp_path, config), "--deadline", str(deadline_s), within_s=deadline_s + 90)
+
+
+def _written(tmp_path: Path, config: dict[str, object]) -> Path:
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def _baton(tmp_path: Path, *arguments: str | Path, within_s: float) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [BATON, "up", path, "--deadline", str(deadline_s)],
+        [BATON, *arguments],
         capture_output=True,
         text=True,
-        timeout=deadline_s + 90,
+        timeout=within_s,
         check=False,
         env=os.environ | {"XDG_STATE_HOME": str(tmp_path)},
     )
@@ -77,17 +85,9 @@ def test_a_deadline_ends_a_start_that_takes_too_long(demo_model: Path, tmp_path:
 
 def test_a_profile_of_a_configuration_starts_its_cluster_and_ends_it(demo_model: Path, tmp_path: Path) -> None:
     config = local_config(demo_model, "profiled", engine=SIMULATED)
-    path, file = tmp_path / "config.yaml", tmp_path / "profile.yaml"
-    path.write_text(yaml.safe_dump(config))
+    path, file = _written(tmp_path, config), tmp_path / "profile.yaml"
     sizes = ["--longest", "256", "--most", "2", "--repeats", "1"]
-    profiled = subprocess.run(
-        [BATON, "profile", demo_model, "--start", path, "-f", file, *sizes],
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-        env=os.environ | {"XDG_STATE_HOME": str(tmp_path)},
-    )
+    profiled = _baton(tmp_path, "profile", demo_model, "--start", path, "-f", file, *sizes, within_s=400)
     assert profiled.returncode == 0, profiled.stderr
     assert yaml.safe_load(file.read_text())["kind"] == "EngineProfile"
     left = [process for process in psutil.process_iter(["cmdline"]) if str(path) in (process.info["cmdline"] or [])]

@@ -103,8 +103,7 @@ async def test_an_engine_that_waits_for_readers_is_nearly_idle(engine: Any) -> N
     core = psutil.Process().children()
     used = [sum(process.cpu_times()[:2]) for process in core]
     await asyncio.sleep(1.5)
-    # One that spins takes 1.5 s. What is left are torch's threads, which wake 100 times a second.
-    assert sum(sum(process.cpu_times()[:2]) for process in core) - sum(used) < 0.5
+    assert sum(sum(process.cpu_times()[:2]) for process in core) - sum(used) < 0.15
 
 
 async def test_the_source_of_the_ticket_is_where_the_engine_says_it_listens(engine: Any) -> None:

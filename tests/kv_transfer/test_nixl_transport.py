@@ -308,6 +308,28 @@ async def test_no_more_reads_run_at_once_than_may(writer: Writer) -> None:
     assert np.array_equal(cache[:, 1], pattern()[:, 5])
 
 
+async def test_other_threads_go_on_while_bytes_move(reader: Reading, writer: Writer) -> None:
+    """The engine computes while blocks arrive: a transfer must not hold the interpreter."""
+    transport, _ = reader
+    peer = transport.connect(writer.endpoint)
+    await read(transport, peer, (0,), (0,))
+    pauses, stop = [0.0], threading.Event()
+
+    def tick() -> None:
+        last = time.perf_counter()
+        while not stop.wait(0.0005):
+            pauses.append(time.perf_counter() - last)
+            last = time.perf_counter()
+
+    ticking = threading.Thread(target=tick)
+    ticking.start()
+    for _ in range(50):
+        await read(transport, peer, ALL, ALL)
+    stop.set()
+    ticking.join()
+    assert max(pauses) < 0.25
+
+
 async def test_the_mover_survives_a_source_whose_process_dies(mortal_writer: Writer) -> None:
     """The whole reader, with NIXL: the pull fails within its deadline and leaves nothing behind."""
     transport, cache = new_reader()

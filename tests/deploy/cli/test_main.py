@@ -224,11 +224,11 @@ async def test_what_the_system_says_of_a_file_is_one_line_and_a_failure(
     baton: Baton, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def denied(*_: object) -> int:
-        raise PermissionError(13, "Permission denied", "/root/models")
+        raise PermissionError(13, "Permission denied", "/srv/models")
 
     monkeypatch.setattr(deploy.up, "run_up", denied)
     ended = await baton("up", "c.yaml")
-    assert (ended.code, ended.stderr) == (1, "baton: /root/models: Permission denied\n")
+    assert (ended.code, ended.stderr) == (1, "baton: /srv/models: Permission denied\n")
 
 
 @pytest.mark.parametrize("bug", [OSError("of our own"), ValueError("x")])
