@@ -29,18 +29,29 @@ def started_at(pid: int) -> int | None:
     return None if fields is None else int(fields[19])
 
 
+def children(pid: int) -> list[int]:
+    """Ids of the processes whose parent is `pid`."""
+    return _families().get(pid, [])
+
+
 def descendants(pid: int) -> list[int]:
     """Process ids below `pid`, parents before children."""
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and (parent := _living_parent(entry)) is not None:
-            children.setdefault(parent, []).append(int(entry.name))
+    families = _families()
     found: list[int] = []
     frontier = [pid]
     while frontier:
-        frontier = [child for parent in frontier for child in children.get(parent, [])]
+        frontier = [child for parent in frontier for child in families.get(parent, [])]
         found += frontier
     return found
+
+
+def _families() -> dict[int, list[int]]:
+    """The living children of every process that has any."""
+    families: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and (parent := _living_parent(entry)) is not None:
+            families.setdefault(parent, []).append(int(entry.name))
+    return families
 
 
 def end_descendants(pid: int, patience_s: float) -> list[int]:

@@ -16,6 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from cluster.config import Config
@@ -26,6 +27,7 @@ from deploy.free_port import why_taken
 from deploy.own_folder import own_folder, scratch_environment
 from deploy.processes import adopt_orphans, end_descendants
 from deploy.proxy_environment import own_proxy, proxy_environment
+from deploy.ray_start import start_ray
 
 if TYPE_CHECKING:
     from ray.serve.schema import ApplicationStatusOverview
@@ -72,7 +74,7 @@ class ServeCluster:
         adopt_orphans()
         os.environ.update(self._environment())
         self._progress("starting Ray")
-        self._start_ray()
+        self._start_ray(deadline)
         self._progress("starting Ray Serve")
         self._in_thread(self._run_application, "serve-run")
         self._watch_boot(deadline)
@@ -132,21 +134,23 @@ class ServeCluster:
             own[variable] = secrets.token_hex(32)
         return own
 
-    def _start_ray(self) -> None:
+    def _start_ray(self, deadline: float) -> None:
         import ray
 
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         config = self._config
+        init = partial(
+            ray.init,
+            address="local",
+            num_cpus=max(1, round(most_cpus(config) + 0.5)),
+            resources=most_resources(config) or None,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            namespace=f"baton-{config.name}",
+        )
         try:
-            ray.init(
-                address="local",
-                num_cpus=max(1, round(most_cpus(config) + 0.5)),
-                resources=most_resources(config) or None,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level="ERROR",
-                namespace=f"baton-{config.name}",
-            )
+            start_ray(init, deadline, self._progress)
         except Exception as error:  # Ray raises nothing narrower when its processes take longer than it waits for them
             raise StartFailed(f"Ray did not start: {error} Is the machine busy? Try again when it is not") from error
         self._count_gpus(float(ray.cluster_resources().get("GPU", 0.0)))

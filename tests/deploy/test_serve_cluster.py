@@ -51,7 +51,7 @@ def test_a_ray_that_does_not_start_is_told_in_words(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("deploy.serve_cluster.own_folder", lambda: tmp_path)
     cluster = ServeCluster(load_config(ROOT / "deploy/examples/local.yaml"), lambda _: None)
     with pytest.raises(StartFailed, match=r"Ray did not start: The current node timed out .* busy"):
-        cluster._start_ray()
+        cluster._start_ray(time.monotonic() + 60)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def with_gpus(
     sections: dict[str, object] = {"model": {"path": "none"}, "engine": {"device": "gpu", "start_deadline_s": 60}}
     told: list[str] = []
     cluster = ServeCluster(parse_config(sections | {"prefill": prefill, "decode": decode}), told.append)
-    cluster._start_ray()
+    cluster._start_ray(time.monotonic() + 60)
     return cluster, told
 
 

@@ -21,6 +21,7 @@ from cluster.config import parse_config
 from cluster.engine import Role
 from cluster.membership import WORKER_TTL_S, announce_until_cancelled
 from deploy.proxy_environment import own_proxy
+from tests.ray_cluster import start_small_ray
 from tests.router.scripted_worker import LeaseBook, ScriptedWorker
 
 
@@ -55,7 +56,7 @@ async def main(model: str, http_port: int, grpc_port: int) -> None:
         "router": {"http_port": http_port, "grpc_port": grpc_port, "request_deadline_s": 30.0, "max_in_flight": 64},
     }
     config = parse_config(raw)
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, namespace="baton-router-test")
+    start_small_ray(config.name, cpus=2)
     logging.basicConfig(level=logging.WARNING)
     leases, directory = LeaseBook(), RayDirectory(config.name)
     workers = [ScriptedWorker("p", Role.PREFILL, leases), ScriptedWorker("d", Role.DECODE, leases)]
