@@ -39,7 +39,7 @@ from router.worker_output import Unreadable, decoded
 
 logger = logging.getLogger(__name__)
 
-_LOOK_S = 0.25  # for a worker that has begun
+_LOOK_S = 0.25  # for a worker that has begun, or may be back
 Post = Callable[[str, worker_pb2.SessionRequest], bool]
 """Sends to a worker without waiting; False when it cannot be reached."""
 
@@ -88,6 +88,7 @@ class Dispatch:
         # One worker of these pools is enough for any request.
         self._serving = tuple(Role) if config.prefill_may_decode else (Role.DECODE,)
         self.view = FleetView()
+        self._was_ready: dict[Role, float] = {}  # when the last worker of the pool was taken out
 
     def connect(self, sink: Sink) -> None:
         """Where the emissions of all requests go, from now on."""
@@ -172,6 +173,7 @@ class Dispatch:
         worker = self.view.get(worker_id)
         if worker is None:
             return
+        self._note_ready(worker.role)
         self.view.remove(worker_id)
         self.placing.worker_gone(worker_id)
         self._move_off(worker, cause)
@@ -185,6 +187,7 @@ class Dispatch:
     def set_ready(self, worker_id: str, ready: bool) -> None:
         """Whether it gets new attempts; those that it has go on. Unknown ids are no error."""
         if worker := self.view.get(worker_id):
+            self._note_ready(worker.role)
             worker.leaving = not ready
             self.placing.set_ready(worker_id, ready)
 
@@ -284,9 +287,20 @@ class Dispatch:
     def _retry(self, errors: int) -> float | None:
         return self._retries.take(errors, self._now())
 
-    def _patience(self, roles: Iterable[Role]) -> float | None:
-        begins = any(self._may_begin(role) and not self.view.ready(role) for role in roles)
-        return _LOOK_S if begins else None
+    def _patience(self, roles: Iterable[Role], begun: bool) -> float | None:
+        empty = [role for role in roles if not self.view.ready(role)]
+        comes = any(self._may_begin(role) or (begun and self._may_return(role)) for role in empty)
+        return _LOOK_S if comes else None
+
+    def _may_return(self, role: Role) -> bool:
+        """A worker is as quickly back as it was lost, where it or this router only stood still."""
+        taken_out = self._was_ready.get(role)
+        return taken_out is not None and self._now() - taken_out < self._config.worker_deadline_s
+
+    def _note_ready(self, role: Role) -> None:
+        """To be called before one of the pool is taken out."""
+        if self.view.ready(role):
+            self._was_ready[role] = self._now()
 
     def _move_off(self, worker: WorkerView, cause: BatonError) -> None:
         ending = Ending.STALLED if isinstance(cause, WorkerStalled) else Ending.LOST

@@ -273,7 +273,7 @@ class RequestPipeline:
                 worker_id = self._ask.choose(leg, role, avoid, has_blocks)
                 if worker_id is not None:
                     return self._submit(leg, worker_id, avoid)
-        wait_s = self._ask.patience(asked)
+        wait_s = self._ask.patience(asked, self._attempts > 0)
         if wait_s is None:
             return self._failure(cause)
         self._waits = cause  # a worker may start for longer than blocks wait for a reader

@@ -25,8 +25,9 @@ Follow = Callable[[str, EngineRequest], PrefillInProgress | None]
 Retry = Callable[[int], float | None]
 """How many seconds to wait before the retry after so many errors of this request; None: there is to be none."""
 
-Patience = Callable[[Collection[Role]], float | None]
-"""In how many seconds to look again, where one of these pools has no worker and begins again; None: none does."""
+Patience = Callable[[Collection[Role], bool], float | None]
+"""In how many seconds to look again, where one of these pools has no worker and begins again; for a request that has
+begun, also where one has just lost its last, who may be back in a moment. None: there is nobody to wait for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ class Questions:
     follow: Follow = lambda *_: None
     whole_pays: WholePays = lambda _: False
     retry: Retry = lambda _: 0.0
-    patience: Patience = lambda _: None
+    patience: Patience = lambda *_: None
 
 
 DEFAULT_PIPELINE_RULES = PipelineRules()

@@ -55,6 +55,9 @@ class Counter:
         self.asked.pop(claim_id)[1](verdict)
 
 
+RETURN_S = RouterConfig().worker_deadline_s
+
+
 class Bench:
     """One worker that answers when told, two places to run, a clock that is a number."""
 
@@ -268,6 +271,9 @@ def test_a_long_queue_that_finds_no_worker_is_refused_without_depth(bench: Bench
     waiting = [f"w{number}" for number in range(3_000)]
     bench.ask("r1", "r2", *waiting)
     bench.dispatch.worker_down("d1", NoWorker("gone"))
+    assert bench.outcomes == {}, "it may be back in a moment"
+    bench.now += RETURN_S
+    bench.dispatch.on_time()
     assert bench.outcomes == {"failed": 3_002}
     assert all(isinstance(emission.error, NoWorker) for emission in bench.emissions)
 

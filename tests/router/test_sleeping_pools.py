@@ -18,6 +18,7 @@ from router.generation import Emission, GenerationRequest
 from tests.router.dispatch_parts import parts
 
 PREFILL, DECODE = Role.PREFILL, Role.DECODE
+RETURN_S = RouterConfig().worker_deadline_s
 
 
 class Bench:
@@ -139,6 +140,7 @@ def test_a_hand_over_to_a_pool_that_does_not_begin_again_fails(bench: Bench) -> 
     bench.up("d1", DECODE)
     bench.ask("r")
     bench.prefilled("lease-1")
+    bench.pass_time(RETURN_S)
     assert isinstance(bench.errors[0], NoWorker)
 
 

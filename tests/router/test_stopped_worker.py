@@ -70,9 +70,9 @@ def _serve(pipe: Connection, worker_id: str, role: Role) -> None:
 
 
 @asynccontextmanager
-async def fleet_of(*records: WorkerRecord) -> AsyncIterator[tuple[Fleet, Listener]]:
+async def fleet_of(*records: WorkerRecord, worker_deadline_s: float = 1.0) -> AsyncIterator[tuple[Fleet, Listener]]:
     directory, listener = MemoryDirectory(RealClock()), Listener()
-    config = RouterConfig(silent_after_s=SILENT_AFTER_S, worker_deadline_s=1.0)
+    config = RouterConfig(silent_after_s=SILENT_AFTER_S, worker_deadline_s=worker_deadline_s)
     fleet = Fleet(config, directory, RealClock(), "router-1", 7, parts(RealClock().now))
     fleet.dispatch.connect(listener)
     for record in records:
@@ -126,3 +126,20 @@ async def test_the_stream_of_a_stopped_process_goes_on_elsewhere_and_it_comes_ba
             assert listener.tokens["b"] == expected_tokens(PROMPT, 20, 1_000)
             outcomes = (await described(records[stopped])).counters.attempts_by_outcome
             assert dict(outcomes) == {"abort": 1, "length": 1}
+
+
+@pytest.mark.engine  # a process to start
+@pytest.mark.timeout(90)
+async def test_the_stream_of_an_only_worker_that_stood_still_goes_on_when_it_is_back() -> None:
+    with worker_process("d1", Role.DECODE) as (process, record):
+        async with fleet_of(record, worker_deadline_s=20.0) as (fleet, listener):
+            fleet.dispatch.submit(GenerationRequest("a", PROMPT, Sampling(TOKENS)))
+            await listener.until_tokens("a", 20)
+            os.kill(process, signal.SIGSTOP)
+            await eventually(lambda: fleet.dispatch.view.get("d1") is None, within_s=20)
+            assert fleet.dispatch.counters().in_flight == 1
+            os.kill(process, signal.SIGCONT)
+            await listener.until_ended("a")
+            assert listener.tokens["a"] == expected_tokens(PROMPT, TOKENS, 1_000)
+            assert dict(fleet.dispatch.counters().recoveries) == {"stalled": 1}
+            await eventually(lambda: idle(record), within_s=20)
