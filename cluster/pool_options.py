@@ -17,6 +17,9 @@ _DRAIN_LOOK_S = 0.5
 # Tokens do not pass through Serve: its own thread for our code would only cost switches. The replica's loop is uvloop.
 _ENVIRONMENT = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
 
+ACCELERATOR = "accelerator_type:"
+"""What Ray's resource of a node's kind of accelerator begins with; the kind follows."""
+
 
 def serve_options(config: Config, role: Role, policy: str) -> dict[str, Any]:
     """Arguments of Serve's `Deployment.options`. `policy` is the import path of the scaling policy's class."""
@@ -58,7 +61,7 @@ def _bundle(pool: PoolConfig) -> dict[str, float]:
     bundle."""
     bundle: dict[str, float] = {"CPU": pool.cpus_per_replica, "GPU": pool.gpus_per_replica, **pool.resources}
     if pool.accelerator_type is not None:
-        bundle[f"accelerator_type:{pool.accelerator_type}"] = 0.001  # as Ray itself asks for it
+        bundle[ACCELERATOR + pool.accelerator_type] = 0.001  # as Ray itself asks for it
     return bundle
 
 

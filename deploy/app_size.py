@@ -3,7 +3,10 @@ Pure."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from cluster.config import Config, PoolConfig
+from cluster.pool_options import ACCELERATOR
 
 
 def most_cpus(config: Config) -> float:
@@ -33,6 +36,18 @@ def too_few_gpus(config: Config, found: float) -> str | None:
         f"needs {needed} GPUs ({parts}), and Ray found {found:g} on this machine: lower gpus_per_replica or the pools' "
         "sizes; `baton doctor` says which GPUs are there, and CUDA_VISIBLE_DEVICES may hide some"
     )
+
+
+def absent_accelerator(config: Config, resources: Iterable[str]) -> str | None:
+    """Why some worker could start nowhere, given the names of the resources that Ray found; None when all could."""
+    kinds = [name.removeprefix(ACCELERATOR) for name in resources if name.startswith(ACCELERATOR)]
+    for name, pool in (("prefill", config.prefill), ("decode", config.decode)):
+        if pool.accelerator_type is not None and pool.accelerator_type not in kinds:
+            return (
+                f"{name}.accelerator_type is {pool.accelerator_type}, and Ray found {' and '.join(kinds) or 'none'} on "
+                "this machine: name what is there, or leave it out to take any"
+            )
+    return None
 
 
 def most_resources(config: Config) -> dict[str, float]:

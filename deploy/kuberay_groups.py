@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cluster.config import Config, PoolConfig
+from cluster.pool_options import ACCELERATOR
 
 HEAD_GRACE_S = 60
 _MARGIN_S = 60  # Serve ends the replica first, then Ray ends itself
@@ -57,7 +58,7 @@ def _pool_group(name: str, pool: PoolConfig, deadline_s: float) -> Group:
     bounds = pool.autoscale
     resources = dict(pool.resources)
     if pool.accelerator_type:
-        resources[f"accelerator_type:{pool.accelerator_type}"] = 1
+        resources[ACCELERATOR + pool.accelerator_type] = 1
     return Group(
         name=name,
         minimum=bounds.min_replicas if bounds else pool.replicas,

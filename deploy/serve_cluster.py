@@ -15,14 +15,14 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
 from cluster.config import Config
 from cluster.errors import StartFailed
 from cluster.host_port import host_port, reachable
-from deploy.app_size import most_cpus, most_gpus, most_resources, too_few_gpus
+from deploy.app_size import absent_accelerator, most_cpus, most_gpus, most_resources, too_few_gpus
 from deploy.free_port import why_taken
 from deploy.own_folder import own_folder, scratch_environment
 from deploy.processes import adopt_orphans, end_descendants
@@ -153,12 +153,12 @@ class ServeCluster:
             start_ray(init, deadline, self._progress)
         except Exception as error:  # Ray raises nothing narrower when its processes take longer than it waits for them
             raise StartFailed(f"Ray did not start: {error} Is the machine busy? Try again when it is not") from error
-        self._count_gpus(float(ray.cluster_resources().get("GPU", 0.0)))
+        self._check_gpus(ray.cluster_resources())
 
-    def _count_gpus(self, found: float) -> None:
-        """Raises `StartFailed` for too few: Serve would wait for them until the deadline, and not say why."""
-        self._gpus = found
-        if (why := too_few_gpus(self._config, found)) is not None:
+    def _check_gpus(self, resources: Mapping[str, float]) -> None:
+        """Raises `StartFailed` for too few or others: Serve would wait until the deadline, and not say why."""
+        self._gpus = found = float(resources.get("GPU", 0.0))
+        if (why := too_few_gpus(self._config, found) or absent_accelerator(self._config, resources)) is not None:
             raise StartFailed(why)
         if (most := most_gpus(self._config)) > found:
             self._progress(f"{found:g} GPUs: pools at their largest, surge included, would need {most}")

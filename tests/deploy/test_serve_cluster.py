@@ -16,6 +16,7 @@ import pytest
 
 from cluster.config import load_config, parse_config
 from cluster.errors import StartFailed
+from cluster.pool_options import ACCELERATOR
 from deploy.free_port import free_port
 from deploy.serve_cluster import ServeCluster, _last_words
 from tests.ipv6 import NEEDS_IPV6
@@ -88,16 +89,41 @@ def test_a_cluster_that_has_gpus_for_its_start_alone_starts_and_says_so(
     assert told == ["2 GPUs: pools at their largest, surge included, would need 4"]
 
 
+@pytest.mark.parametrize(
+    ("kinds", "there"), [({"accelerator_type:L40S": 1.0}, "L40S"), ({}, "none")], ids=["another", "none"]
+)
+def test_a_kind_of_accelerator_that_is_not_there_is_said_at_once_with_the_one_that_is(
+    kinds: dict[str, float], there: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    each: dict[str, object] = {"gpus_per_replica": 1}
+    with pytest.raises(StartFailed, match=f"decode.accelerator_type is H100, and Ray found {there} on this machine"):
+        with_gpus(2.0, each, each | {"accelerator_type": "H100"}, monkeypatch, tmp_path, kinds)
+
+
+def test_a_kind_of_accelerator_that_is_there_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    each: dict[str, object] = {"gpus_per_replica": 1, "accelerator_type": "H100"}
+    cluster, _ = with_gpus(2.0, each, each, monkeypatch, tmp_path, {"accelerator_type:H100": 1.0})
+    assert cluster.gpus == 2.0
+
+
+def test_the_resource_of_a_kind_of_accelerator_is_named_as_ray_names_it() -> None:
+    from ray._common.utils import RESOURCE_CONSTRAINT_PREFIX
+
+    assert ACCELERATOR == RESOURCE_CONSTRAINT_PREFIX
+
+
 def with_gpus(
     found: float,
     prefill: dict[str, object],
     decode: dict[str, object],
     monkeypatch: pytest.MonkeyPatch,
     folder: Path,
+    kinds: dict[str, float] | None = None,
 ) -> tuple[ServeCluster, list[str]]:
-    """A cluster whose Ray has started, on so many GPUs; and what it told."""
+    """A cluster whose Ray has started, on so many GPUs of these kinds; and what it told."""
+    resources = {"CPU": 9.0, **({"GPU": found} if found else {}), **(kinds or {})}
     monkeypatch.setattr("ray.init", lambda **_: None)
-    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 9.0, **({"GPU": found} if found else {})})
+    monkeypatch.setattr("ray.cluster_resources", lambda: resources)
     monkeypatch.setattr("deploy.serve_cluster.own_folder", lambda: folder)
     sections: dict[str, object] = {"model": {"path": "none"}, "engine": {"device": "gpu", "start_deadline_s": 60}}
     told: list[str] = []
