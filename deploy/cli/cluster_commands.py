@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from deploy.cli.options import ConfigFile
+from deploy.cli.options import ConfigFile, wait_of
 from deploy.cli.outcome import command
 
 
@@ -17,8 +17,7 @@ def up(
         bool, typer.Option("--detach", "-d", help="Return once it serves; `baton down` ends it.")
     ] = False,
     deadline: Annotated[
-        float | None,
-        typer.Option(min=1.0, metavar="SECONDS", help="Give up when it does not serve by then. [default: engine's]"),
+        float | None, wait_of(1.0, "Give up when it does not serve by then. [default: engine's]")
     ] = None,
 ) -> int:
     """Start a cluster on this machine and keep it until Ctrl-C."""

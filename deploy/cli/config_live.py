@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deploy.cli.confirm import confirm
-from deploy.cli.options import ConfigFile, Endpoint, Timeout
+from deploy.cli.options import ConfigFile, Endpoint, Timeout, wait_of
 from deploy.cli.outcome import Exit, Stop, command, fail
 from deploy.cli.output import Format, Table, print_as
 
@@ -72,10 +72,8 @@ def apply(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask; needed without a terminal.")] = False,
     deadline: Annotated[
         float | None,
-        typer.Option(
-            min=1.0,
-            metavar="SECONDS",
-            help="Longest wait until all is replaced. [default: the longest drain, and twice engine.start_deadline_s]",
+        wait_of(
+            1.0, "Longest wait until all is replaced. [default: the longest drain, and twice engine.start_deadline_s]"
         ),
     ] = None,
     output: Annotated[Format, typer.Option("--output", "-o", help="How to print the change.")] = Format.TABLE,

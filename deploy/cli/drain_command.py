@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deploy.cli.options import Endpoint, Timeout
+from deploy.cli.options import Endpoint, Timeout, wait_of
 from deploy.cli.outcome import Exit, Stop, command
 from deploy.cli.output import Format, print_as
 from deploy.document import Json
@@ -28,10 +28,7 @@ Output = Annotated[Format, typer.Option("--output", "-o", help="How to print wha
 @command
 def drain(  # noqa: PLR0913  each is an option of the command line
     worker: Worker,
-    deadline: Annotated[
-        float | None,
-        typer.Option(min=0.0, metavar="SECONDS", help="What is open then moves. [default: the pool's drain_s]"),
-    ] = None,
+    deadline: Annotated[float | None, wait_of(0.0, "What is open then moves. [default: the pool's drain_s]")] = None,
     undo: Annotated[bool, typer.Option("--undo", help="Give it work again, as `baton undrain` does.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Return when it is gone.")] = False,
     reason: Annotated[str, typer.Option(help="For whoever reads the status.")] = "",

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from deploy.cli.options import Endpoint, Timeout
+from deploy.cli.options import Endpoint, Timeout, wait_of
 from deploy.cli.outcome import Exit, Stop, command
 
 
@@ -22,7 +22,7 @@ def top(
         SortBy, typer.Option("--sort", help="What comes first: the busiest, or the slowest.")
     ] = SortBy.LOAD,
     once: Annotated[bool, typer.Option("--once", help="Print one table and end.")] = False,
-    every: Annotated[float, typer.Option(min=0.2, metavar="SECONDS", help="Time between looks.")] = 1.0,
+    every: Annotated[float, wait_of(0.2, "Time between looks.")] = 1.0,
     endpoint: Endpoint = "127.0.0.1:9000",
     timeout: Timeout = 5.0,
 ) -> int:

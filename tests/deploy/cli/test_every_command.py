@@ -79,19 +79,39 @@ async def test_a_router_that_says_nothing_is_waited_for_as_long_as_allowed(
     assert time.monotonic() - began < 5.0
 
 
-TIMED = sorted(path for path, command in commands().items() if "timeout" in options(command))
+# All options that take seconds, but for goals that are planned for.
+WAITS = sorted(
+    (path, option.opts[0])
+    for path, command in commands().items()
+    for option in command.params
+    if option.metavar == "SECONDS" and path != ("plan",)
+)
 
 
-@pytest.mark.parametrize("path", TIMED, ids=" ".join)
+@pytest.mark.parametrize(
+    ("path", "option"), WAITS, ids=lambda value: value if isinstance(value, str) else " ".join(value)
+)
 @pytest.mark.parametrize("seconds", ["inf", "nan", "86401"])
-async def test_a_wait_that_is_no_time_is_a_usage_error(baton: Baton, path: Path_, seconds: str, tmp_path: Path) -> None:
-    ended = await baton(*stub_call(path, tmp_path), "--timeout", seconds)
+async def test_a_wait_that_is_no_time_is_a_usage_error(
+    baton: Baton, path: Path_, option: str, seconds: str, tmp_path: Path
+) -> None:
+    ended = await baton(*stub_call(path, tmp_path), option, seconds)
     assert (ended.code, ended.stdout) == (2, "")
-    assert "'--timeout'" in ended.stderr
+    assert f"'{option}'" in ended.stderr
 
 
 def test_every_command_that_asks_a_router_bounds_its_wait() -> None:
-    assert set(REMOTE) <= set(TIMED)
+    assert {(path, "--timeout") for path in REMOTE} <= set(WAITS)
+
+
+def test_every_option_that_takes_seconds_is_known_by_its_metavar() -> None:
+    named = {
+        (path, f"--{name}")
+        for path, command in commands().items()
+        for name in ("deadline", "every")
+        if name in options(command)
+    }
+    assert named <= set(WAITS)
 
 
 async def test_a_doctor_whose_cluster_was_named_and_does_not_answer_fails(baton: Baton) -> None:
