@@ -28,7 +28,7 @@ from router.text_generation import Prompt, TextChunk, TextDelta, TextSampling
 from tests.router.test_grpc_edge import NoAdmin, Script
 from tests.waiting import eventually
 
-PATIENCE_S = 1.0
+PATIENCE_S = 3.0  # above what a busy machine makes the loop stand still
 CONFIG = RouterConfig(grpc_port=0, client_deadline_s=PATIENCE_S)
 CHUNK = 16 * 1024
 MOST_BUFFERED = 8 * 1024 * 1024  # both sockets' buffers on loopback, and the server's own
@@ -93,7 +93,7 @@ async def test_a_client_that_stops_reading_over_http_loses_its_request() -> None
             started = asyncio.get_running_loop().time()
             await asyncio.wait_for(backend.left.wait(), 20)
             assert asyncio.get_running_loop().time() - started >= PATIENCE_S
-            assert backend.causes == ["acme: the client has not read for 1 s"]
+            assert backend.causes == ["acme: the client has not read for 3 s"]
             assert backend.made < MOST_BUFFERED
             client.settimeout(0)
             assert b"[DONE]" not in await read_all(client)
@@ -121,7 +121,7 @@ async def test_a_client_that_reads_slowly_but_reads_keeps_its_request() -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(asking(body, len(body)))
         loop = asyncio.get_running_loop()
-        end, read = loop.time() + 4 * PATIENCE_S, 0
+        end, read = loop.time() + 2 * PATIENCE_S, 0
         while loop.time() < end:
             read += len(await reader.read(1 << 18))
             await asyncio.sleep(PATIENCE_S / 10)
@@ -139,7 +139,7 @@ async def test_a_body_that_does_not_come_is_answered_for() -> None:
         writer.write(asking(b'{"model":', 1000))
         status = await asyncio.wait_for(reader.readline(), 10)
         assert b" 408 " in status
-        assert b"the body did not come within 1 s" in await asyncio.wait_for(reader.read(4096), 10)
+        assert b"the body did not come within 3 s" in await asyncio.wait_for(reader.read(4096), 10)
         writer.close()
     assert (backend.made, backend.causes) == (0, [])
 
@@ -214,6 +214,6 @@ async def test_a_client_that_stops_reading_over_grpc_loses_its_request_and_hears
         with pytest.raises(grpc.aio.AioRpcError) as ended:
             await asyncio.wait_for(read_to_the_end(call), 10)
         assert ended.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert "has not read for 1 s" in (ended.value.details() or "")
+        assert "has not read for 3 s" in (ended.value.details() or "")
     assert left == ["anonymous"]
     await edge.close(0)
