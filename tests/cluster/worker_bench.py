@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import grpc
 
@@ -53,7 +53,11 @@ class Router:
         return seen
 
     async def status(self) -> tuple[grpc.StatusCode, str]:
+        """How the stream ends; what came before is read, for gRPC tells the status after it."""
         async with asyncio.timeout(10):
+            with suppress(grpc.aio.AioRpcError):
+                while await self.call.read() is not grpc.aio.EOF:
+                    pass
             return await self.call.code(), await self.call.details()
 
 

@@ -64,18 +64,20 @@ async def patient() -> AsyncIterator[Stage]:
 
 
 @asynccontextmanager
-async def staged(deadline_s: float) -> AsyncIterator[Stage]:
-    source = Source(lease_s=1.2)
+async def staged(deadline_s: float, lease_s: float = 1.2) -> AsyncIterator[Stage]:
+    source = Source(lease_s=lease_s)
     fast, slow = ScriptedTransport("fast"), ScriptedTransport("slow")
     ladder = replace(rules(probe_s=deadline_s, read_s=2 * deadline_s), connect_s=deadline_s)
     made = Stage(source, fast, slow, Mover([fast, slow], READER, ladder))
-    yield made
-    await made.mover.close()
+    try:
+        yield made
+        await made.mover.close()
+    finally:
+        source.close()
     made.mover.check_idle()
     for transport in (fast, slow):
         assert (transport.at_work, transport.connected - transport.disconnected, transport.closed) == (0, 0, True)
     assert asyncio.all_tasks() == {asyncio.current_task()}
-    source.close()
     await eventually(lambda: not [thread for thread in threading.enumerate() if thread.name.startswith("kv-")])
 
 
@@ -152,19 +154,22 @@ async def test_a_renewal_that_fails_once_is_tried_again(stage: Stage) -> None:
     await lease_ends(stage)
 
 
-async def test_a_source_that_is_silent_while_it_is_read_costs_the_read_and_no_more(stage: Stage) -> None:
+async def test_a_source_that_is_silent_while_it_is_read_costs_the_read_and_no_more() -> None:
     """Renewals are not answered until the claim is over: nobody vouches for the blocks any more."""
-    stage.fast.read_fault = Fault.STALL
-    mover = Mover([stage.fast], READER, replace(rules(read_s=30.0), connect_s=DEADLINE_S))
-    for call in range(2, 20):
-        stage.source.service.faults["Claim", call] = Fault.ERROR
-    async with asyncio.timeout(3.0):
-        result = await mover.pull(job(stage.source.offer()))
-    assert told(result) == ("fast", "stale", 0)
-    assert "renewed" in result.reason
-    stage.source.clock.time += 10.0
-    await lease_ends(stage)
-    await mover.close()
+    async with staged(DEADLINE_S, lease_s=4.0) as stage:
+        stage.fast.read_fault = Fault.STALL
+        mover = Mover([stage.fast], READER, replace(rules(read_s=PATIENCE_S), connect_s=4.0))
+        for call in range(2, 40):
+            stage.source.service.faults["Claim", call] = Fault.ERROR
+        try:
+            async with asyncio.timeout(PATIENCE_S / 2):
+                result = await mover.pull(job(stage.source.offer()))
+            assert told(result) == ("fast", "stale", 0)
+            assert "renewed" in result.reason
+            stage.source.clock.time += 10.0
+            await lease_ends(stage)
+        finally:
+            await mover.close()
 
 
 @pytest.mark.parametrize("fault", [Fault.ERROR, Fault.STALL])

@@ -351,9 +351,9 @@ async def test_the_mover_survives_a_source_whose_process_dies(mortal_writer: Wri
 async def test_a_read_that_the_late_one_of_another_peer_interrupts_lands_all_the_same(
     writer: Writer, other_writer: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It begins anew 1.2 s into its 3 s, and then takes two."""
+    """It begins anew 2.2 s into its 6 s, and then takes four."""
     transport, cache = new_reader()
-    ladder = rules(read_s=3.0)
+    ladder = rules(read_s=6.0)
     mover = Mover([transport], READER, replace(ladder, rungs={"nixl": ladder.rungs["fast"]}))
     good, bad = Source(endpoint=writer.endpoint), Source(endpoint=other_writer.endpoint)
     for source in (good, bad):
@@ -363,7 +363,7 @@ async def test_a_read_that_the_late_one_of_another_peer_interrupts_lands_all_the
     monkeypatch.setattr(agent, "poll", lambda read: ReadState.MOVING)
     monkeypatch.setattr("kv_transfer.nixl_transport.NixlAgent", SlowAgent)
     late = asyncio.create_task(mover.pull(job(bad.offer())))
-    await asyncio.sleep(2.0)
+    await asyncio.sleep(4.0)
     cache[:] = 0
     result = await mover.pull(job(good.offer((4, 5, 6))))
     assert (await late).outcome == "failed"
@@ -375,10 +375,10 @@ async def test_a_read_that_the_late_one_of_another_peer_interrupts_lands_all_the
 
 
 class SlowAgent(NixlAgent):
-    """Each of its reads takes two seconds."""
+    """Each of its reads takes four seconds."""
 
     def start(self, read: int) -> ReadState:
-        self.until = time.monotonic() + 2.0
+        self.until = time.monotonic() + 4.0
         super().start(read)
         return ReadState.MOVING
 

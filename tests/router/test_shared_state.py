@@ -90,7 +90,7 @@ class Router:
 
 @pytest.fixture
 async def pair(store_server: RedisServer) -> AsyncIterator[tuple[Router, Router]]:
-    keys = {"url": store_server.url, "period_s": 0.02, "deadline_s": 0.2, "lease_s": 30.0}
+    keys = {"url": store_server.url, "period_s": 0.02, "deadline_s": 2.0, "lease_s": 30.0}
     routers = Router("a", StoreConfig.model_validate(keys)), Router("b", StoreConfig.model_validate(keys))
     for router in routers:
         await router.shared.start()
