@@ -127,10 +127,10 @@ class RouterConfig(Section):
     """`http_port` is Serve's HAProxy; `grpc_port` is shared by the routers of one node. A client whose body does not
     come within `client_deadline_s`, or that does not read for so long, loses its request.
 
-    A worker of which nothing was heard for `silent_after_s` is taken out, and its requests move. One whose last worker
-    was lost waits `worker_deadline_s` for one to come back. One request may have
-    `attempts_most` attempts that fail or are lost, and `lost_workers_most` workers lost under it in a row. Retries
-    after errors are at most `retry_share` of the router's recent requests, and `retry_floor_per_s` on top.
+    A worker of which nothing was heard for `silent_after_s` is taken out, and its requests move. A request whose last
+    worker was lost waits `worker_deadline_s` for one to come back; it may have `attempts_most` attempts that fail or
+    are lost, and `lost_workers_most` workers lost under it in a row. Retries after errors are at most `retry_share` of
+    the router's recent requests, and `retry_floor_per_s` on top.
     """
 
     replicas: Count = 1

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from cluster.config import Config, PoolConfig
+from cluster.engine import Role
 from cluster.pool_options import ACCELERATOR
 
 
@@ -41,10 +42,11 @@ def too_few_gpus(config: Config, found: float) -> str | None:
 def absent_accelerator(config: Config, resources: Iterable[str]) -> str | None:
     """Why some worker could start nowhere, given the names of the resources that Ray found; None when all could."""
     kinds = [name.removeprefix(ACCELERATOR) for name in resources if name.startswith(ACCELERATOR)]
-    for name, pool in (("prefill", config.prefill), ("decode", config.decode)):
-        if pool.accelerator_type is not None and pool.accelerator_type not in kinds:
+    for role in Role:
+        wanted = config.pool(role).accelerator_type
+        if wanted is not None and wanted not in kinds:
             return (
-                f"{name}.accelerator_type is {pool.accelerator_type}, and Ray found {' and '.join(kinds) or 'none'} on "
+                f"{role.value}.accelerator_type is {wanted}, and Ray found {' and '.join(kinds) or 'none'} on "
                 "this machine: name what is there, or leave it out to take any"
             )
     return None

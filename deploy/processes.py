@@ -9,6 +9,7 @@ import ctypes
 import os
 import signal
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -52,6 +53,11 @@ def _families() -> dict[int, list[int]]:
         if entry.name.isdigit() and (parent := _living_parent(entry)) is not None:
             families.setdefault(parent, []).append(int(entry.name))
     return families
+
+
+def kill_trees(pids: Iterable[int]) -> None:
+    """Kills these processes with all that they started; whoever holds their handles collects them."""
+    _signal_all([below for pid in pids for below in (pid, *descendants(pid))], signal.SIGKILL)
 
 
 def end_descendants(pid: int, patience_s: float) -> list[int]:

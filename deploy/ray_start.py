@@ -7,15 +7,13 @@ Ray waits 30 s for it, which cannot be set, and leaves the processes that did st
 from __future__ import annotations
 
 import os
-import signal
 import time
 from collections.abc import Callable
 
-from deploy.processes import children, descendants
+from deploy.processes import children, kill_trees
 
 # The only words by which this failure differs from one that a second start would meet again.
 NODE_IS_LATE = "current node timed out during startup"
-_ATTEMPTS = 2
 # What one more start takes at the most: Ray's wait, and the processes that it starts before.
 _ATTEMPT_S = 45.0
 
@@ -25,24 +23,19 @@ def start_ray(init: Callable[[], object], deadline: float, tell: Callable[[str],
 
     Raises what Ray raised last: nothing narrower than `Exception` for a late node.
     """
-    for attempt in range(1, _ATTEMPTS + 1):
-        before = set(children(os.getpid()))
-        try:
-            init()
-        except Exception as error:
-            _end(set(children(os.getpid())) - before)
-            last = attempt == _ATTEMPTS or time.monotonic() + _ATTEMPT_S > deadline
-            if last or NODE_IS_LATE not in str(error):
-                raise
-            tell("Ray's node did not come up: starting Ray once more")
-        else:
-            return
+    try:
+        return _start_or_leave_nothing(init)
+    except Exception as error:
+        if NODE_IS_LATE not in str(error) or time.monotonic() + _ATTEMPT_S > deadline:
+            raise
+    tell("Ray's node did not come up: starting Ray once more")
+    _start_or_leave_nothing(init)
 
 
-def _end(started: set[int]) -> None:
-    """Kills them with all that they started; whoever holds their handles collects them."""
-    for pid in [below for child in started for below in (child, *descendants(child))]:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
+def _start_or_leave_nothing(init: Callable[[], object]) -> None:
+    before = set(children(os.getpid()))
+    try:
+        init()
+    except Exception:
+        kill_trees(set(children(os.getpid())) - before)
+        raise

@@ -88,7 +88,7 @@ class Dispatch:
         # One worker of these pools is enough for any request.
         self._serving = tuple(Role) if config.prefill_may_decode else (Role.DECODE,)
         self.view = FleetView()
-        self._was_ready: dict[Role, float] = {}  # when the last worker of the pool was taken out
+        self._was_ready: dict[Role, float] = {}  # when a worker of the pool was last taken out
 
     def connect(self, sink: Sink) -> None:
         """Where the emissions of all requests go, from now on."""

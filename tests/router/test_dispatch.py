@@ -131,8 +131,7 @@ def test_a_whole_request_is_counted_as_such(bench: Bench) -> None:
 
 
 def test_a_prompt_counts_as_queued_until_its_worker_has_answered(bench: Bench) -> None:
-    for worker_id in ("p1", "p2"):
-        bench.dispatch.worker_down(worker_id, WorkerLost("gone"))
+    bench.lose("p1", "p2")
     whole = bench.ask("a")
     assert load_of(bench.parts, "d1").prefill_tokens == 3
     bench.step("d1", output(whole, 10))
@@ -158,8 +157,7 @@ def test_a_worker_that_cannot_be_reached_is_passed_over(bench: Bench) -> None:
 
 
 def test_without_workers_the_request_fails_and_the_error_is_delivered(bench: Bench) -> None:
-    for worker_id in ("p1", "p2", "d1"):
-        bench.dispatch.worker_down(worker_id, WorkerLost("gone"))
+    bench.lose("p1", "p2", "d1")
     bench.dispatch.submit(GenerationRequest("a", [1], Sampling(3)))
     assert isinstance(bench.emissions[-1].error, NoWorker)
     assert dict(bench.dispatch.counters().requests_by_outcome) == {"failed": 1}
