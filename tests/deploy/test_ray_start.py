@@ -31,9 +31,12 @@ class Starts:
 
     def __call__(self) -> None:
         self.count += 1
-        self.left.append(subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"]))
+        self.begin_process()
         if self.failures:
             raise Exception(self.failures.pop(0))
+
+    def begin_process(self) -> None:
+        self.left.append(subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"]))
 
     def run(self, seconds: float = 60.0) -> None:
         start_ray(self, time.monotonic() + seconds, self.told.append)
@@ -63,8 +66,7 @@ def test_a_late_node_is_started_once_more_and_the_user_hears_of_it(starts: Start
 
 @pytest.mark.parametrize("starts", [(_LATE,)], indirect=True)
 def test_what_the_first_start_left_is_ended_and_nothing_else_is(starts: Starts) -> None:
-    other = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
-    starts.left.append(other)
+    starts.begin_process()
     starts.run()
     starts.left[1].wait(timeout=20)
     assert starts.alive() == [True, False, True]

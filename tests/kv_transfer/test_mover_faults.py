@@ -13,10 +13,12 @@ import pytest
 
 from kv_transfer.mover import Mover, PullResult
 from tests.kv_transfer.conftest import READER, Fault, ScriptedTransport, Source, job, rules
+from tests.kv_transfer.soak import longest_pull_s
 from tests.waiting import eventually
 
 DEADLINE_S = 0.5  # of each wait
 PATIENCE_S = 60.0  # the same, where no wait shall end by itself
+SILENT_S = 4.0  # how long a claim holds that nobody renews
 CONTROL = {"connect": ("Connect", 1), "claim": ("Claim", 1), "renew": ("Claim", 2), "complete": ("Complete", 1)}
 WAITS = ("connect", "claim", "probe", "first read", "second read", "renew", "complete")
 
@@ -27,6 +29,7 @@ class Stage:
     fast: ScriptedTransport
     slow: ScriptedTransport
     mover: Mover
+    longest_s: float
 
     def set(self, wait: str, fault: Fault) -> None:
         if wait in CONTROL:
@@ -68,7 +71,7 @@ async def staged(deadline_s: float, lease_s: float = 1.2) -> AsyncIterator[Stage
     source = Source(lease_s=lease_s)
     fast, slow = ScriptedTransport("fast"), ScriptedTransport("slow")
     ladder = replace(rules(probe_s=deadline_s, read_s=2 * deadline_s), connect_s=deadline_s)
-    made = Stage(source, fast, slow, Mover([fast, slow], READER, ladder))
+    made = Stage(source, fast, slow, Mover([fast, slow], READER, ladder), longest_pull_s(ladder))
     try:
         yield made
         await made.mover.close()
@@ -111,7 +114,7 @@ def told(result: PullResult) -> tuple[str, str, int]:
 @pytest.mark.parametrize(("wait", "fault"), ENDS, ids=lambda value: str(getattr(value, "value", value)))
 async def test_a_fault_at_any_wait_ends_the_pull_within_its_deadline(stage: Stage, wait: str, fault: Fault) -> None:
     stage.set(wait, fault)
-    async with asyncio.timeout(20 * DEADLINE_S):
+    async with asyncio.timeout(stage.longest_s):
         result = await stage.mover.pull(job(stage.source.offer()))
     assert told(result) == ENDS[wait, fault]
     assert (result.reason == "") == (result.outcome == "landed")
@@ -138,7 +141,7 @@ async def test_a_renewal_that_is_refused_ends_the_read_and_makes_its_blocks_unus
     pulling = asyncio.create_task(stage.mover.pull(job(ticket)))
     await eventually(lambda: bool(stage.fast.reads))
     stage.source.clock.time += 2.0
-    async with asyncio.timeout(20 * DEADLINE_S):
+    async with asyncio.timeout(stage.longest_s):
         result = await pulling
     assert told(result) == ("fast", "stale", 0)
     assert (stage.fast.at_work, stage.slow.reads) == (0, [])
@@ -156,13 +159,13 @@ async def test_a_renewal_that_fails_once_is_tried_again(stage: Stage) -> None:
 
 async def test_a_source_that_is_silent_while_it_is_read_costs_the_read_and_no_more() -> None:
     """Renewals are not answered until the claim is over: nobody vouches for the blocks any more."""
-    async with staged(DEADLINE_S, lease_s=4.0) as stage:
+    async with staged(DEADLINE_S, lease_s=SILENT_S) as stage:
         stage.fast.read_fault = Fault.STALL
-        mover = Mover([stage.fast], READER, replace(rules(read_s=PATIENCE_S), connect_s=4.0))
+        mover = Mover([stage.fast], READER, replace(rules(read_s=PATIENCE_S), connect_s=SILENT_S))
         for call in range(2, 40):
             stage.source.service.faults["Claim", call] = Fault.ERROR
         try:
-            async with asyncio.timeout(PATIENCE_S / 2):
+            async with asyncio.timeout(5 * SILENT_S):
                 result = await mover.pull(job(stage.source.offer()))
             assert told(result) == ("fast", "stale", 0)
             assert "renewed" in result.reason

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from cluster.config import RouterConfig
 from cluster.config_placement import PlacementConfig
 from router.dispatch import DispatchParts
 from router.gate import Gate
@@ -17,6 +18,8 @@ from router.shared_loads import ALONE, SharedLoads
 from router.worker_loads import Load
 
 MODEL, BLOCK_TOKENS = "demo", 16
+RETURN_S = RouterConfig().worker_deadline_s
+"""How long a request that has lost its last worker waits for one to come back."""
 
 
 def parts(

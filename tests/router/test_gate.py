@@ -30,7 +30,7 @@ from router.caller import Caller
 from router.dispatch import Dispatch
 from router.gate import Gate
 from router.generation import Emission, GenerationRequest, Outcome
-from tests.router.dispatch_parts import BLOCK_TOKENS, MODEL, new_journal, parts
+from tests.router.dispatch_parts import BLOCK_TOKENS, MODEL, RETURN_S, new_journal, parts
 
 
 class Counter:
@@ -53,9 +53,6 @@ class Counter:
 
     def answer(self, claim_id: str, verdict: Verdict | BatonError) -> None:
         self.asked.pop(claim_id)[1](verdict)
-
-
-RETURN_S = RouterConfig().worker_deadline_s
 
 
 class Bench:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from cluster.config import RouterConfig
 from cluster.errors import WorkerLost
 from protos.baton.v1 import worker_pb2
+from tests.router.dispatch_parts import RETURN_S
 from tests.router.test_dispatch import Bench, bench, output
 
 __all__ = ["bench"]
-
-RETURN_S = RouterConfig().worker_deadline_s
 
 
 def test_a_stream_whose_workers_are_all_lost_at_once_goes_on_when_one_is_back(bench: Bench) -> None:

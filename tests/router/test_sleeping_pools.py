@@ -15,10 +15,9 @@ from protos.baton.v1 import kv_pb2, worker_pb2
 from router.dispatch import Dispatch
 from router.fleet_report import report_of
 from router.generation import Emission, GenerationRequest
-from tests.router.dispatch_parts import parts
+from tests.router.dispatch_parts import RETURN_S, parts
 
 PREFILL, DECODE = Role.PREFILL, Role.DECODE
-RETURN_S = RouterConfig().worker_deadline_s
 
 
 class Bench:
