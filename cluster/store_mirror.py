@@ -224,7 +224,7 @@ class StoreMirror:
         if changes.renewed:
             self._renewed_at = now
             self._alone.forget_idle(now)
-        self._came_back(now)
+        self._came_back(asked_at, now)
         self._others, self._routers, self._heard_at = shared.reserved, shared.routers, now
         self._cursor = shared.cursor
         for pin in shared.pins:
@@ -251,8 +251,9 @@ class StoreMirror:
             logger.warning("going on without the store: %s", error)
         self._reason = str(error)
 
-    def _came_back(self, now: float) -> None:
-        if self._away_since is not None:
+    def _came_back(self, asked_at: float, now: float) -> None:
+        # Connections overtake each other: what was asked before the loss may be answered after it.
+        if self._away_since is not None and asked_at >= self._away_since:
             logger.warning("the store is back after %.1f s", now - self._away_since)
             self._away_since = None
             self._reason = ""

@@ -168,6 +168,24 @@ async def test_while_the_store_is_away_the_last_state_stays_and_the_mirror_says_
     assert world.b.reserved_elsewhere("w1") == Reserved(100, 1)
 
 
+async def test_an_answer_to_what_was_asked_before_the_loss_is_heard_and_ends_no_outage(world: World) -> None:
+    world.b.reserve("w1", Reserved(100, 1))
+    await world.b.exchange()
+    world.link.late = asyncio.Event()
+    asked = asyncio.create_task(world.a.exchange())
+    await world.clock.advance(0.1)
+    world.link.cut = True
+    assert await granted(world.a, "1") == [True]
+    await world.clock.advance(0.1)
+    world.link.late.set()
+    await asked
+    assert world.a.reserved_elsewhere("w1") == Reserved(100, 1)
+    assert world.a.health.away_since == 1_000.1
+    world.link.cut = False
+    await world.a.exchange()
+    assert not world.a.health.degraded
+
+
 async def test_reservations_made_during_the_outage_count_once_after_it(world: World) -> None:
     world.a.reserve("w1", Reserved(100, 1))
     await world.exchange()

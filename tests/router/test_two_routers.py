@@ -22,6 +22,7 @@ from cluster.store_mirror import StoreMirror
 from router.fleet import Fleet
 from router.gate import Gate
 from router.shared_state import SharedState
+from router.task_end import end_tasks
 from tests.cluster.redis_server import RedisServer
 from tests.router.dispatch_parts import BLOCK_TOKENS, parts
 from tests.router.simulated_cluster import SECRET, Answer, Clients, SimulatedCluster, engine_config, expected_tokens
@@ -46,16 +47,22 @@ class Router:
         self.fleet = Fleet(config, directory, clock, name, 7, made)
         self.clients = Clients(self.fleet.dispatch, name)
         self.served = 0
+        self.loading: asyncio.Task[None] | None = None
         self._draw = random.Random(name)
 
     def hold(self, streams: int) -> list[Answer]:
         """Requests that go on until they are given up."""
         return [self.clients.open(self._prompt(), ENDLESS) for _ in range(streams)]
 
-    async def load(self, requests: int) -> None:
+    def load(self, requests: int) -> asyncio.Task[None]:
         """For every second one the tenant's quota must be asked."""
-        left = iter(range(requests))
-        await asyncio.gather(*(self._client(left) for _ in range(CLIENTS)))
+        self.loading = asyncio.create_task(self._load(iter(range(requests))), name="load")
+        return self.loading
+
+    async def _load(self, left: Iterator[int]) -> None:
+        async with asyncio.TaskGroup() as clients:
+            for _ in range(CLIENTS):
+                clients.create_task(self._client(left))
 
     async def _client(self, left: Iterator[int]) -> None:
         for number in left:
@@ -131,6 +138,8 @@ async def pair(store_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> As
             router.fleet.dispatch.check_integrity()
     finally:
         for router in pair.routers:
+            if router.loading is not None:
+                await end_tasks([router.loading])
             await router.fleet.close()
             await router.shared.close()
         await pair.cluster.close()
@@ -154,12 +163,14 @@ async def test_the_stores_loss_in_mid_load_fails_no_request_and_on_its_return_re
     a, b = pair.routers
     a.hold(3)
     held = b.hold(2)
-    load = [asyncio.create_task(router.load(REQUESTS)) for router in pair.routers]
+    load = [router.load(REQUESTS) for router in pair.routers]
     await eventually(lambda: min(router.served for router in pair.routers) > REQUESTS // 8)
 
     store_server.kill()
-    await eventually(lambda: a.degraded and b.degraded)
-    assert all(router.shared.status().reason for router in pair.routers)
+    # A connection that the server refuses: all that it had answered before is heard.
+    await eventually(lambda: all("connecting to" in router.shared.status().reason for router in pair.routers))
+    assert a.degraded
+    assert b.degraded
     known, served = (a.elsewhere, b.elsewhere), (a.served, b.served)
     a.hold(2)
     b.clients.give_up(held[:1])
