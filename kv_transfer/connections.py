@@ -8,11 +8,11 @@ says goodbye: what nobody has used for long goes when another connection is made
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakValueDictionary
 
 from cluster.errors import LeaseLost, TicketRefused, TransferFailed
 from cluster.tls import PLAIN, Channels
@@ -82,7 +82,8 @@ class Connections:
         self._connect_s = connect_s
         self._now = now
         self._kept: dict[Origin, Connection] = {}  # least recently used first
-        self._locks: defaultdict[Origin, asyncio.Lock] = defaultdict(asyncio.Lock)
+        # Each lives as long as somebody holds it or waits for it.
+        self._locks: WeakValueDictionary[Origin, asyncio.Lock] = WeakValueDictionary()
 
     def __repr__(self) -> str:
         links = sum(len(connection.links) for connection in self._kept.values())
@@ -161,7 +162,7 @@ class Connections:
 
     async def _connected(self, ticket: Ticket) -> Connection:
         origin = (ticket.source, ticket.epoch)
-        async with self._locks[origin]:
+        async with self._locks.setdefault(origin, asyncio.Lock()):
             if origin not in self._kept:
                 await self._drop_idle()
                 self._kept[origin] = await self._connect(ticket)
@@ -196,9 +197,6 @@ class Connections:
     def _forget(self, connection: Connection) -> None:
         connection.forgotten = True
         self._kept = {origin: kept for origin, kept in self._kept.items() if kept is not connection}
-        unused = [origin for origin, lock in self._locks.items() if not lock.locked() and origin not in self._kept]
-        for origin in unused:
-            del self._locks[origin]
 
     async def _close_unused(self, connection: Connection) -> None:
         if not connection.forgotten or connection.users:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 
+from cluster.errors import TransferFailed
+from kv_transfer.connections import Connection, Connections
 from kv_transfer.mover import Mover
+from kv_transfer.ticket import Ticket
 from tests.kv_transfer.conftest import READER, HandClock, ScriptedTransport, Source, job, rules
+from tests.waiting import eventually
 
 WEEK_S = 7 * 24 * 3600.0
 
@@ -76,3 +82,50 @@ async def test_of_too_many_connections_the_one_that_was_used_least_recently_goes
     assert first.service.calls["Connect"] == 1
     await pull(mover, second)
     assert second.service.calls["Connect"] == 2
+
+
+async def test_a_source_is_dialled_by_one_at_a_time_although_another_one_is_forgotten_meanwhile(
+    new_source: Callable[[], Source], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first fails, the second may go next, and before it does, the connection to another source is given up."""
+    wanted, other = new_source().offer(), new_source().offer()
+    fails, breaks, comes = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    dialling: Counter[str] = Counter()
+    dialled: list[int] = []
+    connect = Connections._connect
+
+    async def watched(self: Connections, ticket: Ticket) -> Connection:
+        dialling[ticket.source] += 1
+        dialled.append(dialling[ticket.source])
+        try:
+            if ticket is wanted and not fails.is_set():
+                await fails.wait()
+                raise TransferFailed("nobody is there")
+            return await connect(self, ticket)
+        finally:
+            dialling[ticket.source] -= 1
+
+    monkeypatch.setattr(Connections, "_connect", watched)
+    connections = Connections([], READER, 10.0, lambda: 0.0)
+
+    async def use(ticket: Ticket, begin: asyncio.Event | None = None, end: asyncio.Event | None = None) -> None:
+        if begin is not None:
+            await begin.wait()
+        async with connections.to(ticket):
+            if end is not None:
+                await end.wait()
+                raise TransferFailed("it went away")
+
+    broken = asyncio.create_task(use(other, end=breaks))
+    await eventually(lambda: "users=1" in repr(connections))
+    first = asyncio.create_task(use(wanted))
+    await eventually(lambda: dialling[wanted.source] == 1)
+    rest = [asyncio.create_task(use(wanted)), asyncio.create_task(use(wanted, begin=comes))]
+    await asyncio.sleep(0)
+    for event in (fails, breaks, comes):  # those who wait wake up in this order, all before the second gets its turn
+        event.set()
+    ended = await asyncio.gather(broken, first, *rest, return_exceptions=True)
+    assert [type(error) for error in ended] == [TransferFailed, TransferFailed, type(None), type(None)]
+    assert max(dialled) == 1
+    connections.check_idle()
+    await connections.close()
