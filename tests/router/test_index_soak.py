@@ -204,6 +204,7 @@ async def soak(index_blocks: int, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
 
 
 @pytest.mark.engine  # thousands of requests take a while
+@pytest.mark.timeout(600)  # of real time, however slow the machine: each of its waits has a bound of its own
 async def test_after_thousands_of_requests_evictions_and_restarts_the_index_equals_every_snapshot(soak: Soak) -> None:
     await asyncio.gather(soak.load(REQUESTS), soak.turn_over(REQUESTS // REQUESTS_PER_TURN))
     assert soak.served == REQUESTS
