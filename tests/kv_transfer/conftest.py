@@ -6,7 +6,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -23,12 +24,13 @@ from kv_transfer.growing_exports import GrowingExports
 from kv_transfer.ladder import LadderRules
 from kv_transfer.lease import Free, LeaseTable
 from kv_transfer.lease_book import LeaseBook
-from kv_transfer.mover import PullJob
+from kv_transfer.mover import Mover, PullJob
 from kv_transfer.source_server import KvSource, KvSourceServer
 from kv_transfer.ticket import Ticket, prompt_digest, seal
 from kv_transfer.ticket_writer import TicketWriter
 from kv_transfer.transport import BlockRead, Endpoint, Interrupted, Layout, Region
 from protos.baton.v1 import kv_pb2 as pb
+from tests.waiting import eventually
 
 EPOCH = 3
 BLOCK_BYTES = 64
@@ -243,3 +245,15 @@ class ScriptedTransport:
             raise Overloaded("there is no room")
         if fault() is Fault.INTERRUPTED:
             raise Interrupted("another read could not be stopped")
+
+
+@asynccontextmanager
+async def moving(fast: ScriptedTransport, slow: ScriptedTransport, by: LadderRules) -> AsyncIterator[Mover]:
+    """In the end nothing is under way or open."""
+    made = Mover([fast, slow], READER, by)
+    yield made
+    await eventually(lambda: "farewells=0" in repr(made))
+    made.check_idle()
+    await made.close()
+    for transport in (fast, slow):
+        assert (transport.at_work, transport.connected - transport.disconnected, transport.closed) == (0, 0, True)

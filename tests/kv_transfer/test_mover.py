@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
@@ -24,11 +23,12 @@ from tests.kv_transfer.conftest import (
     ScriptedTransport,
     Source,
     job,
+    moving,
     rules,
 )
 from tests.waiting import eventually
 
-READ_S, PATIENCE_S = 0.2, 1.5
+READ_S = 0.2
 
 
 @pytest.fixture
@@ -43,26 +43,8 @@ def slow() -> ScriptedTransport:
 
 @pytest.fixture
 async def mover(fast: ScriptedTransport, slow: ScriptedTransport) -> AsyncIterator[Mover]:
-    async with moving(fast, slow, READ_S) as made:
+    async with moving(fast, slow, rules(probe_s=READ_S, read_s=READ_S)) as made:
         yield made
-
-
-@pytest.fixture
-async def patient(fast: ScriptedTransport, slow: ScriptedTransport) -> AsyncIterator[Mover]:
-    """For reads that must end before their deadline, on a machine that may be busy."""
-    async with moving(fast, slow, PATIENCE_S) as made:
-        yield made
-
-
-@asynccontextmanager
-async def moving(fast: ScriptedTransport, slow: ScriptedTransport, read_s: float) -> AsyncIterator[Mover]:
-    made = Mover([fast, slow], READER, rules(probe_s=read_s, read_s=read_s))
-    yield made
-    await eventually(lambda: "farewells=0" in repr(made))
-    made.check_idle()
-    await made.close()
-    for transport in (fast, slow):
-        assert (transport.at_work, transport.connected - transport.disconnected, transport.closed) == (0, 0, True)
 
 
 async def pull_and_release(mover: Mover, source: Source, pulled: PullJob) -> PullResult:
@@ -149,36 +131,6 @@ async def test_waiting_for_our_own_other_reads_is_not_held_against_the_peer(
     assert (await mover.pull(job(source.offer()))).transport == "fast"
 
 
-async def test_a_read_that_had_to_wait_for_its_turn_has_all_of_its_time_then(
-    patient: Mover, fast: ScriptedTransport, source: Source
-) -> None:
-    fast.turns, fast.read_fault = asyncio.Semaphore(1), Fault.STALL
-    async with fast.turn():
-        pulling = asyncio.create_task(patient.pull(job(source.offer())))
-        await eventually(lambda: fast.probes == 1)
-        await asyncio.sleep(PATIENCE_S / 4)
-        turn_at = time.monotonic()
-    assert (await pulling).fallen[0].reason.endswith(f"did not arrive within {PATIENCE_S:g} s")
-    assert time.monotonic() - turn_at >= PATIENCE_S
-
-
-async def test_a_read_that_others_interrupt_has_all_of_its_time_anew(
-    patient: Mover, fast: ScriptedTransport, source: Source
-) -> None:
-    asked_at: list[float] = []
-
-    async def read(peer: str, read: BlockRead) -> None:
-        asked_at.append(time.monotonic())
-        fast.read_fault = Fault.INTERRUPTED if len(asked_at) < 3 else None
-        await asyncio.sleep(PATIENCE_S / 2)
-        await really(peer, read)
-
-    really, fast.read = fast.read, read  # type: ignore[method-assign]
-    result = await patient.pull(job(source.offer()))
-    assert (result.transport, result.fallen, len(asked_at)) == ("fast", (), 3)
-    assert asked_at[2] - asked_at[0] >= PATIENCE_S, "the first beginning's time was over"
-
-
 async def test_a_read_that_is_interrupted_again_and_again_costs_this_pull_its_transport_and_no_other(
     mover: Mover, fast: ScriptedTransport, source: Source
 ) -> None:
@@ -195,22 +147,6 @@ async def test_a_probe_that_others_interrupt_begins_anew(mover: Mover, fast: Scr
     assert fast.probes == 1 + MOST_ANEW
     fast.probe_fault = None
     assert (await mover.pull(job(source.offer()))).transport == "fast"
-
-
-async def test_what_is_interrupted_does_not_begin_anew_with_a_peer_that_failed_meanwhile(
-    patient: Mover, fast: ScriptedTransport, source: Source
-) -> None:
-    """As when two reads of one peer are late: the first one's end interrupts the second."""
-    fast.read_fault = Fault.STALL
-    late = asyncio.create_task(patient.pull(job(source.offer())))
-    await eventually(lambda: len(fast.reads) == 1)
-    await asyncio.sleep(PATIENCE_S / 2)
-    second = asyncio.create_task(patient.pull(job(source.offer())))
-    await eventually(lambda: len(fast.reads) == 2)
-    await late
-    fast.read_fault = Fault.INTERRUPTED
-    assert (await second).transport == "slow"
-    assert len(fast.reads) == 2
 
 
 async def test_a_lease_that_expired_while_it_was_read_makes_the_blocks_unusable(

@@ -59,9 +59,9 @@ class Backend:
 
 
 @asynccontextmanager
-async def served(backend: Backend) -> AsyncIterator[int]:
+async def served(backend: Backend, config: RouterConfig = CONFIG) -> AsyncIterator[int]:
     """The port of the edge in front of it."""
-    edge = HttpEdge(backend.app, CONFIG, lambda caller: None, lambda: True, backend.leave)
+    edge = HttpEdge(backend.app, config, lambda caller: None, lambda: True, backend.leave)
     server = uvicorn.Server(uvicorn.Config(edge, port=0, log_level="critical", timeout_graceful_shutdown=0))
     serving = asyncio.create_task(server.serve())
     async with asyncio.timeout(10):
@@ -117,11 +117,12 @@ async def _some(loop: asyncio.AbstractEventLoop, client: socket.socket) -> bytes
 
 async def test_a_client_that_reads_slowly_but_reads_keeps_its_request() -> None:
     backend, body = Backend(), json.dumps({"model": "demo", "prompt": [1], "stream": True}).encode()
-    async with served(backend) as port:
+    patience_s = 2 * PATIENCE_S
+    async with served(backend, RouterConfig(grpc_port=0, client_deadline_s=patience_s)) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(asking(body, len(body)))
         loop = asyncio.get_running_loop()
-        end, read = loop.time() + 2 * PATIENCE_S, 0
+        end, read = loop.time() + 1.5 * patience_s, 0
         while loop.time() < end:
             read += len(await reader.read(1 << 18))
             await asyncio.sleep(PATIENCE_S / 10)
