@@ -173,7 +173,7 @@ def rules(
         prefer="fast",
         forbid=forbid,
         rungs={"fast": rung, "slow": rung},
-        connect_s=2.0,
+        connect_s=10.0,
         probe_s=probe_s,
         circuits=CircuitTimes(open_s, 8 * open_s),
     )

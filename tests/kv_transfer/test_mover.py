@@ -86,17 +86,6 @@ async def test_a_read_that_fails_goes_on_over_the_next_transport_into_the_same_b
     assert source.take_back() == [4, 5, 6]
 
 
-async def test_the_next_transport_waits_until_nothing_can_arrive_over_the_first(
-    mover: Mover, fast: ScriptedTransport, slow: ScriptedTransport, source: Source
-) -> None:
-    fast.read_fault, fast.lingering = Fault.STALL, True
-    pulling = asyncio.create_task(mover.pull(job(source.offer())))
-    await asyncio.wait({pulling}, timeout=0.5)  # longer than the rung's deadline
-    assert (len(fast.reads), slow.connected, pulling.done()) == (1, 0, False)
-    fast.lingering = False
-    assert (await pulling).transport == "slow"
-
-
 async def test_when_every_transport_fails_the_last_one_is_told_and_the_lease_given_back(
     mover: Mover, fast: ScriptedTransport, slow: ScriptedTransport, source: Source
 ) -> None:

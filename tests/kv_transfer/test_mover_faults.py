@@ -67,10 +67,10 @@ async def patient() -> AsyncIterator[Stage]:
 
 
 @asynccontextmanager
-async def staged(deadline_s: float, lease_s: float = 1.2) -> AsyncIterator[Stage]:
+async def staged(wait_s: float, lease_s: float = 1.2) -> AsyncIterator[Stage]:
     source = Source(lease_s=lease_s)
     fast, slow = ScriptedTransport("fast"), ScriptedTransport("slow")
-    ladder = replace(rules(probe_s=deadline_s, read_s=2 * deadline_s), connect_s=deadline_s)
+    ladder = replace(rules(probe_s=wait_s, read_s=2 * wait_s), connect_s=wait_s)
     made = Stage(source, fast, slow, Mover([fast, slow], READER, ladder), longest_pull_s(ladder))
     try:
         yield made
@@ -107,19 +107,25 @@ ENDS = {
 }
 
 
+def deadline_s(fault: Fault) -> float:
+    """Of each wait: only a stall is to be waited for."""
+    return DEADLINE_S if fault is Fault.STALL else PATIENCE_S
+
+
 def told(result: PullResult) -> tuple[str, str, int]:
     return result.transport, result.outcome, len(result.fallen)
 
 
 @pytest.mark.parametrize(("wait", "fault"), ENDS, ids=lambda value: str(getattr(value, "value", value)))
-async def test_a_fault_at_any_wait_ends_the_pull_within_its_deadline(stage: Stage, wait: str, fault: Fault) -> None:
-    stage.set(wait, fault)
-    async with asyncio.timeout(stage.longest_s):
-        result = await stage.mover.pull(job(stage.source.offer()))
-    assert told(result) == ENDS[wait, fault]
-    assert (result.reason == "") == (result.outcome == "landed")
-    stage.source.service.over.set()
-    await lease_ends(stage)
+async def test_a_fault_at_any_wait_ends_the_pull_within_its_deadline(wait: str, fault: Fault) -> None:
+    async with staged(deadline_s(fault)) as stage:
+        stage.set(wait, fault)
+        async with asyncio.timeout(stage.longest_s):
+            result = await stage.mover.pull(job(stage.source.offer()))
+        assert told(result) == ENDS[wait, fault]
+        assert (result.reason == "") == (result.outcome == "landed")
+        stage.source.service.over.set()
+        await lease_ends(stage)
 
 
 @pytest.mark.parametrize("wait", WAITS)
@@ -148,13 +154,14 @@ async def test_a_renewal_that_is_refused_ends_the_read_and_makes_its_blocks_unus
     await lease_ends(stage)
 
 
-async def test_a_renewal_that_fails_once_is_tried_again(stage: Stage) -> None:
-    stage.set("renew", Fault.ERROR)
-    pulling = asyncio.create_task(stage.mover.pull(job(stage.source.offer())))
-    await eventually(lambda: stage.source.service.calls.get("Claim", 0) == 3)
-    stage.fast.read_fault = None
-    assert told(await pulling) == LANDED
-    await lease_ends(stage)
+async def test_a_renewal_that_fails_once_is_tried_again() -> None:
+    async with staged(PATIENCE_S, lease_s=2 * SILENT_S) as stage:
+        stage.set("renew", Fault.ERROR)
+        pulling = asyncio.create_task(stage.mover.pull(job(stage.source.offer())))
+        await eventually(lambda: stage.source.service.calls.get("Claim", 0) == 3)
+        stage.fast.read_fault = None
+        assert told(await pulling) == LANDED
+        await lease_ends(stage)
 
 
 async def test_a_source_that_is_silent_while_it_is_read_costs_the_read_and_no_more() -> None:
@@ -176,23 +183,24 @@ async def test_a_source_that_is_silent_while_it_is_read_costs_the_read_and_no_mo
 
 
 @pytest.mark.parametrize("fault", [Fault.ERROR, Fault.STALL])
-async def test_a_goodbye_that_is_not_heard_leaves_the_lease_to_its_end(stage: Stage, fault: Fault) -> None:
-    stage.fast.read_fault = stage.slow.read_fault = Fault.ERROR
-    stage.source.service.faults["Release", 1] = fault
-    assert (await stage.mover.pull(job(stage.source.offer()))).outcome == "failed"
-    await eventually(stage.source.service.met.is_set)
-    await eventually(lambda: "farewells=0" in repr(stage.mover))
-    assert stage.source.stats().leases == 1
-    stage.source.clock.time += 10.0
-    await lease_ends(stage)
+async def test_a_goodbye_that_is_not_heard_leaves_the_lease_to_its_end(fault: Fault) -> None:
+    async with staged(deadline_s(fault)) as stage:
+        stage.fast.read_fault = stage.slow.read_fault = Fault.ERROR
+        stage.source.service.faults["Release", 1] = fault
+        assert (await stage.mover.pull(job(stage.source.offer()))).outcome == "failed"
+        await eventually(stage.source.service.met.is_set)
+        await eventually(lambda: "farewells=0" in repr(stage.mover))
+        assert stage.source.stats().leases == 1
+        stage.source.clock.time += 10.0
+        await lease_ends(stage)
 
 
-async def test_a_transport_that_breaks_in_an_unknown_way_is_not_used_any_more(stage: Stage) -> None:
+async def test_a_transport_that_breaks_in_an_unknown_way_is_not_used_any_more(patient: Stage) -> None:
     async def broken(peer: str) -> None:
         raise ZeroDivisionError("a bug")
 
-    stage.fast.probe = broken  # type: ignore[method-assign]
-    result = await stage.mover.pull(job(stage.source.offer()))
+    patient.fast.probe = broken  # type: ignore[method-assign]
+    result = await patient.mover.pull(job(patient.source.offer()))
     assert told(result) == FELL
     assert "a bug" in result.fallen[0].reason
-    await lease_ends(stage)
+    await lease_ends(patient)

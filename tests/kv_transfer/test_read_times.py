@@ -37,8 +37,13 @@ def fast() -> ScriptedTransport:
 
 
 @pytest.fixture
-async def mover(fast: ScriptedTransport) -> AsyncIterator[Mover]:
-    async with moving(fast, ScriptedTransport("slow"), rules(probe_s=READ_S, read_s=READ_S)) as made:
+def slow() -> ScriptedTransport:
+    return ScriptedTransport("slow")
+
+
+@pytest.fixture
+async def mover(fast: ScriptedTransport, slow: ScriptedTransport) -> AsyncIterator[Mover]:
+    async with moving(fast, slow, rules(probe_s=READ_S, read_s=READ_S)) as made:
         yield made
 
 
@@ -98,3 +103,16 @@ async def test_what_is_interrupted_does_not_begin_anew_with_a_peer_that_failed_m
     fast.read_fault = Fault.INTERRUPTED
     assert (await second).transport == "slow"
     assert len(fast.reads) == 2
+
+
+async def test_the_next_transport_waits_until_nothing_can_arrive_over_the_first(
+    mover: Mover, fast: ScriptedTransport, slow: ScriptedTransport, source: Source, pass_time: Pass
+) -> None:
+    fast.read_fault, fast.lingering = Fault.STALL, True
+    pulling = asyncio.create_task(mover.pull(job(source.offer())))
+    await eventually(lambda: len(fast.reads) == 1)
+    pass_time(2 * READ_S)
+    await asyncio.wait({pulling}, timeout=0.05)
+    assert (len(fast.reads), slow.connected, pulling.done()) == (1, 0, False)
+    fast.lingering = False
+    assert (await pulling).transport == "slow"
