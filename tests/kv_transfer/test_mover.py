@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator
-from contextlib import closing
 from dataclasses import replace
 
 import pytest
@@ -218,19 +217,6 @@ async def test_a_pull_that_is_cancelled_again_and_again_does_not_end_while_bytes
         assert not done
     fast.lingering = False
     assert (await pulling).outcome == "cancelled"
-
-
-async def test_a_long_read_renews_its_claim(fast: ScriptedTransport) -> None:
-    with closing(Source(lease_s=3.0)) as source:
-        mover = Mover([fast], READER, rules(read_s=60.0))
-        fast.read_fault = Fault.STALL
-        pulling = asyncio.create_task(mover.pull(job(source.offer())))
-        for claims in range(2, 6):
-            await eventually(lambda: source.service.calls.get("Claim", 0) >= claims)  # noqa: B023
-            source.clock.time += 1.0  # in the end beyond the first claim
-        fast.read_fault = None
-        assert (await pulling).outcome == "landed"
-        await mover.close()
 
 
 async def test_a_source_that_is_gone_fails_the_pull_at_once(mover: Mover, source: Source) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import closing
 
 import pytest
 
 from kv_transfer.mover import Mover
+from kv_transfer.source_client import SourceClient
 from kv_transfer.transport import BlockRead
 from tests.kv_transfer.conftest import Fault, ScriptedTransport, Source, job, moving, rules
 from tests.waiting import eventually
@@ -116,3 +118,28 @@ async def test_the_next_transport_waits_until_nothing_can_arrive_over_the_first(
     assert (len(fast.reads), slow.connected, pulling.done()) == (1, 0, False)
     fast.lingering = False
     assert (await pulling).transport == "slow"
+
+
+async def test_a_long_read_renews_its_claim(
+    fast: ScriptedTransport, slow: ScriptedTransport, pass_time: Pass, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease_s, held = 30.0, 0
+    claim = SourceClient.claim
+
+    async def heard(client: SourceClient, lease_id: str, epoch: int) -> float:
+        nonlocal held
+        held_s = await claim(client, lease_id, epoch)
+        held += 1
+        return held_s
+
+    monkeypatch.setattr(SourceClient, "claim", heard)
+    async with moving(fast, slow, rules(read_s=10 * lease_s)) as mover:
+        with closing(Source(lease_s=lease_s)) as source:
+            fast.read_fault = Fault.STALL
+            pulling = asyncio.create_task(mover.pull(job(source.offer())))
+            for claims in range(1, 6):  # in the end beyond the first claim
+                await eventually(lambda: bool(fast.reads) and held >= claims)  # noqa: B023
+                pass_time(0.4 * lease_s)
+                source.clock.time += 0.4 * lease_s
+            fast.read_fault = None
+            assert (await pulling).outcome == "landed"
