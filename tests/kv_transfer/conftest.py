@@ -247,6 +247,16 @@ class ScriptedTransport:
             raise Interrupted("another read could not be stopped")
 
 
+@pytest.fixture
+def fast() -> ScriptedTransport:
+    return ScriptedTransport("fast")
+
+
+@pytest.fixture
+def slow() -> ScriptedTransport:
+    return ScriptedTransport("slow")
+
+
 @asynccontextmanager
 async def moving(fast: ScriptedTransport, slow: ScriptedTransport, by: LadderRules) -> AsyncIterator[Mover]:
     """In the end nothing is under way or open."""

@@ -19,11 +19,6 @@ WEEK_S = 7 * 24 * 3600.0
 
 
 @pytest.fixture
-def fast() -> ScriptedTransport:
-    return ScriptedTransport("fast")
-
-
-@pytest.fixture
 def clock() -> HandClock:
     return HandClock()
 

@@ -19,11 +19,11 @@ from tests.kv_transfer.conftest import (
     BLOCK_BYTES,
     BLOCK_SIZE,
     EPOCH,
-    READER,
     SECRET,
     Fault,
     ScriptedTransport,
     Source,
+    moving,
     rules,
 )
 from tests.waiting import eventually
@@ -34,22 +34,9 @@ WANTED = (50, 51, 52, 53)  # our blocks for all but the prompt's last one
 
 
 @pytest.fixture
-def fast() -> ScriptedTransport:
-    return ScriptedTransport("fast")
-
-
-@pytest.fixture
-def slow() -> ScriptedTransport:
-    return ScriptedTransport("slow")
-
-
-@pytest.fixture
 async def mover(fast: ScriptedTransport, slow: ScriptedTransport) -> AsyncIterator[Mover]:
-    made = Mover([fast, slow], READER, rules(probe_s=0.2, read_s=0.2))
-    yield made
-    await eventually(lambda: "farewells=0" in repr(made))
-    made.check_idle()
-    await made.close()
+    async with moving(fast, slow, rules(probe_s=0.2, read_s=0.2)) as made:
+        yield made
 
 
 @pytest.fixture

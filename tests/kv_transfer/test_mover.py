@@ -31,16 +31,6 @@ READ_S = 0.2
 
 
 @pytest.fixture
-def fast() -> ScriptedTransport:
-    return ScriptedTransport("fast")
-
-
-@pytest.fixture
-def slow() -> ScriptedTransport:
-    return ScriptedTransport("slow")
-
-
-@pytest.fixture
 async def mover(fast: ScriptedTransport, slow: ScriptedTransport) -> AsyncIterator[Mover]:
     async with moving(fast, slow, rules(probe_s=READ_S, read_s=READ_S)) as made:
         yield made

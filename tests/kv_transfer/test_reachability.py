@@ -16,16 +16,6 @@ OPEN_S = 5.0
 
 
 @pytest.fixture
-def fast() -> ScriptedTransport:
-    return ScriptedTransport("fast")
-
-
-@pytest.fixture
-def slow() -> ScriptedTransport:
-    return ScriptedTransport("slow")
-
-
-@pytest.fixture
 def clock() -> HandClock:
     return HandClock()
 
