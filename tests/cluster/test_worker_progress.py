@@ -12,7 +12,7 @@ from cluster.errors import InvalidRequest, WorkerLost
 from cluster.worker import State
 from protos.baton.v1 import worker_pb2 as pb
 from tests.cluster.worker_bench import Bench, Router
-from tests.waiting import eventually
+from tests.waiting import eventually, running_time
 
 
 async def looked_at(bench: Bench, times: int = 5) -> None:
@@ -59,19 +59,20 @@ async def test_a_stalled_worker_whose_work_was_moved_is_ready_again_once_its_eng
 
 
 async def test_a_stall_is_noticed_when_it_is_one_however_seldom_the_worker_looks() -> None:
-    bench = Bench(stall_after_s=1.2, step_s=300.0, look_every_s=60.0)
+    bench = Bench(stall_after_s=1.2, step_s=300.0, look_every_s=1.0)
     async with bench.running():
         router = await bench.session()
         await router.submit("a", max_tokens=1)
         await eventually(lambda: len(bench.worker.attempts) == 1)
         begin = bench.clock.now()
-        await eventually(lambda: bench.worker.state is State.STALLED)
-        assert bench.clock.now() - begin >= 1.19
+        async with running_time() as ran_s:
+            await eventually(lambda: bench.worker.state is State.STALLED)
+            assert bench.clock.now() - begin >= 1.19
+            assert ran_s() < 1.8, "the next look by the clock alone would come at 2 s"
 
 
-async def test_an_engine_that_does_not_even_count_is_found_no_later(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_engine_that_does_not_even_count_is_found_no_later() -> None:
     """As one whose process was stopped: nothing that waits for it may keep the worker from looking."""
-    monkeypatch.setattr("cluster.engine_counters._CALL_S", 60.0)
     async with Bench(stall_after_s=0.3, step_s=300.0).running() as bench:
 
         async def never() -> EngineStats:
@@ -82,7 +83,9 @@ async def test_an_engine_that_does_not_even_count_is_found_no_later(monkeypatch:
         bench.engine.stats = never  # type: ignore[method-assign]
         await router.submit("a", max_tokens=1)
         await eventually(lambda: len(bench.worker.attempts) == 1)
-        await eventually(lambda: bench.worker.state is State.STALLED)
+        async with running_time() as ran_s:
+            await eventually(lambda: bench.worker.state is State.STALLED)
+            assert ran_s() < 1.9, "it waited until a call of the engine may take no longer"
 
 
 async def test_a_request_that_the_engine_refuses_is_owed_no_step() -> None:
