@@ -6,7 +6,8 @@ _MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 _PING_EVERY_MS = 2_000
 _PING_ANSWER_MS = 3_000
 SILENT_AFTER_S = (_PING_EVERY_MS + _PING_ANSWER_MS) / 1000
-"""A peer that is frozen or cut off is given up after so long: its connection then breaks at this end."""
+"""A peer that is frozen or cut off is given up after so long: its connection then breaks at this end. A caller that may
+be told to wait longer for a silent peer says so (`patient_options`)."""
 
 CHANNEL_OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
@@ -24,6 +25,14 @@ CHANNEL_OPTIONS: list[tuple[str, int]] = [
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_http_proxy", 0),
 ]
+
+
+def patient_options(silent_after_s: float) -> list[tuple[str, int]]:
+    """Of a channel whose peer may be silent for so long: its connection does not break before."""
+    answer_ms = max(_PING_ANSWER_MS, round(1000 * silent_after_s))
+    pings = dict.fromkeys(("grpc.keepalive_timeout_ms", "grpc.http2.ping_timeout_ms"), answer_ms)
+    return [*(dict(CHANNEL_OPTIONS) | pings).items()]
+
 
 SERVER_OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),

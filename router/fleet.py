@@ -33,7 +33,6 @@ logger = logging.getLogger(__name__)
 
 DEADLINE_CHECK_S = 0.25
 _SHORTEST_CHECK_S = 0.01
-_BEATS = 3  # in the time after which silence counts
 RETRY_S = 0.2
 RETRY_LIMIT_S = 2.0
 NO_SESSION = "this router has no session with it: `baton status` says why"
@@ -244,8 +243,9 @@ class Fleet:
 
     async def _link(self, record: WorkerRecord) -> None:
         """One session from its first message to its end."""
-        beat_s = self._config.silent_after_s / _BEATS
-        link = WorkerLink(record, self._router_id, self._config.worker_deadline_s, beat_s, self.channels)
+        link = WorkerLink(
+            record, self._router_id, self._config.worker_deadline_s, self._config.silent_after_s, self.channels
+        )
         cause: BatonError = WorkerLost(f"worker {record.worker_id} left the cluster")
         joined = False
         try:
@@ -288,7 +288,6 @@ class Fleet:
     async def _watching(self, link: WorkerLink) -> AsyncIterator[None]:
         """Watches the worker for as long as its session lasts, which alone says whether it is there."""
         worker_id = link.record.worker_id
-        # Three beats are asked for in the time after which silence counts: one that is late is no reason to begin anew.
         deadline_s = max(self._config.worker_deadline_s, self._config.silent_after_s)
         heard = partial(self._heard, worker_id)
         watch = WorkerWatch(worker_id, self._sinks, self._turns, self._clock, deadline_s, heard)

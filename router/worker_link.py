@@ -15,12 +15,13 @@ import grpc
 
 from cluster.errors import WorkerLost
 from cluster.membership import WorkerRecord
-from cluster.rpc_options import CHANNEL_OPTIONS
+from cluster.rpc_options import patient_options
 from cluster.tls import PLAIN, Channels
 from protos.baton.v1 import worker_pb2, worker_pb2_grpc
 
 OUTGOING_LIMIT = 8_192
 """Messages waiting for the wire. A worker that lets this fill up does not read: it counts as lost."""
+_BEATS = 3  # in the time after which silence counts: one that is late is no reason to begin anew
 _CLOSED = "the session with it has ended"
 
 T = TypeVar("T")
@@ -57,22 +58,23 @@ class _Outgoing:
 
 
 class WorkerLink:
-    """`deadline_s` bounds the connect and every unary call; `beat_s`: how often, at least, the worker is to say on its
-    Watch stream that it is there, with 0 only when there is news."""
+    """`deadline_s` bounds the connect and every unary call. `silent_after_s`: how long the worker may say nothing
+    before whoever reads gives it up. It is asked to say on its Watch stream, well within that time, that it is there;
+    with 0 it speaks only when there is news."""
 
     def __init__(
         self,
         record: WorkerRecord,
         router_id: str,
         deadline_s: float,
-        beat_s: float = 0.0,
+        silent_after_s: float = 0.0,
         channels: Channels = PLAIN,
     ) -> None:
         self.record = record
         self._router_id = router_id
         self._deadline_s = deadline_s
-        self._beat_s = beat_s
-        self._channel = channels.dial(record.address, CHANNEL_OPTIONS)
+        self._beat_s = silent_after_s / _BEATS
+        self._channel = channels.dial(record.address, patient_options(silent_after_s))
         self._stub = worker_pb2_grpc.WorkerStub(self._channel)
         self._outgoing = _Outgoing()
         self._call: grpc.aio.StreamStreamCall[worker_pb2.SessionRequest, worker_pb2.SessionReply] | None = None

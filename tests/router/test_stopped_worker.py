@@ -19,6 +19,7 @@ from cluster.clock import RealClock
 from cluster.config import RouterConfig
 from cluster.engine import Role, Sampling
 from cluster.membership import MemoryDirectory, WorkerRecord
+from cluster.rpc_options import SILENT_AFTER_S as PINGED_S
 from cluster.worker import Worker, WorkerSpec
 from kv_transfer.worker_engine import build_engine
 from protos.baton.v1 import worker_pb2, worker_pb2_grpc
@@ -70,9 +71,11 @@ def _serve(pipe: Connection, worker_id: str, role: Role) -> None:
 
 
 @asynccontextmanager
-async def fleet_of(*records: WorkerRecord, worker_deadline_s: float = 1.0) -> AsyncIterator[tuple[Fleet, Listener]]:
+async def fleet_of(
+    *records: WorkerRecord, worker_deadline_s: float = 1.0, silent_after_s: float = SILENT_AFTER_S
+) -> AsyncIterator[tuple[Fleet, Listener]]:
     directory, listener = MemoryDirectory(RealClock()), Listener()
-    config = RouterConfig(silent_after_s=SILENT_AFTER_S, worker_deadline_s=worker_deadline_s)
+    config = RouterConfig(silent_after_s=silent_after_s, worker_deadline_s=worker_deadline_s)
     fleet = Fleet(config, directory, RealClock(), "router-1", 7, parts(RealClock().now))
     fleet.dispatch.connect(listener)
     for record in records:
@@ -143,3 +146,19 @@ async def test_the_stream_of_an_only_worker_that_stood_still_goes_on_when_it_is_
             assert listener.tokens["a"] == expected_tokens(PROMPT, TOKENS, 1_000)
             assert dict(fleet.dispatch.counters().recoveries) == {"stalled": 1}
             await eventually(lambda: idle(record), within_s=20)
+
+
+@pytest.mark.engine  # a process to start
+@pytest.mark.timeout(90)
+async def test_a_stop_shorter_than_the_silence_that_is_allowed_moves_nothing() -> None:
+    with worker_process("d1", Role.DECODE) as (process, record):
+        async with fleet_of(record, silent_after_s=60.0) as (fleet, listener):
+            fleet.dispatch.submit(GenerationRequest("a", PROMPT, Sampling(TOKENS)))
+            await listener.until_tokens("a", 20)
+            os.kill(process, signal.SIGSTOP)
+            with pytest.raises(TimeoutError):
+                await eventually(lambda: fleet.dispatch.view.get("d1") is None, within_s=PINGED_S + 2)
+            os.kill(process, signal.SIGCONT)
+            await listener.until_ended("a")
+            assert listener.tokens["a"] == expected_tokens(PROMPT, TOKENS, 1_000)
+            assert dict(fleet.dispatch.counters().recoveries) == {}

@@ -91,7 +91,7 @@ class Spoiler(ScriptedWorker):
 
 @asynccontextmanager
 async def watched(worker: ScriptedWorker) -> AsyncIterator[tuple[Known, WorkerWatch]]:
-    link = WorkerLink(await worker.start(), "r", deadline_s=1.0, beat_s=DEADLINE_S / 8)
+    link = WorkerLink(await worker.start(), "r", deadline_s=1.0, silent_after_s=3 * DEADLINE_S / 8)
     known = Known()
     watch = WorkerWatch("w", Sinks(known, known), Turns(), RealClock(), DEADLINE_S)
     task = asyncio.create_task(watch.run(link.watch, random.Random(1)))
