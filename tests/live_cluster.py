@@ -41,7 +41,7 @@ def local_config(model_path: Path, name: str, **sections: dict[str, Any]) -> dic
     config: dict[str, Any] = yaml.safe_load((ROOT / "deploy/examples/local.yaml").read_text())
     config["name"] = name
     config["model"]["path"] = str(model_path)
-    config["router"] = {"http_port": free_port(), "grpc_port": free_port()}
+    config["router"] |= {"http_port": free_port(), "grpc_port": free_port()}
     config["placement"] = {"disaggregate": "always"}
     for section, values in sections.items():
         config.setdefault(section, {}).update(values)

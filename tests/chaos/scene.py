@@ -59,7 +59,7 @@ def chaos_config(model: Path, redis_url: str, **sections: dict[str, Any]) -> dic
         kv_transfer={"lease_s": 5.0},
     )
     config["engine"].pop("options", None)
-    config["router"] |= {"replicas": 2, "cpus_per_replica": 0.25, "request_deadline_s": 60.0}
+    config["router"] |= {"replicas": 2, "cpus_per_replica": 0.25, "request_deadline_s": 60.0, "silent_after_s": 3.0}
     for section, values in sections.items():
         config.setdefault(section, {}).update(values)
     return config

@@ -23,7 +23,7 @@ def cluster(demo_model: Path) -> Iterator[LiveCluster]:
         "e2e",
         model={"dtype": "float32"},
         # Nothing fails in here but by what a test does, so a machine that stands still is waited for.
-        router={"tool_call_parser": "hermes", "silent_after_s": 10.0, "worker_deadline_s": 20.0},
+        router={"tool_call_parser": "hermes", "worker_deadline_s": 20.0},
         engine={"options": {"enforce_eager": True, "structured_outputs_config": grammar}},
     )
     with live_cluster(config) as running:

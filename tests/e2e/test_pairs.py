@@ -56,7 +56,7 @@ class Pairs:
     def workers_of(self, request_id: str) -> tuple[str, str]:
         """Between which the prompt's blocks moved."""
         told = self.explain(request_id)
-        assert [(rung.transport, rung.outcome) for rung in told.rungs] == [(self._transport, "landed")], told.rungs
+        assert [(rung.transport, rung.outcome) for rung in told.rungs] == [(self._transport, "landed")], told
         by_leg = {attempt.leg: attempt.worker_id for attempt in told.attempts}
         return by_leg["prefill"], by_leg["decode"]
 
